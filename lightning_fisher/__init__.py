@@ -1,0 +1,14 @@
+"""Fisher-information local-minima metric and regularizer for PyTorch Lightning.
+
+The public names:
+
+* callbacks: `FisherRegularizer` trains with the regulariser, `FisherMonitor` measures during training;
+* metrics: `FisherMetric` and the metrics it is compared with, in torchmetrics style (`lightning_fisher.metrics`);
+* functions: everything as pure functions of a module and a batch (`lightning_fisher.functional`).
+"""
+
+from lightning_fisher.callbacks import FisherMonitor, FisherRegularizer
+from lightning_fisher.metrics import FisherMetric
+
+__version__ = "0.1.0"
+__all__ = ["FisherMetric", "FisherMonitor", "FisherRegularizer"]

@@ -1,0 +1,77 @@
+"""How divergent the sub-batch gradients are, in magnitude and direction (Fig. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Divergence(NamedTuple):
+    """Spread of M gradients.
+
+    Attributes:
+        norm_variance: Variance of ``‖g_i‖`` over i (divided by M).
+        cosine: Mean of ``cos(g_i, g_k)`` over the pairs i ≠ k; ``nan`` where fewer than two gradients are non-zero.
+    """
+
+    norm_variance: Tensor
+    cosine: Tensor
+
+
+class DivergenceAccumulator:
+    """Divergence of gradients that come one at a time; holds the sum of unit gradients ĝ, not M gradients.
+
+    ``Σ_{i≠k} ĝ_i·ĝ_k = ‖Σ_i ĝ_i‖² − Σ_i ‖ĝ_i‖²``.
+    """
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+        self._norms: list[Tensor] = []
+        self._squares: list[Tensor] = []
+
+    def add(self, gradient: Sequence[Tensor]) -> None:
+        """Add one gradient, given as tensors (they are not modified)."""
+        flat = torch.cat([part.detach().flatten() for part in gradient]).double()
+        norm = torch.linalg.vector_norm(flat)
+        unit = flat.mul_(torch.where(norm > 0, 1 / norm, 0.0))
+        self._norms.append(norm)
+        self._squares.append(unit.dot(unit))
+        self._sum = unit if self._sum is None else self._sum.add_(unit)
+
+    def compute(self) -> Divergence:
+        """The divergence of what was added, float64."""
+        if self._sum is None:
+            raise ValueError("Expected at least one gradient, but got none.")
+        norms = torch.stack(self._norms)
+        count = (norms > 0).sum().double()
+        pairs = self._sum.dot(self._sum) - torch.stack(self._squares).sum()
+        cosine = torch.where(count > 1, pairs / (count * (count - 1)), torch.nan)
+        return Divergence(norms.var(correction=0), cosine)
+
+
+def gradient_divergence(gradients: Iterable[Sequence[Tensor]]) -> Divergence:
+    """Variance of the norms and mean pairwise cosine of gradients, what the regulariser acts on (Fig. 1).
+
+    Args:
+        gradients: M gradients, each a sequence of tensors (one a parameter) or a single tensor.
+
+    Returns:
+        A `Divergence`, float64.
+
+    Raises:
+        ValueError: If there is no gradient.
+
+    Example:
+        >>> import torch
+        >>> from lightning_fisher.functional import gradient_divergence
+        >>> result = gradient_divergence([[torch.tensor([3.0, 0.0])], [torch.tensor([0.0, 1.0])]])
+        >>> float(result.norm_variance), float(result.cosine)
+        (1.0, 0.0)
+    """
+    accumulator = DivergenceAccumulator()
+    for gradient in gradients:
+        accumulator.add([gradient] if isinstance(gradient, Tensor) else gradient)
+    return accumulator.compute()

@@ -1,0 +1,104 @@
+"""Leave a module as it was found: mode, buffers, ``requires_grad`` flags, random state."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module, *, batch_statistics: bool = False) -> Iterator[None]:
+    """Put the whole module in evaluation mode and give every submodule its own flag back.
+
+    Args:
+        module: Any module.
+        batch_statistics: Keep batch-norm layers in training mode, so that they use the statistics of the batch.
+    """
+    flags = [(submodule, submodule.training) for submodule in module.modules()]
+    try:
+        # The flag is set directly: `train()` is often overridden with side effects.
+        for submodule, _ in flags:
+            submodule.training = batch_statistics and isinstance(submodule, _BatchNorm)
+        yield
+    finally:
+        for submodule, training in flags:
+            submodule.training = training
+
+
+@contextmanager
+def frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Switch ``requires_grad`` off, so that a backward pass skips the gradients of the weights."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+class BufferSnapshot:
+    """The buffers of a module, bit for bit, also where a forward pass replaces the tensor itself."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._saved = [
+            (submodule, name, buffer, None if buffer is None else buffer.detach().clone())
+            for submodule in module.modules()
+            for name, buffer in submodule._buffers.items()
+        ]
+
+    def restore(self) -> None:
+        """Put every buffer back; unchanged ones cost a copy, nothing else."""
+        with torch.no_grad():
+            for submodule, name, buffer, value in self._saved:
+                if buffer is not None and value is not None:
+                    buffer.copy_(value)
+                submodule._buffers[name] = buffer
+
+
+@contextmanager
+def preserved_buffers(module: nn.Module) -> Iterator[BufferSnapshot]:
+    """Restore all buffers (batch-norm statistics and counters, spectral norm) on the way out."""
+    snapshot = BufferSnapshot(module)
+    try:
+        yield snapshot
+    finally:
+        snapshot.restore()
+
+
+class RandomStateSnapshot:
+    """State of Python's, numpy's (where it is in use) and torch's random generators, on the CPU and given devices."""
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._cuda = sorted({device.index or 0 for device in devices if device.type == "cuda"})
+        self._torch = torch.get_rng_state()
+        self._cuda_states = [torch.cuda.get_rng_state(index) for index in self._cuda]
+        self._python = random.getstate()
+        numpy = sys.modules.get("numpy")  # mixing augmentations draw from it; not a dependency
+        self._numpy = None if numpy is None else numpy.random.get_state()
+
+    def restore(self) -> None:
+        """Put the generators back."""
+        torch.set_rng_state(self._torch)
+        for index, state in zip(self._cuda, self._cuda_states, strict=True):
+            torch.cuda.set_rng_state(state, index)
+        random.setstate(self._python)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
+
+
+@contextmanager
+def preserved_random_state(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Restore the random state on the way out."""
+    snapshot = RandomStateSnapshot(devices)
+    try:
+        yield
+    finally:
+        snapshot.restore()
