@@ -1,0 +1,111 @@
+"""Split a batch of any common structure into sub-batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
+
+_WHOLE = (str, bytes, int, float, complex, type(None))
+
+
+def batch_size(batch: Any) -> int:
+    """Number of samples in a batch: the first size that most of its tensors share.
+
+    Args:
+        batch: Tensors, packed sequences, and lists of samples in tuples, lists, mappings and dataclasses.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        TypeError: If none can be found.
+    """
+    sizes = Counter(_sizes(batch))
+    if sizes:
+        return sizes.most_common(1)[0][0]
+    if isinstance(batch, (list, tuple)) and batch:
+        lengths = Counter(len(item) for item in batch if isinstance(item, (list, tuple)))
+        return lengths.most_common(1)[0][0] if lengths else len(batch)
+    raise TypeError(_cannot(batch))
+
+
+def split_batch(batch: Any, sizes: list[int]) -> list[Any]:
+    """Consecutive sub-batches.
+
+    Tensors whose first size is the batch's, lists of as many samples and packed sequences are cut; anything else (class
+    weights, numbers, strings) goes whole into every part.
+
+    Args:
+        batch: See `batch_size`.
+        sizes: Samples in each part; they add up to the batch's.
+
+    Returns:
+        One batch of the same structure a part.
+
+    Raises:
+        TypeError: If the batch holds an object of a type that can't be cut.
+    """
+    count, start, parts = sum(sizes), 0, []
+    for size in sizes:
+        parts.append(_take(batch, slice(start, start + size), count))
+        start += size
+    return parts
+
+
+def part_sizes(count: int, parts: int) -> list[int]:
+    """``parts`` sizes that differ by one at the most and add up to ``count``, the larger first."""
+    small, larger = divmod(count, parts)
+    return [small + 1] * larger + [small] * (parts - larger)
+
+
+def _children(item: Any) -> Iterator[Any]:
+    if isinstance(item, Mapping):
+        yield from item.values()
+    elif isinstance(item, (list, tuple)):
+        yield from item
+    elif dataclasses.is_dataclass(item) and not isinstance(item, type):
+        yield from (getattr(item, field.name) for field in dataclasses.fields(item))
+
+
+def _sizes(item: Any) -> Iterator[int]:
+    if isinstance(item, PackedSequence):
+        yield int(item.batch_sizes[0])
+    elif isinstance(item, Tensor):
+        if item.ndim:
+            yield item.shape[0]
+    else:
+        for child in _children(item):
+            yield from _sizes(child)
+
+
+def _take(item: Any, index: slice, count: int) -> Any:
+    if isinstance(item, PackedSequence):
+        return pack_sequence(unpack_sequence(item)[index], enforce_sorted=False)
+    if isinstance(item, Tensor):
+        return item[index] if item.ndim and item.shape[0] == count else item
+    if isinstance(item, _WHOLE):
+        return item
+    if isinstance(item, Mapping):
+        taken = {key: _take(value, index, count) for key, value in item.items()}
+        return taken if type(item) is dict else type(item)(taken)  # type: ignore[call-arg]
+    if isinstance(item, (list, tuple)):
+        if len(item) == count and count not in {size for child in item for size in _sizes(child)}:
+            return type(item)(item[index]) if not hasattr(item, "_fields") else item  # a list of samples
+        values = [_take(child, index, count) for child in item]
+        return type(item)(*values) if hasattr(item, "_fields") else type(item)(values)
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(item) if field.init}
+        return dataclasses.replace(item, **{name: _take(value, index, count) for name, value in fields.items()})
+    raise TypeError(_cannot(item))
+
+
+def _cannot(item: Any) -> str:
+    return (
+        f"Expected a batch of tensors, lists of samples, tuples, mappings or dataclasses, but got "
+        f"{type(item).__module__}.{type(item).__qualname__}, which can't be split into sub-batches; give `split_fn`."
+    )

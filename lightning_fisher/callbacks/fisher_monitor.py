@@ -1,0 +1,193 @@
+"""γ̂ during training: a Lightning callback around the metrics (Eq. 6)."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.utils.data import Dataset, default_collate
+from torchmetrics import Metric, MetricCollection
+from tqdm import tqdm
+
+from lightning_fisher.metrics import FisherMetric
+
+DatasetSource = Dataset | Callable[[], Dataset]
+
+
+class FisherMonitor(Callback):
+    r"""Measure ``γ̂(w) = 1/T Σ_t ln|ξ^t|`` (Eq. 6), or other metrics, at the end of validation and log them.
+
+    ``ξ^t`` is the Gram matrix of the per-sample gradients of subset t: N′ distinct training samples, *not augmented*.
+    The subsets are the same every time, so that the curve shows the network and not the draw. Without a validation loop
+    it measures at the end of training epochs. Weights, buffers, gradients, modes and the random state stay as they are.
+
+    Compare values at equal N′ only. Cost: T Gram matrices, each about one forward and backward pass of N′ samples;
+    under DDP the T subsets are spread over the processes.
+
+    Args:
+        dataset: Map-style dataset of un-augmented training samples ``(input, target)``, or a function that returns it.
+            ``None``: `metric_dataset()` of the Trainer's datamodule if it has one, else the training dataset as it is.
+        num_subsets: T.
+        subset_size: N′.
+        every_n_validations: Measure at every n-th validation only.
+        seed: Of the subsets; independent of the training's.
+        metrics: What to measure: a metric or collection whose ``update`` takes ``(module, inputs, targets)``; ``None``:
+            `FisherMetric` with its defaults.
+        collate_fn: List of samples → ``(inputs, targets)``.
+        select_module: LightningModule → the module that maps inputs to outputs; ``None``: itself.
+
+    Attributes:
+        last: Values of the last measurement, by name, in full precision.
+        seconds: Time spent measuring so far, in seconds.
+
+    Raises:
+        ValueError: If an argument doesn't fit; when training starts, if the dataset has fewer than N′ samples.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from lightning_fisher import FisherMonitor
+        >>> images, labels = torch.randn(500, 3, 8, 8), torch.randint(10, (500,))
+        >>> monitor = FisherMonitor(TensorDataset(images, labels), num_subsets=5, subset_size=50)
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetSource | None = None,
+        *,
+        num_subsets: int = 10,
+        subset_size: int = 100,
+        every_n_validations: int = 1,
+        seed: int = 0,
+        metrics: Metric | MetricCollection | None = None,
+        collate_fn: Callable[[list[Any]], Any] = default_collate,
+        select_module: Callable[[LightningModule], nn.Module] | None = None,
+    ) -> None:
+        for name, value in (
+            ("num_subsets", num_subsets),
+            ("subset_size", subset_size),
+            ("every_n_validations", every_n_validations),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"Expected argument `{name}` to be a positive integer, but got {value!r}.")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(f"Expected argument `seed` to be an integer, but got {seed!r}.")
+        self.dataset = dataset
+        self.num_subsets = num_subsets
+        self.subset_size = subset_size
+        self.every_n_validations = every_n_validations
+        self.seed = seed
+        self.metrics = copy.deepcopy(metrics) if metrics is not None else FisherMetric()
+        self.collate_fn = collate_fn
+        self.select_module = select_module
+        self.last: dict[str, float] = {}
+        self.seconds = 0.0
+        self._validations = 0
+        self._resolved: Any = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a dataset that is too small before training starts."""
+        self._resolved = None
+        if self.dataset is not None or hasattr(trainer.datamodule, "metric_dataset"):  # type: ignore[attr-defined]
+            self._samples(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The training dataset is known now."""
+        self._samples(trainer)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure and log."""
+        if trainer.sanity_checking:
+            return
+        self._validations += 1
+        if self._validations % self.every_n_validations == 0:
+            self._measure_and_log(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same where there is no validation."""
+        if not trainer.enable_validation:
+            self.on_validation_epoch_end(trainer, pl_module)
+
+    def _measure_and_log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = self.measure(trainer, pl_module)
+        self.last = {name: float(value) for name, value in values.items()}
+        # Equal on all ranks already; their mean is asked for so that Lightning needn't warn.
+        pl_module.log_dict(
+            values,
+            on_step=False,
+            on_epoch=True,
+            sync_dist=trainer.world_size > 1,
+            batch_size=1,
+            add_dataloader_idx=False,
+        )
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
+        """Measure now, on all ranks together.
+
+        Args:
+            trainer: Says which rank this is.
+            pl_module: The module.
+
+        Returns:
+            What the metrics compute, by name; equal on all ranks.
+        """
+        started = time.perf_counter()
+        module = pl_module if self.select_module is None else self.select_module(pl_module)
+        metrics = self.metrics.to(pl_module.device)
+        metrics.reset()
+        # Lightning validates in inference mode, whose tensors know no gradients.
+        with torch.inference_mode(False), torch.enable_grad():
+            for samples in self._progress(trainer):
+                inputs, targets = move_data_to_device(self.collate_fn(samples), pl_module.device)
+                metrics.update(module, inputs, targets)
+            values = metrics.compute()
+        metrics.reset()
+        self.seconds += time.perf_counter() - started
+        return values if isinstance(values, dict) else {type(metrics).__name__: values}
+
+    def _progress(self, trainer: Trainer) -> Iterator[list[Any]]:
+        """This rank's subsets, with a progress bar when they take long."""
+        dataset = self._samples(trainer)
+        mine = self.subsets(len(dataset))[trainer.global_rank :: trainer.world_size]
+        bar = tqdm(mine, desc="Fisher metrics", unit="subset", leave=False, delay=3, disable=trainer.global_rank != 0)
+        for indices in bar:
+            yield [dataset[i] for i in indices]
+
+    def subsets(self, size: int) -> list[list[int]]:
+        """The T subsets of ``size`` samples: N′ distinct indices each, the same for the same seed."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return [torch.randperm(size, generator=generator)[: self.subset_size].tolist() for _ in range(self.num_subsets)]
+
+    def _samples(self, trainer: Trainer) -> Any:
+        if self._resolved is None:
+            self._resolved = self._find(trainer)
+            if len(self._resolved) < self.subset_size:
+                raise ValueError(
+                    f"Expected argument `subset_size` to be at most the dataset's {len(self._resolved)} samples, "
+                    f"but got {self.subset_size}."
+                )
+        return self._resolved
+
+    def _find(self, trainer: Trainer) -> Any:
+        if self.dataset is not None:
+            return self.dataset if hasattr(self.dataset, "__getitem__") else self.dataset()  # type: ignore[operator]
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if hasattr(datamodule, "metric_dataset"):
+            return datamodule.metric_dataset()
+        dataset = getattr(trainer.train_dataloader, "dataset", None)
+        if not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+            raise ValueError(
+                "FisherMonitor needs a map-style dataset of un-augmented training samples, but the Trainer's training "
+                "data has none; pass `dataset`."
+            )
+        rank_zero_warn(
+            "FisherMonitor measures on the training dataset as it is; if it augments, pass an un-augmented `dataset`."
+        )
+        return dataset

@@ -1,0 +1,40 @@
+"""The first learning-rate drop (Sec. 7.2.1)."""
+
+from __future__ import annotations
+
+STEP_RATIO = 0.9  # one step of a staircase schedule
+PEAK_RATIO = 0.5  # far down a smooth one
+
+
+class FirstDrop:
+    """Latches when the learning rate first drops.
+
+    A drop is a value of at most 0.9 times the one before, or of at most half the highest so far, so that warm-up is no
+    drop, a step schedule drops at its first step and a cosine one half-way down.
+
+    Attributes:
+        dropped: Whether it has.
+        previous: Last learning rate seen, or ``None``.
+        peak: Highest learning rate seen.
+    """
+
+    def __init__(self) -> None:
+        self.dropped = False
+        self.previous: float | None = None
+        self.peak = 0.0
+
+    def update(self, lr: float) -> bool:
+        """Take the learning rate of the coming step; whether it has dropped by now."""
+        self.peak = max(self.peak, lr)
+        if self.previous is not None and lr < self.peak:
+            self.dropped |= lr <= STEP_RATIO * self.previous or lr <= PEAK_RATIO * self.peak
+        self.previous = lr
+        return self.dropped
+
+    def state_dict(self) -> dict[str, bool | float | None]:
+        """Plain values."""
+        return {"dropped": self.dropped, "previous": self.previous, "peak": self.peak}
+
+    def load_state_dict(self, state: dict) -> None:
+        """What `state_dict` gave."""
+        self.dropped, self.previous, self.peak = state["dropped"], state["previous"], state["peak"]

@@ -1,0 +1,44 @@
+"""What the regulariser works with; anything else is refused before training starts."""
+
+from __future__ import annotations
+
+import inspect
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+_PRECISIONS = (Precision, MixedPrecision, DoublePrecision)
+
+
+def require_supported(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Check module, strategy and precision.
+
+    Raises:
+        ValueError: In one line, with the remedy.
+    """
+    name = type(pl_module).__name__
+    if not pl_module.automatic_optimization:
+        raise ValueError(
+            f"FisherRegularizer needs automatic optimization with one optimizer, but {name} sets "
+            "`automatic_optimization = False`; call `lightning_fisher.functional.penalty_gradient` in its own "
+            "`training_step` instead."
+        )
+    if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
+        raise ValueError(
+            f"FisherRegularizer needs `training_step(batch, batch_idx)`, but {name} takes `dataloader_iter`; "
+            "take the batch instead."
+        )
+    strategy = trainer.strategy
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise ValueError(
+            f"FisherRegularizer works on one device or with DDP, but the Trainer uses {type(strategy).__name__}, which "
+            'shards or moves the weights it has to perturb; use `strategy="ddp"`.'
+        )
+    precision = trainer.precision_plugin
+    if type(precision) not in _PRECISIONS:
+        raise ValueError(
+            f"FisherRegularizer needs float32 or float64 weights, but the Trainer uses {type(precision).__name__} "
+            f'(precision="{precision.precision}"), in which its finite difference is noise; use "32-true", '
+            '"bf16-mixed" or "16-mixed".'
+        )
