@@ -6,10 +6,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from lightning_fisher.functional.layerwise import SAME, LayerwiseGram
-from lightning_fisher.functional.loss import LossFn, num_samples, output_gradients, take
+from lightning_fisher.functional.loss import LossFn, num_samples, ordinary, output_gradients, take
 from lightning_fisher.functional.precision import device_types, full_precision, require_full_precision
 from lightning_fisher.functional.rows import chunks, collect_outputs, row_gram
 from lightning_fisher.functional.state import (
@@ -17,6 +16,7 @@ from lightning_fisher.functional.state import (
     frozen,
     preserved_buffers,
     preserved_random_state,
+    refuse_renormalised_embeddings,
 )
 
 BatchNorm = Literal["eval", "batch"]
@@ -92,7 +92,7 @@ def gram_matrix(
         logit_norm=logit_norm,
     )
     scales = scaled.log_scales.exp()
-    return scaled.gram * scales.unsqueeze(0) * scales.unsqueeze(1)
+    return scaled.gram * torch.outer(scales, scales)
 
 
 def scaled_gram(
@@ -112,6 +112,7 @@ def scaled_gram(
         raise ValueError(f"Expected argument `chunk_size` to be a positive integer or None, but got {chunk_size}.")
     parameters = list({id(p): p for p in module.parameters() if p.requires_grad}.values())
     require_full_precision(parameters, "per-sample gradients")
+    refuse_renormalised_embeddings(module)
     if not parameters:
         raise ValueError("Expected the module to have parameters that require gradients, but it has none.")
     dtype = torch.float64 if all(p.dtype == torch.float64 for p in parameters) else torch.float32
@@ -124,24 +125,12 @@ def scaled_gram(
         preserved_random_state(devices),
         preserved_buffers(module),
     ):
-        inputs, targets = _ordinary((inputs, targets), dtype)
+        inputs, targets = ordinary((inputs, targets), dtype)
         if batch_norm == "batch":
             gram, log_scales = _coupled(module, parameters, inputs, targets, loss_fn, chunk_size, logit_norm)
         else:
             gram, log_scales = _independent(module, parameters, inputs, targets, loss_fn, chunk_size, logit_norm)
     return ScaledGram((gram + gram.T) / 2, log_scales, torch.finfo(dtype).eps)
-
-
-def _ordinary(tree: Any, dtype: torch.dtype) -> Any:
-    """Detached tensors that autograd may save; floating ones in the dtype of the passes."""
-
-    def ordinary(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
-        return leaf.to(dtype) if leaf.is_floating_point() else leaf
-
-    return tree_map(ordinary, tree)
 
 
 def _independent(

@@ -20,7 +20,7 @@ from lightning_fisher.functional.loss import LossFn, call_module, num_samples, o
 from lightning_fisher.functional.recording import Key, Recorder, Use
 
 PROBE = 2  # samples in the pass that finds out which dimension of each layer's input holds the samples
-SAME = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative; samples that interact differ by orders more
+SAME = {torch.float32: 1e-4, torch.float64: 1e-9}  # relative; samples that interact differ by orders more
 
 
 class LayerwiseGram:

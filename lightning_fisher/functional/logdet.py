@@ -134,7 +134,7 @@ def _split(gram: Tensor, log_scales: Tensor, rank_policy: str, tol: float | None
     cosine.diagonal().copy_(nonzero.double())
     log_norms = torch.where(nonzero, norms.log() + log_scales, -math.inf)
     if not bool(torch.isfinite(gram).all()):
-        raise ValueError("Expected a finite Gram matrix, but it has infinite or undefined entries.")
+        raise ValueError("Expected argument `gram` to be finite, but it has infinite or undefined entries.")
     values = torch.linalg.eigvalsh(cosine.cpu()).to(gram.device)  # small: faster than on a GPU
     kept = values > (count * eps if tol is None else tol) * values.max()
     rank = kept.sum()

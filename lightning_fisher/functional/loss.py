@@ -51,6 +51,18 @@ def take(tree: Any, index: slice | Tensor) -> Any:
     return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) and leaf.ndim else leaf, tree)
 
 
+def ordinary(tree: Any, dtype: torch.dtype) -> Any:
+    """Detached tensors that autograd may save, also from inference mode; floating ones in ``dtype``."""
+
+    def convert(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
+        return leaf.to(dtype) if leaf.is_floating_point() else leaf
+
+    return tree_map(convert, tree)
+
+
 def mean_loss(outputs: Any, targets: Any, loss_fn: LossFn | None) -> Tensor:
     """Mean loss of a batch; the default cross-entropy is reduced in float64 from the logits as they are.
 

@@ -7,12 +7,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_fisher.functional.divergence import Divergence, DivergenceAccumulator
-from lightning_fisher.functional.loss import LossFn, call_module, mean_loss, num_samples
+from lightning_fisher.functional.loss import LossFn, call_module, mean_loss, num_samples, ordinary
 from lightning_fisher.functional.precision import device_types, full_precision, require_full_precision
-from lightning_fisher.functional.state import BufferSnapshot, RandomStateSnapshot
+from lightning_fisher.functional.state import (
+    BufferSnapshot,
+    RandomStateSnapshot,
+    dense,
+    refuse_renormalised_embeddings,
+)
 
 
 class Penalty(NamedTuple):
@@ -84,7 +89,7 @@ def penalty_gradient(
     if not trainable:
         raise ValueError("Expected the module to have parameters that require gradients, but it has none.")
     with torch.inference_mode(False), torch.enable_grad():
-        inputs = _as_wide_as(inputs, trainable[0].dtype)
+        inputs, targets = ordinary((inputs, targets), trainable[0].dtype)
         parts = list(zip(split(inputs, num_sub_batches), split(targets, num_sub_batches), strict=True))
 
         def loss(x: Any, y: Any) -> Callable[[], Tensor]:
@@ -131,6 +136,7 @@ def penalty_of_losses(
     """
     parameters = list(parameters)
     require_full_precision(parameters, "the penalty")
+    refuse_renormalised_embeddings(module)
     devices = {p.device for p in parameters}
     values: list[Tensor] = []
     total: list[Tensor | None] = [None] * len(parameters)
@@ -144,6 +150,7 @@ def penalty_of_losses(
         try:
             value = loss()
             gradient = torch.autograd.grad(value, parameters, allow_unused=True)
+            gradient = tuple(None if g is None else dense(g) for g in gradient)
         finally:
             buffers.restore()
             on_pass()
@@ -205,13 +212,3 @@ def split(tree: Any, parts: int) -> list[Any]:
     leaves, spec = tree_flatten(tree)
     pieces = [leaf.tensor_split(parts) if isinstance(leaf, Tensor) and leaf.ndim else [leaf] * parts for leaf in leaves]
     return [tree_unflatten(list(piece), spec) for piece in zip(*pieces, strict=True)]
-
-
-def _as_wide_as(tree: Any, dtype: torch.dtype) -> Any:
-    def widen(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
-        return leaf.to(dtype) if leaf.is_floating_point() else leaf
-
-    return tree_map(widen, tree)

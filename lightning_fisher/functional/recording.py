@@ -90,7 +90,8 @@ class Recorder(TorchFunctionMode):
         if rule is not None and torch.is_grad_enabled():
             arguments = rule.bind(*args, **kwargs)
             weight, bias = (self._index.get(id(arguments.get(name)), None) for name in ("weight", "bias"))
-            if {weight, bias} - {None} == tracked and id(arguments["input"]) not in self._index:
+            plain = not arguments.get("scale_grad_by_freq", False)
+            if plain and {weight, bias} - {None} == tracked and id(arguments["input"]) not in self._index:
                 return self._call(rule, func, arguments, _whole(weight), _whole(bias))
         output = func(*args, **kwargs)
         if _tensors(output):  # not a question about a shape or a dtype

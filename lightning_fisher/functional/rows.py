@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_fisher.functional.layers import MAX_ELEMENTS
 from lightning_fisher.functional.loss import call_module, num_samples, take
+from lightning_fisher.functional.state import dense
 
 
 def parameter_blocks(parameters: Sequence[Tensor], count: int) -> Iterator[list[Tensor]]:
@@ -73,6 +74,7 @@ def row_gram(
             if outputs is not None:
                 _compare(result, take(outputs, chunk), tolerance)
             _fill(rows, chunk, block, result, take(directions, chunk))
+        rows = rows.double()
         gram += rows @ rows.T
     return gram
 
@@ -98,7 +100,7 @@ def _fill(rows: Tensor, chunk: slice, block: list[Tensor], result: Any, directio
             allow_unused=True,
             materialize_grads=True,
         )
-        torch.cat([grad.flatten() for grad in grads], out=rows[chunk.start + j])
+        torch.cat([dense(grad).flatten() for grad in grads], out=rows[chunk.start + j])
 
 
 def collect_outputs(module: nn.Module, inputs: Any, chunk_size: int) -> Any:

@@ -44,6 +44,25 @@ def frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def refuse_renormalised_embeddings(module: nn.Module) -> None:
+    """Refuse embeddings with ``max_norm``, whose forward pass changes the weights.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name, submodule in module.named_modules():
+        if isinstance(submodule, (nn.Embedding, nn.EmbeddingBag)) and submodule.max_norm is not None:
+            raise ValueError(
+                f"Expected forward passes that leave the weights alone, but the embedding {name or 'itself'!r} "
+                f"renormalises its weights (max_norm={submodule.max_norm}); set `max_norm=None`."
+            )
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """The gradient as a dense tensor, also where a layer gives a sparse one."""
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()
+
+
 class BufferSnapshot:
     """The buffers of a module, bit for bit, also where a forward pass replaces the tensor itself."""
 
