@@ -14,7 +14,11 @@ _WHOLE = (str, bytes, int, float, complex, type(None))
 
 
 def batch_size(batch: Any) -> int:
-    """Number of samples in a batch: the first size that most of its tensors share.
+    """Number of samples in a batch.
+
+    The first size that most tensors share; where all tensors are in lists of samples (object detection), the
+    length that most lists share. A list of tensors is a list of samples if it is longer than they are, a container
+    like a tuple otherwise.
 
     Args:
         batch: Tensors, packed sequences, and lists of samples in tuples, lists, mappings and dataclasses.
@@ -25,13 +29,11 @@ def batch_size(batch: Any) -> int:
     Raises:
         TypeError: If none can be found.
     """
-    sizes = Counter(_sizes(batch))
-    if sizes:
-        return sizes.most_common(1)[0][0]
-    if isinstance(batch, (list, tuple)) and batch:
-        lengths = Counter(len(item) for item in batch if isinstance(item, (list, tuple)))
-        return lengths.most_common(1)[0][0] if lengths else len(batch)
-    raise TypeError(_cannot(batch))
+    votes = Counter(_votes(batch, top=True))
+    if not votes:
+        raise TypeError(_cannot(batch))
+    strongest = max(weight for weight, _ in votes)
+    return next(size for (weight, size), _ in votes.most_common() if weight == strongest)
 
 
 def split_batch(batch: Any, sizes: list[int]) -> list[Any]:
@@ -81,6 +83,28 @@ def _sizes(item: Any) -> Iterator[int]:
     else:
         for child in _children(item):
             yield from _sizes(child)
+
+
+def _votes(item: Any, top: bool = False) -> Iterator[tuple[int, int]]:
+    """``(weight, size)``: 2 for what a tensor outside of lists says, 1 for the length of a list."""
+    if isinstance(item, PackedSequence):
+        yield 2, int(item.batch_sizes[0])
+    elif isinstance(item, Tensor):
+        if item.ndim:
+            yield 2, item.shape[0]
+    elif isinstance(item, list) and item and not (top and _is_container(item)):
+        yield 1, len(item)
+    else:
+        for child in _children(item):
+            yield from _votes(child)
+
+
+def _is_container(items: list[Any]) -> bool:
+    """Whether a whole batch that is a list holds the batch's parts (inputs, targets) instead of its samples."""
+    if not all(isinstance(item, Tensor) for item in items):
+        return any(isinstance(item, (Tensor, PackedSequence, list, tuple, Mapping)) for item in items)
+    sizes = {item.shape[0] if item.ndim else 1 for item in items}
+    return len(sizes) > 1 or len(items) <= max(sizes)
 
 
 def _take(item: Any, index: slice, count: int) -> Any:

@@ -17,7 +17,7 @@ from lightning_fisher.callbacks.batches import batch_size, part_sizes, split_bat
 from lightning_fisher.callbacks.extra_passes import MetricSnapshot, TrainingStepPatch, carry_gradient, silenced
 from lightning_fisher.callbacks.lr_drop import FirstDrop
 from lightning_fisher.callbacks.start import Start
-from lightning_fisher.callbacks.supported import require_supported
+from lightning_fisher.callbacks.supported import require_one_optimizer, require_supported
 from lightning_fisher.functional import Penalty, penalty_of_losses
 from lightning_fisher.functional.penalty import check_penalty_options
 
@@ -118,6 +118,10 @@ class FisherRegularizer(Callback):
                     f"Expected argument `num_sub_batches` to be a multiple of the {world} processes, "
                     f"but got {self.num_sub_batches}."
                 )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what only shows once the optimizers exist."""
+        require_one_optimizer(trainer, pl_module)
 
     # --- the switch --------------------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-STEP_RATIO = 0.9  # one step of a staircase schedule
-PEAK_RATIO = 0.5  # far down a smooth one
+STEP_RATIO = 0.9 + 1e-9  # one step of a staircase schedule
+PEAK_RATIO = 0.5 + 1e-9  # far down a smooth one; schedulers round
 
 
 class FirstDrop:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 _PRECISIONS = (Precision, MixedPrecision, DoublePrecision)
 
@@ -30,15 +31,38 @@ def require_supported(trainer: Trainer, pl_module: LightningModule) -> None:
             "take the batch instead."
         )
     strategy = trainer.strategy
-    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+    whole = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
+    if not whole or isinstance(strategy, DeepSpeedStrategy):
         raise ValueError(
             f"FisherRegularizer works on one device or with DDP, but the Trainer uses {type(strategy).__name__}, which "
             'shards or moves the weights it has to perturb; use `strategy="ddp"`.'
         )
+    for parameter in pl_module.parameters():
+        if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"FisherRegularizer needs float32 or float64 weights, but {name} has {parameter.dtype} ones, in which "
+                'its finite difference is noise; keep float32 weights and use `precision="bf16-mixed"`.'
+            )
     precision = trainer.precision_plugin
     if type(precision) not in _PRECISIONS:
         raise ValueError(
             f"FisherRegularizer needs float32 or float64 weights, but the Trainer uses {type(precision).__name__} "
             f'(precision="{precision.precision}"), in which its finite difference is noise; use "32-true", '
             '"bf16-mixed" or "16-mixed".'
+        )
+
+
+def require_one_optimizer(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Check the optimizers, which exist once training starts.
+
+    Raises:
+        ValueError: In one line, with the remedy.
+    """
+    name = type(pl_module).__name__
+    own = {id(parameter) for parameter in pl_module.parameters()}
+    used = [o for o in trainer.optimizers if any(id(p) in own for group in o.param_groups for p in group["params"])]
+    if len(used) != 1:
+        raise ValueError(
+            f"FisherRegularizer needs one optimizer over the module's parameters, but {name}.configure_optimizers "
+            f"gives {len(used)}; return one, with parameter groups where they differ."
         )

@@ -50,8 +50,10 @@ class LayerwiseGram:
         )
         self._pending: defaultdict[Key, list[tuple[Use, str]]] = defaultdict(list)
         recorder = Recorder(parameters, self._add)
+        random_state = torch.get_rng_state()
         with recorder:
             outputs = call_module(module, inputs)
+        self._random = not torch.equal(random_state, torch.get_rng_state())
         self._check_outputs(outputs)
         self.outputs = _map_tensors(outputs, Tensor.detach)
         self.general = set(recorder.general)
@@ -111,6 +113,10 @@ class LayerwiseGram:
         values = torch.stack([difference.to(self.gram.device) for difference in differences]).tolist()
         tolerance = SAME[torch.float64 if all(p.dtype == torch.float64 for p in parameters) else torch.float32]
         if not values[0] <= tolerance:
+            if self._random:
+                raise ValueError(
+                    "Expected a deterministic forward pass in evaluation mode, but the module draws random numbers."
+                )
             raise ValueError(
                 "Expected samples that don't interact, but the module's output for a sample depends on the other "
                 f"samples in the batch (relative difference {values[0]:.1e}); per-sample gradients are undefined then."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_fisher.functional.divergence import Divergence, DivergenceAccumulator
 from lightning_fisher.functional.loss import LossFn, call_module, mean_loss, num_samples, ordinary
-from lightning_fisher.functional.precision import device_types, full_precision, require_full_precision
+from lightning_fisher.functional.precision import (
+    RefuseAutocast,
+    device_types,
+    full_precision,
+    require_full_precision,
+)
 from lightning_fisher.functional.state import (
     BufferSnapshot,
     RandomStateSnapshot,
@@ -138,6 +144,7 @@ def penalty_of_losses(
     require_full_precision(parameters, "the penalty")
     refuse_renormalised_embeddings(module)
     devices = {p.device for p in parameters}
+    types = device_types(module)
     values: list[Tensor] = []
     total: list[Tensor | None] = [None] * len(parameters)
     spread = DivergenceAccumulator()
@@ -148,7 +155,8 @@ def penalty_of_losses(
 
     def evaluate(loss: Callable[[], Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         try:
-            value = loss()
+            with nullcontext() if values else RefuseAutocast(types):  # the first pass tells
+                value = loss()
             gradient = torch.autograd.grad(value, parameters, allow_unused=True)
             gradient = tuple(None if g is None else dense(g) for g in gradient)
         finally:
@@ -157,7 +165,7 @@ def penalty_of_losses(
         return value.detach(), gradient
 
     try:
-        with torch.compiler.set_stance("force_eager"), full_precision(device_types(module)):
+        with torch.compiler.set_stance("force_eager"), full_precision(types):
             for loss, weight in zip(losses, weights, strict=True):
                 masks = RandomStateSnapshot(devices)
                 value, gradient = evaluate(loss)

@@ -7,28 +7,64 @@ small eigenvalues of a Gram matrix away. cuDNN allows TF32 convolutions *by defa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
-def _float32_switches() -> list[tuple[Any, str, Any]]:
-    """(owner, attribute, full-precision value) of every switch that lets float32 work run in less."""
-    backends: Any = torch.backends
-    if not hasattr(backends.cudnn, "conv"):  # torch < 2.9
-        return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
-    owners = (
-        backends.cuda.matmul,
-        backends.cudnn.conv,
-        backends.cudnn.rnn,
-        backends.mkldnn.matmul,
-        backends.mkldnn.conv,
-        backends.mkldnn.rnn,
-    )
-    return [(owner, "fp32_precision", "ieee") for owner in owners]
+class _Float32Switches:
+    """The settings that let float32 work run in less: TF32 and bf16 products, on every backend.
+
+    Since torch 2.9 each has two interfaces, and reading one raises after the other was set alone; both are kept
+    consistent here.
+    """
+
+    def __init__(self) -> None:
+        backends: Any = torch.backends
+        self._cudnn = backends.cudnn
+        self._owners = (
+            [
+                backends.cuda.matmul,
+                backends.cudnn.conv,
+                backends.cudnn.rnn,
+                backends.mkldnn.matmul,
+                backends.mkldnn.conv,
+                backends.mkldnn.rnn,
+            ]
+            if hasattr(backends.cudnn, "conv")
+            else []
+        )
+        self._values = [owner.fp32_precision for owner in self._owners]
+        self._tf32 = _readable(lambda: backends.cudnn.allow_tf32)
+        self._matmul = _readable(torch.get_float32_matmul_precision)
+
+    def off(self) -> None:
+        if self._tf32 is not None:
+            self._cudnn.allow_tf32 = False
+        if self._matmul is not None:
+            torch.set_float32_matmul_precision("highest")
+        for owner in self._owners:
+            owner.fp32_precision = "ieee"
+
+    def restore(self) -> None:
+        if self._tf32 is not None:
+            self._cudnn.allow_tf32 = self._tf32
+        if self._matmul is not None:
+            torch.set_float32_matmul_precision(self._matmul)
+        for owner, value in zip(self._owners, self._values, strict=True):
+            if owner.fp32_precision != value:
+                owner.fp32_precision = value
+
+
+def _readable(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except RuntimeError:  # the newer interface was used
+        return None
 
 
 @contextmanager
@@ -38,22 +74,41 @@ def full_precision(device_types: Iterable[str] = ()) -> Iterator[None]:
     Args:
         device_types: Device types (``"cuda"``, ``"mps"``, …) besides ``"cpu"`` on which autocast is disabled.
     """
-    switches = _float32_switches()
-    legacy = not hasattr(torch.backends.cudnn, "conv")
-    matmul = torch.get_float32_matmul_precision() if legacy else None
-    before = [getattr(owner, name) for owner, name, _ in switches]
+    switches = _Float32Switches()
     with ExitStack() as stack:
         for device_type in {"cpu", *device_types}:
             stack.enter_context(torch.autocast(device_type, enabled=False))
         try:
-            for owner, name, value in switches:
-                setattr(owner, name, value)
+            switches.off()
             yield
         finally:
-            for (owner, name, _), value in zip(switches, before, strict=True):
-                setattr(owner, name, value)
-            if matmul is not None:  # the legacy switch and this setting shadow each other
-                torch.set_float32_matmul_precision(matmul)
+            switches.restore()
+
+
+class RefuseAutocast(TorchFunctionMode):
+    """Refuse a forward pass that enters autocast by itself, where it can't be switched off from outside."""
+
+    def __init__(self, device_types: Iterable[str]) -> None:
+        super().__init__()
+        self._device_types = sorted({"cpu", *device_types})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look before every call."""
+        self.check()
+        return func(*args, **(kwargs or {}))
+
+    def check(self) -> None:
+        """Raise if autocast is on.
+
+        Raises:
+            ValueError: With the remedy.
+        """
+        for device_type in self._device_types:
+            if torch.is_autocast_enabled(device_type):
+                raise ValueError(
+                    f"Expected a forward pass in float32 or float64, but the module enters autocast on {device_type!r} "
+                    "by itself; leave mixed precision to the caller (in Lightning: the Trainer's `precision`)."
+                )
 
 
 def device_types(module: nn.Module) -> set[str]:

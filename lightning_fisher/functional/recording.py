@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.functional.layers import RULES, Rule
+from lightning_fisher.functional.precision import RefuseAutocast
 
 Key = tuple[int, int]  # (index of the parameter, part of it; −1: all of it)
 
@@ -75,9 +76,11 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self._index = {id(parameter): i for i, parameter in enumerate(self.parameters)}
         self._anchor = torch.zeros((), requires_grad=True)
+        self._autocast = RefuseAutocast({parameter.device.type for parameter in self.parameters})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Record a known call, mark the parameters of an unknown one."""
+        self._autocast.check()
         kwargs = kwargs or {}
         if func is F.multi_head_attention_forward:
             return self._attention(*args, **kwargs)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_fisher.functional.layers import MAX_ELEMENTS
 from lightning_fisher.functional.loss import call_module, num_samples, take
+from lightning_fisher.functional.precision import RefuseAutocast
 from lightning_fisher.functional.state import dense
 
 
@@ -70,7 +71,8 @@ def row_gram(
     for block in parameter_blocks(parameters, count):
         rows = torch.zeros(count, sum(p.numel() for p in block), dtype=block[0].dtype, device=device)
         for chunk in chunks(count, chunk_size):
-            result = call_module(module, take(inputs, chunk))
+            with RefuseAutocast({device.type}):
+                result = call_module(module, take(inputs, chunk))
             if outputs is not None:
                 _compare(result, take(outputs, chunk), tolerance)
             _fill(rows, chunk, block, result, take(directions, chunk))
