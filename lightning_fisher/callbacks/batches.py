@@ -17,8 +17,8 @@ def batch_size(batch: Any) -> int:
     """Number of samples in a batch.
 
     The first size that most tensors share; where all tensors are in lists of samples (object detection), the
-    length that most lists share. A list of tensors is a list of samples if it is longer than they are, a container
-    like a tuple otherwise.
+    length that most lists share. A batch that is a list is a container like a tuple if its items share a first size
+    that is no smaller than the list, or differ in type or shape; a list of samples otherwise.
 
     Args:
         batch: Tensors, packed sequences, and lists of samples in tuples, lists, mappings and dataclasses.
@@ -100,11 +100,24 @@ def _votes(item: Any, top: bool = False) -> Iterator[tuple[int, int]]:
 
 
 def _is_container(items: list[Any]) -> bool:
-    """Whether a whole batch that is a list holds the batch's parts (inputs, targets) instead of its samples."""
-    if not all(isinstance(item, Tensor) for item in items):
-        return any(isinstance(item, (Tensor, PackedSequence, list, tuple, Mapping)) for item in items)
-    sizes = {item.shape[0] if item.ndim else 1 for item in items}
-    return len(sizes) > 1 or len(items) <= max(sizes)
+    """Whether a whole batch that is a list holds the batch's parts (inputs, targets) instead of its samples.
+
+    It does if its items share a first size that is no smaller than the list, or differ in type or shape.
+    """
+    shared = set.intersection(*(set(_sizes(item)) for item in items))
+    if any(size >= len(items) for size in shared):
+        return True
+    return len({_signature(item) for item in items}) > 1
+
+
+def _signature(item: Any) -> Any:
+    if isinstance(item, Tensor):
+        return item.dtype, item.ndim, item.shape[1:]
+    if isinstance(item, Mapping):
+        return tuple((key, _signature(value)) for key, value in item.items())
+    if isinstance(item, list) and item:
+        return len(item), _signature(item[0])
+    return tuple(map(_signature, _children(item))) or type(item)
 
 
 def _take(item: Any, index: slice, count: int) -> Any:

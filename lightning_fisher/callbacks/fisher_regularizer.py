@@ -49,7 +49,7 @@ class FisherRegularizer(Callback):
     Args:
         beta: Weight β ≥ 0; the paper chooses it by validation from {1, 5, 10, 20, 30, 40, 50, 75, 100}.
         alpha: Step α > 0 of the finite difference.
-        num_sub_batches: M, over all processes together (each takes M / world size); a last smaller batch with fewer
+        num_sub_batches: M, over all processes together (each takes M / world size); a smaller last batch with fewer
             than 2 M samples is split into parts of two.
         start: ``"first_lr_drop"``: once the optimizer's largest learning rate is at most 0.9 times the step before's or
             half its peak (step schedules: the first step; cosine: half-way down; constant: never). Or an epoch, as
@@ -103,6 +103,7 @@ class FisherRegularizer(Callback):
         self.switch_step: int | None = None
         self.switch_epoch: int | None = None
         self._switch_time = 0.0  # in epochs, fractions included
+        self._largest_batch = 0
         self._drop = FirstDrop()
         self._patch: TrainingStepPatch | None = None
 
@@ -237,8 +238,8 @@ class FisherRegularizer(Callback):
                 counts = [batch_size(piece) for piece in pieces]
             return pieces, [count / sum(counts) for count in counts]
         count = batch_size(batch)
-        last_smaller = trainer.is_last_batch and trainer.fit_loop.epoch_loop.batch_idx > 0
-        if count < 2 * parts and last_smaller:
+        self._largest_batch = max(self._largest_batch, count)
+        if count < 2 * parts and count < self._largest_batch:
             parts = max(1, count // 2)
         if count < parts:
             raise ValueError(
@@ -272,6 +273,7 @@ class FisherRegularizer(Callback):
             "switch_step": self.switch_step,
             "switch_epoch": self.switch_epoch,
             "switch_time": self._switch_time,
+            "largest_batch": self._largest_batch,
             "drop": self._drop.state_dict(),
         }
 
@@ -280,6 +282,7 @@ class FisherRegularizer(Callback):
         self.active = state_dict["active"]
         self.switch_step, self.switch_epoch = state_dict["switch_step"], state_dict["switch_epoch"]
         self._switch_time = state_dict["switch_time"]
+        self._largest_batch = state_dict["largest_batch"]
         self._drop.load_state_dict(state_dict["drop"])
 
 

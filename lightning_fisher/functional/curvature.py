@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.functional.hvp import mean_loss_hessian
-from lightning_fisher.functional.lanczos import Eigenvalue, largest_magnitude_eigenvalue, require_symmetric
+from lightning_fisher.functional.lanczos import largest_magnitude_eigenvalue, require_symmetric
 from lightning_fisher.functional.loss import LossFn
 
 
@@ -29,6 +29,24 @@ class HessianFrobeniusNorm(NamedTuple):
 
     value: Tensor
     standard_error: Tensor
+
+
+class HessianSpectralRadius(NamedTuple):
+    """``ρ(H)`` and how well it is known.
+
+    Attributes:
+        value: ``ρ = |λ|``, float64 scalar.
+        eigenvalue: λ, the eigenvalue of largest magnitude, with its sign.
+        residual: ``‖H u − λ u‖`` for the unit vector u found: H has an eigenvalue within this distance of λ.
+        iterations: Hessian-vector products made.
+        converged: Whether ``residual ≤ tol · |λ|``.
+    """
+
+    value: Tensor
+    eigenvalue: Tensor
+    residual: Tensor
+    iterations: int
+    converged: bool
 
 
 def frobenius_norm(gram: Tensor) -> Tensor:
@@ -146,8 +164,8 @@ def hessian_spectral_radius(
     seed: int = 0,
     loss_fn: LossFn | None = None,
     chunk_size: int | None = None,
-) -> Eigenvalue:
-    """Eigenvalue of the Hessian of largest magnitude, ``ρ = |λ|``, by Lanczos' method (Sec. 7.1).
+) -> HessianSpectralRadius:
+    """Spectral radius of the Hessian, ``ρ(∇²_w L(S, w)) = |λ|``, by Lanczos' method (Sec. 7.1).
 
     Both ends of the spectrum are seen, so a Hessian with ``λ_min ≈ −λ_max``, on which power iteration stalls,
     is no exception. In evaluation mode; the module is left as found.
@@ -163,8 +181,8 @@ def hessian_spectral_radius(
         chunk_size: Samples whose graph is held at a time; ``None``: all. Memory otherwise is a few W float64.
 
     Returns:
-        ``value`` (λ with its sign: the spectral radius is its magnitude), ``residual``, ``iterations`` and
-        ``converged``. A warning is given where it did not converge.
+        The spectral radius, the eigenvalue with its sign, the residual, the products made and whether it
+        converged. A warning is given where it did not.
 
     Raises:
         ValueError: If ``tol``, ``max_iter`` or ``chunk_size`` is not positive, there is nothing to
@@ -184,13 +202,22 @@ def hessian_spectral_radius(
         raise ValueError(f"Expected argument `max_iter` to be at least 1, but got {max_iter}.")
     generator = torch.Generator().manual_seed(seed)
     with mean_loss_hessian(module, inputs, targets, loss_fn=loss_fn, chunk_size=chunk_size) as product:
-        start = torch.randn(product.size, generator=generator, dtype=torch.float64).to(product.device)
-        result = largest_magnitude_eigenvalue(product, start, tol=tol, max_iter=max_iter, rounding=product.rounding)
+        start = torch.randn(1, product.size, generator=generator, dtype=torch.float64).to(product.device)
+        found = largest_magnitude_eigenvalue(
+            lambda vectors: product(vectors[0]).unsqueeze(0),
+            start,
+            tol=tol,
+            max_iter=max_iter,
+            rounding=product.rounding,
+        )
+    eigenvalue = found.value[0]
+    result = HessianSpectralRadius(
+        eigenvalue.abs(), eigenvalue, found.residual[0], found.iterations, bool(found.converged)
+    )
     if not result.converged:
         warnings.warn(
-            f"The spectral radius did not converge in {result.iterations} iterations: "
-            f"{result.value.abs():.6g} with residual {result.residual:.2g}, tolerance {tol:.1g} relative; raise "
-            "`max_iter`.",
+            f"The spectral radius did not converge in {result.iterations} iterations: {result.value:.6g} with "
+            f"residual {result.residual:.2g}, tolerance {tol:.1g} relative; raise `max_iter`.",
             stacklevel=2,
         )
     return result

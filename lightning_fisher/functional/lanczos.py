@@ -1,4 +1,4 @@
-"""The eigenvalue of largest magnitude of a symmetric operator."""
+"""The eigenvalue of largest magnitude of symmetric operators."""
 
 from __future__ import annotations
 
@@ -9,85 +9,96 @@ import torch
 from torch import Tensor
 
 
-class Eigenvalue(NamedTuple):
-    """An eigenvalue and how well it is known.
+class Eigenvalues(NamedTuple):
+    """An eigenvalue of each of B operators, and how well it is known.
 
     Attributes:
-        value: The Ritz value θ, float64 scalar.
-        residual: ``‖A u − θ u‖`` of its unit Ritz vector: the operator has an eigenvalue within this distance.
+        value: The Ritz values θ, ``[B]`` float64.
+        residual: ``‖A u − θ u‖`` of their unit Ritz vectors: A has an eigenvalue within this distance of θ.
         iterations: Products made.
-        converged: Whether ``residual ≤ tol · |θ|``.
+        converged: Whether ``residual ≤ tol · |θ|``, ``[B]``.
     """
 
     value: Tensor
     residual: Tensor
     iterations: int
-    converged: bool
+    converged: Tensor
 
 
 def largest_magnitude_eigenvalue(
     product: Callable[[Tensor], Tensor], start: Tensor, *, tol: float, max_iter: int, rounding: float = 1e-6
-) -> Eigenvalue:
-    """Lanczos' three-term recurrence: one product and three vectors, however many iterations.
+) -> Eigenvalues:
+    """Lanczos' three-term recurrence: one product and three vectors an operator, however many iterations.
 
-    The basis is not re-orthogonalised: rounding then adds copies of eigenvalues that have converged, which
-    leaves the extreme ones as they are (Paige 1980), and memory does not grow with the iterations.
+    It is power iteration that keeps the best of all its iterates' combinations. The basis is not
+    re-orthogonalised: rounding then adds copies of eigenvalues that have converged, which leaves the extreme ones
+    as they are (Paige 1980), and memory does not grow with the iterations.
 
     Args:
-        product: ``v ↦ A v`` on ``[D]`` float64 vectors, A symmetric.
-        start: A random vector ``[D]``, float64, not orthogonal to the eigenvector sought.
-        tol: Relative residual at which to stop.
+        product: ``V ↦ A V``, row by row, on ``[B, D]`` float64; every A symmetric.
+        start: Random vectors ``[B, D]``, float64.
+        tol: Relative residual at which an operator's eigenvalue is final.
         max_iter: Products at most.
         rounding: Relative asymmetry that the product's rounding explains.
 
     Returns:
-        The eigenvalue with its sign, its residual, the iterations, and whether it converged.
+        The eigenvalues with their signs, their residuals, the iterations, and which converged.
 
     Raises:
-        ValueError: If the operator turns out not to be symmetric.
+        ValueError: If an operator turns out not to be symmetric.
     """
-    current = start / torch.linalg.vector_norm(start)
+    current = start / _norm(start).unsqueeze(1)
     previous = torch.zeros_like(current)
-    beta = norm = 0.0
-    diagonal: list[float] = []
-    off_diagonal: list[float] = []
+    beta = norm = value = residual = torch.zeros_like(current[:, 0])
+    converged = torch.zeros_like(beta, dtype=torch.bool)
+    diagonal: list[Tensor] = []
+    off_diagonal: list[Tensor] = []
     while True:
         image = product(current)
-        if diagonal and beta > 0.1 * norm:  # where β is small, it is rounding itself
-            require_symmetric(previous @ image - beta, torch.linalg.vector_norm(image), rounding)
-        norm = float(torch.linalg.vector_norm(image))
-        image = image - beta * previous
-        alpha = float(image @ current)
-        image = image - alpha * current
-        beta = float(torch.linalg.vector_norm(image))
-        diagonal.append(alpha)
-        values, vectors = torch.linalg.eigh(_tridiagonal(diagonal, off_diagonal))
-        best = int(values.abs().argmax())
-        residual = beta * vectors[-1, best].abs()
-        converged = bool(residual <= tol * values[best].abs())
-        if converged or len(diagonal) >= max_iter:
-            return Eigenvalue(values[best], residual, len(diagonal), converged)
+        significant = beta > 0.1 * norm  # a small β is rounding itself
+        mismatch = (previous * image).sum(1) - beta
+        norm = _norm(image)
+        require_symmetric(mismatch[significant], norm[significant], rounding)
+        image = image - beta.unsqueeze(1) * previous
+        diagonal.append((image * current).sum(1))
+        image = image - diagonal[-1].unsqueeze(1) * current
+        beta = _norm(image)
+        theta, last = _largest(diagonal, off_diagonal)
+        value = torch.where(converged, value, theta)
+        residual = torch.where(converged, residual, beta * last)
+        converged = residual <= tol * value.abs()
+        if bool(converged.all()) or len(diagonal) >= max_iter:
+            return Eigenvalues(value, residual, len(diagonal), converged)
         off_diagonal.append(beta)
-        previous, current = current, image / beta
+        previous, current = current, image / torch.where(beta > 0, beta, 1.0).unsqueeze(1)
 
 
 def require_symmetric(difference: Tensor, scale: Tensor, rounding: float) -> None:
     """Refuse ``⟨u, A v⟩ − ⟨A u, v⟩`` that rounding does not explain.
 
     Raises:
-        ValueError: If ``|difference| > rounding · scale``.
+        ValueError: If ``|difference| > rounding · scale`` anywhere.
     """
-    if bool(difference.abs() > rounding * scale):
+    wrong = difference.abs() > rounding * scale
+    if bool(wrong.any()):
         raise ValueError(
             "Expected a symmetric operator, but ⟨u, A v⟩ and ⟨A u, v⟩ differ by "
-            f"{float(difference.abs() / scale):.1e} relative. If it is a Hessian, the second derivative of one of the "
-            "module's functions is wrong, or its forward pass is not a fixed function of the weights."
+            f"{float((difference.abs() / scale)[wrong].max()):.1e} relative. If it is a Hessian, the second derivative "
+            "of one of the module's functions is wrong, or its forward pass is not a fixed function of the weights."
         )
 
 
-def _tridiagonal(diagonal: list[float], off_diagonal: list[float]) -> Tensor:
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+def _norm(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=1)
+
+
+def _largest(diagonal: list[Tensor], off_diagonal: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Eigenvalue of largest magnitude of the tridiagonal matrices, and its eigenvector's last entry's magnitude."""
+    matrix = torch.diag_embed(torch.stack(diagonal, 1))
     if off_diagonal:
-        off = torch.tensor(off_diagonal, dtype=torch.float64)
-        matrix += torch.diag(off, 1) + torch.diag(off, -1)
-    return matrix
+        off = torch.stack(off_diagonal, 1)
+        matrix = matrix + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    values, vectors = torch.linalg.eigh(matrix.cpu())  # small: faster than on a GPU
+    best = values.abs().argmax(1, keepdim=True)
+    last = vectors[:, -1].abs().gather(1, best)
+    return values.gather(1, best).squeeze(1).to(matrix.device), last.squeeze(1).to(matrix.device)

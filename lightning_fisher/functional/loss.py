@@ -237,6 +237,12 @@ def _loss_gradient(
                 f"Expected argument `loss_fn` to return a scalar or losses of shape [{count}], "
                 f"but got shape {tuple(losses.shape)}."
             )
+        alone = loss_fn(take(rebuilt, slice(0, 1)), take(targets, slice(0, 1))).reshape(())
+        if not torch.allclose(alone, losses[0], rtol=1e-4, atol=1e-12, equal_nan=True):
+            raise ValueError(
+                "Expected argument `loss_fn` to give losses that depend on their own sample only, but the first one "
+                f"is {losses[0].item():.6g} in the batch and {alone.item():.6g} alone."
+            )
         grads = torch.autograd.grad(losses.sum(), variables, allow_unused=True, materialize_grads=True)
     remaining = iter(grads)
     return [next(remaining).double() if _is_floating(leaf) else None for leaf in leaves], spec
