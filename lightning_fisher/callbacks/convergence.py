@@ -21,7 +21,7 @@ class StopAtConvergence(Callback):
 
     Args:
         plateaus: how many plateaus it takes, at least 1.
-        max_error: the largest training error (a fraction), in [0, 1).
+        max_error: the largest training error, in per cent, in [0, 100).
         monitor: the logged training error, a value of the epoch.
 
     Raises:
@@ -32,8 +32,8 @@ class StopAtConvergence(Callback):
         super().__init__()
         if isinstance(plateaus, bool) or not isinstance(plateaus, int) or plateaus < 1:
             raise ValueError(f"Expected argument `plateaus` to be an integer of at least 1, but got {plateaus!r}.")
-        if not 0 <= max_error < 1:
-            raise ValueError(f"Expected argument `max_error` to be in [0, 1), but got {max_error!r}.")
+        if not 0 <= max_error < 100:
+            raise ValueError(f"Expected argument `max_error` to be in [0, 100), but got {max_error!r}.")
         self.plateaus = plateaus
         self.max_error = max_error
         self.monitor = monitor

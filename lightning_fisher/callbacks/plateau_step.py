@@ -24,8 +24,8 @@ class PlateauStep(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the metric each plateau scheduler is about to be stepped with."""
-        progress = trainer.fit_loop.epoch_progress.current
-        if progress.processed != progress.completed + 1:  # not inside `on_train_epoch_end`
+        progress = vars(trainer.fit_loop.epoch_progress.current)
+        if progress["processed"] != progress["completed"] + 1:  # not inside `on_train_epoch_end`
             return
         pending = {}
         for index, config in enumerate(trainer.lr_scheduler_configs):

@@ -1,20 +1,57 @@
 """The method itself: pure functions of a module and a batch, torch only."""
 
+from lightning_fisher.functional.bounds import (
+    estimate_from_gamma,
+    fia,
+    gamma_from_estimate,
+    log_bound_term,
+    log_ellipsoid_height,
+    theorem1_bound,
+)
+from lightning_fisher.functional.curvature import (
+    HessianFrobeniusNorm,
+    HessianSpectralRadius,
+    frobenius_norm,
+    hessian_frobenius_norm,
+    hessian_spectral_radius,
+    spectral_radius,
+)
 from lightning_fisher.functional.divergence import Divergence, gradient_divergence
+from lightning_fisher.functional.exact import exact_gamma
 from lightning_fisher.functional.gram import ScaledGram, gram_matrix, scaled_gram
 from lightning_fisher.functional.logdet import FisherLogDet, fisher_log_det, log_det
 from lightning_fisher.functional.penalty import Penalty, penalty_gradient, penalty_of_losses
+from lightning_fisher.functional.ranking import Interval, bootstrap_interval, kendall_tau, spearman_rho
+from lightning_fisher.functional.robustness import robustness
 
 __all__ = [
     "Divergence",
     "FisherLogDet",
+    "HessianFrobeniusNorm",
+    "HessianSpectralRadius",
+    "Interval",
     "Penalty",
     "ScaledGram",
+    "bootstrap_interval",
+    "estimate_from_gamma",
+    "exact_gamma",
+    "fia",
     "fisher_log_det",
+    "frobenius_norm",
+    "gamma_from_estimate",
     "gradient_divergence",
     "gram_matrix",
+    "hessian_frobenius_norm",
+    "hessian_spectral_radius",
+    "kendall_tau",
+    "log_bound_term",
     "log_det",
+    "log_ellipsoid_height",
     "penalty_gradient",
     "penalty_of_losses",
+    "robustness",
     "scaled_gram",
+    "spearman_rho",
+    "spectral_radius",
+    "theorem1_bound",
 ]

@@ -6,6 +6,7 @@ formed when the gradient of its output arrives, and nothing of J outlives its la
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -56,7 +57,7 @@ class LayerwiseGram:
         self._random = not torch.equal(random_state, torch.get_rng_state())
         self._check_outputs(outputs)
         self.outputs = _map_tensors(outputs, Tensor.detach)
-        self.general = set(recorder.general)
+        self.general = recorder.general
         self._lay_out(module, parameters, inputs, recorder)
         unseen = set(range(len(parameters))) - {key[0] for use in recorder.uses for key in use.keys}
         self.general |= unseen
@@ -74,9 +75,10 @@ class LayerwiseGram:
         except CheckpointError:  # activation checkpointing repeats a forward pass that is recorded only once
             self.gram.zero_()
             self._pending.clear()
-            self.general = set(range(len(parameters)))
+            self.general.update(range(len(parameters)))
         for key, uses in self._pending.items():
-            self._add_shared(uses, parameters[key[0]])
+            if key[0] not in self.general:
+                self._add_shared(uses, parameters[key[0]])
 
     def _check_outputs(self, outputs: Any) -> None:
         for leaf in tree_flatten(outputs)[0]:
@@ -113,6 +115,8 @@ class LayerwiseGram:
         values = torch.stack([difference.to(self.gram.device) for difference in differences]).tolist()
         tolerance = SAME[torch.float64 if all(p.dtype == torch.float64 for p in parameters) else torch.float32]
         if not values[0] <= tolerance:
+            if math.isnan(values[0]):
+                raise ValueError("Expected finite outputs, but the module's outputs are infinite or undefined.")
             if self._random:
                 raise ValueError(
                     "Expected a deterministic forward pass in evaluation mode, but the module draws random numbers."

@@ -31,8 +31,8 @@ def call_module(module: Callable[..., Any], inputs: Any) -> Any:
     return module(inputs)
 
 
-def num_samples(inputs: Any) -> int:
-    """The size of dimension 0, which every tensor in ``inputs`` has to share.
+def num_samples(inputs: Any, name: str = "inputs") -> int:
+    """The size of dimension 0, which every tensor in ``inputs`` (of the argument ``name``) has to share.
 
     Raises:
         ValueError: If there is no tensor, or sizes differ.
@@ -40,7 +40,7 @@ def num_samples(inputs: Any) -> int:
     sizes = {leaf.shape[0] if leaf.ndim else None for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)}
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         raise ValueError(
-            "Expected every tensor in argument `inputs` to have the samples, at least one, in dimension 0, "
+            f"Expected every tensor in argument `{name}` to have the samples, at least one, in dimension 0, "
             f"but got sizes {sorted(map(str, sizes))}."
         )
     return sizes.pop()  # type: ignore[return-value]
@@ -94,7 +94,8 @@ def output_gradients(
 
     Args:
         outputs: What the module returned for N samples: a tensor ``[N, K]`` or ``[N, K, d1, …]`` (the mean over
-            the extra dimensions is a sample's loss), or with ``loss_fn`` any nested structure of tensors.
+            the extra dimensions, over those not labelled −100, is a sample's loss), or with ``loss_fn`` any nested
+            structure of tensors.
         targets: Class indices, class probabilities, or what ``loss_fn`` takes.
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy.
         logit_norm: ``s`` of ``z ← z / (s‖z‖₂)`` (Sec. 7.2.3), differentiated with the rest; ``None``: not rescaled.

@@ -60,8 +60,8 @@ def penalty_gradient(
     not divide N, the sub-batches are those of `torch.tensor_split`, weighted by their size.
 
     Batch-norm layers stay in the module's current mode; both passes of a sub-batch start from the same buffers and the
-    same random state (dropout masks). Afterwards weights, buffers, gradients and random state are bit-identical. The
-    passes run in float32 or better, with autocast and TF32 off, whatever surrounds the call.
+    same random state (dropout masks), which goes on from one sub-batch to the next. Afterwards weights, buffers,
+    gradients and random state are bit-identical. The passes run in float32 or better, with autocast and TF32 off, whatever surrounds the call.
 
     Cost: 2 forward and backward passes of the batch, in sub-batches; memory of three gradients.
 
@@ -90,6 +90,8 @@ def penalty_gradient(
     """
     count = num_samples(inputs)
     check_penalty_options(alpha, num_sub_batches, count)
+    if num_samples(targets, "targets") != count:
+        raise ValueError(f"Expected argument `targets` to have {count} samples, but got {num_samples(targets)}.")
     parameters = list(module.parameters())
     trainable = [p for p in parameters if p.requires_grad]
     if not trainable:

@@ -122,11 +122,9 @@ class Recorder(TorchFunctionMode):
         return output
 
     def _deliver(self, use: Use, gradient: Tensor) -> None:
-        if use.input._version != use.version:
-            raise RuntimeError(
-                "The input of a layer was modified in place after the layer had used it, so the layer's weight has no "
-                "gradient; make that operation out of place."
-            )
+        if use.input._version != use.version:  # modified in place since: what the layer saw is lost
+            self.general |= {key[0] for key in use.keys}
+            return
         use.gradient = gradient
         assert self.on_gradient is not None
         self.on_gradient(use)

@@ -23,7 +23,7 @@ from lightning_fisher.functional.state import frozen
 
 Method = Literal["auto", "exact", "power"]
 Reduction = Literal["mean", "none"]
-EXACT_UP_TO = 32  # classes, K backward passes; beyond it some 10 steps of power iteration are cheaper
+EXACT_UP_TO = 64  # classes, K backward passes; a step of power iteration costs about five, and it takes some ten
 
 
 def robustness(
@@ -49,7 +49,7 @@ def robustness(
             floating-point tensors in it are differentiated, as one vector a sample.
         method: ``"exact"``: K backward passes and the largest eigenvalue of a K × K matrix a sample; holds
             ``N K D`` numbers, D the size of an input. ``"power"``: power iteration, accelerated by Lanczos'
-            method, with a vector-Jacobian and a Jacobian-vector product a step. ``"auto"``: exact for K ≤ 32.
+            method, with a vector-Jacobian and a Jacobian-vector product a step. ``"auto"``: exact for K ≤ 64.
         tol: Power iteration ends when the residual of every sample's eigenvalue is at most ``tol`` times it.
         max_iter: Steps of power iteration at most.
         seed: Of the start vectors of power iteration; the global random state is not touched.

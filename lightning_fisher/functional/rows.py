@@ -102,7 +102,7 @@ def _fill(rows: Tensor, chunk: slice, block: list[Tensor], result: Any, directio
             allow_unused=True,
             materialize_grads=True,
         )
-        torch.cat([dense(grad).flatten() for grad in grads], out=rows[chunk.start + j])
+        rows[chunk.start + j] = torch.cat([dense(grad).detach().flatten() for grad in grads])
 
 
 def collect_outputs(module: nn.Module, inputs: Any, chunk_size: int) -> Any:

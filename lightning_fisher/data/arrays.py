@@ -1,0 +1,67 @@
+"""Bring your own data: an `.npz` archive."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lightning_fisher.data.images import SourceSplits
+from lightning_fisher.data.memory import memory_images
+
+KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def load_arrays(
+    *, num_classes: int, channels: int, image_size: int | Sequence[int], path: str | None = None
+) -> SourceSplits:
+    """Read the four arrays of an `.npz` archive.
+
+    Args:
+        num_classes: number of classes K.
+        channels: C.
+        image_size: H and W, or one number for both.
+        path: the archive with `train_images`, `test_images` (uint8 `[N, H, W, C]`, or `[N, H, W]` for one channel)
+            and `train_labels`, `test_labels` (whole numbers from 0 to K - 1, `[N]`). Nothing in it is unpickled.
+
+    Returns:
+        The training and the test images.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if no path is given, the file isn't such an archive, or its arrays are not as described.
+    """
+    if path is None:
+        raise ValueError(
+            f"Expected argument `path` to be an .npz file with {', '.join(KEYS)}, but got none: set data.path=FILE.npz."
+        )
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"There is no file {str(path)!r}: set data.path to an .npz file with {', '.join(KEYS)}."
+        )
+    try:
+        archive = np.load(path, allow_pickle=False)
+        arrays = {key: archive[key] for key in archive.files}
+    except (AttributeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"Expected argument `path` to be an .npz archive of plain arrays, but {str(path)!r} cannot be read "
+            f"as one: {error}"
+        ) from error
+    if set(arrays) != set(KEYS):
+        raise ValueError(
+            f"Expected the arrays in {str(path)!r} to be named {', '.join(KEYS)}, but got {', '.join(arrays)}."
+        )
+    train, test = (
+        memory_images(
+            arrays[f"{split}_images"],
+            arrays[f"{split}_labels"],
+            split=split,
+            num_classes=num_classes,
+            channels=channels,
+            image_size=image_size,
+        )
+        for split in ("train", "test")
+    )
+    return SourceSplits(train, test)

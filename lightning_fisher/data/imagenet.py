@@ -1,0 +1,97 @@
+"""ImageNet, down-sampled as it is read from folders of image files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_fisher.data.images import SourceSplits
+
+
+@dataclass(frozen=True, eq=False)
+class FolderImages:
+    """Images that are decoded and brought to one size when they are fetched.
+
+    Args:
+        files: the image files, N of them.
+        labels: int64 `[N]`.
+        image_size: H = W of the images.
+        random_crops: whether a fetched image is a random resized crop, mirrored with probability 1/2 (torchvision's
+            `RandomResizedCrop` and `RandomHorizontalFlip`, the standard augmentation), in place of the whole image
+            with its shorter side scaled to `image_size` and its centre cut out.
+    """
+
+    files: Sequence[str]
+    labels: Tensor
+    image_size: int
+    random_crops: bool = False
+
+    def with_random_crops(self) -> FolderImages:
+        """The same images, augmented as they are fetched."""
+        return replace(self, random_crops=True)
+
+    def _transform(self) -> Callable[[Any], Tensor]:
+        from torchvision import transforms as T
+
+        geometry = (
+            [T.RandomResizedCrop(self.image_size), T.RandomHorizontalFlip()]
+            if self.random_crops
+            else [T.Resize(self.image_size), T.CenterCrop(self.image_size)]
+        )
+        return T.Compose([*geometry, T.PILToTensor()])
+
+    def fetch(self, indices: Tensor) -> Tensor:
+        """The images of these indices `[B]` as uint8 `[B, 3, image_size, image_size]`."""
+        from torchvision.datasets.folder import pil_loader
+
+        transform = self._transform()
+        return torch.stack([transform(pil_loader(self.files[i])) for i in indices.tolist()])
+
+
+def load_imagenet(
+    *, num_classes: int = 1000, channels: int = 3, image_size: int = 128, data_dir: str = "data/imagenet"
+) -> SourceSplits:
+    """Find the images of ImageNet, or of any data set laid out like it.
+
+    Args:
+        num_classes: number of class folders.
+        channels: 3; images are read as RGB.
+        image_size: H = W that images are scaled to as they are read.
+        data_dir: a folder with `train/CLASS/` and `val/CLASS/`, one folder of image files a class. The official
+            validation images, the only labelled ones beside the training set, are the test set.
+
+    Returns:
+        The training and the test images; nothing is decoded yet.
+
+    Raises:
+        FileNotFoundError: if the folders or the images are missing.
+        ValueError: if the classes of the two folders differ or are not `num_classes`, or `channels` is not 3.
+    """
+    from torchvision.datasets import ImageFolder
+
+    if channels != 3:
+        raise ValueError(f"Expected argument `channels` to be 3 for `imagenet`, but got {channels}.")
+    sources, classes = [], []
+    for split in ("train", "val"):
+        try:
+            folder = ImageFolder(str(Path(data_dir) / split))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"ImageNet was not found in {str(data_dir)!r}: set data.data_dir to a folder with "
+                f"train/CLASS/ and val/CLASS/ folders of images ({str(error).splitlines()[0]})."
+            ) from error
+        if len(folder.classes) != num_classes:
+            raise ValueError(
+                f"Expected argument `num_classes` to be the number of class folders in "
+                f"{str(Path(data_dir) / split)!r}, {len(folder.classes)}, but got {num_classes}."
+            )
+        classes.append(folder.classes)
+        sources.append(FolderImages([file for file, _ in folder.samples], torch.tensor(folder.targets), image_size))
+    if classes[0] != classes[1]:
+        raise ValueError(f"Expected the same class folders in train and val of {str(data_dir)!r}, but they differ.")
+    return SourceSplits(*sources)

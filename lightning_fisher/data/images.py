@@ -1,0 +1,108 @@
+"""Labelled images as data sets that are fetched by whole batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_fisher.data.normalization import Normalization
+
+IGNORED_LABEL = -100
+"""The label of a sample that only fills up a batch: cross-entropy and the evaluation leave it out."""
+
+
+class ImageSource(Protocol):
+    """Where images come from: memory or files."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels, int64 `[N]`."""
+        ...
+
+    def fetch(self, indices: Tensor) -> Tensor:
+        """The images of these indices `[B]` as uint8 `[B, C, H, W]`."""
+        ...
+
+
+class SourceSplits(NamedTuple):
+    """The official training and test images of a data set."""
+
+    train: ImageSource
+    test: ImageSource
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
+    """A selection of a source's images, with labels of its own.
+
+    A `DataLoader` fetches whole batches from it (`__getitems__`, with :func:`keep_batch` as its `collate_fn`).
+
+    Args:
+        source: where the images come from.
+        indices: the selected images, int64 `[n]`.
+        labels: their labels, int64 `[n]`.
+    """
+
+    source: ImageSource
+    indices: Tensor
+    labels: Tensor
+
+    @classmethod
+    def all_of(cls, source: ImageSource) -> LabelledImages:
+        """Every image of a source with the source's labels."""
+        return cls(source, torch.arange(len(source.labels)), source.labels)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.source.fetch(self.indices[i].view(1))[0], self.labels[i]
+
+    def __getitems__(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        chosen = torch.as_tensor(positions)
+        return self.source.fetch(self.indices[chosen]), self.labels[chosen]
+
+    def padded_to_multiple_of(self, world_size: int) -> LabelledImages:
+        """Append repeated images with the label `IGNORED_LABEL` until the length is a multiple of `world_size`.
+
+        Then every rank of a distributed evaluation gets equally many batches, and still each sample counts once.
+        """
+        missing = -len(self) % world_size
+        if missing == 0:
+            return self
+        return LabelledImages(
+            self.source,
+            torch.cat([self.indices, self.indices[:1].expand(missing)]),
+            torch.cat([self.labels, torch.full((missing,), IGNORED_LABEL)]),
+        )
+
+
+def keep_batch(batch: Any) -> tuple[Tensor, Tensor]:
+    """The `collate_fn` of a data set that is fetched by whole batches."""
+    return batch
+
+
+class NormalizedImages(Dataset[tuple[Tensor, Tensor]]):
+    """Single images as the network sees them in evaluation: normalised, not augmented, on the CPU.
+
+    Args:
+        images: the uint8 images and labels.
+        normalization: the mean and standard deviation of the channels.
+    """
+
+    def __init__(self, images: LabelledImages, normalization: Normalization) -> None:
+        self.images = images
+        self.normalization = normalization
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        """The image `[C, H, W]`, float32, and its label, int64 scalar."""
+        image, label = self.images[i]
+        return self.normalization(image[None])[0], label

@@ -1,0 +1,19 @@
+"""torchmetrics classes over :mod:`lightning_fisher.functional`."""
+
+from __future__ import annotations
+
+from lightning_fisher.metrics.collection import local_minima_metrics
+from lightning_fisher.metrics.curvature import FrobeniusNormMetric, SpectralRadiusMetric
+from lightning_fisher.metrics.fisher import FisherMetric
+from lightning_fisher.metrics.hessian import HessianFrobeniusMetric, HessianSpectralRadiusMetric
+from lightning_fisher.metrics.robustness import RobustnessMetric
+
+__all__ = [
+    "FisherMetric",
+    "FrobeniusNormMetric",
+    "HessianFrobeniusMetric",
+    "HessianSpectralRadiusMetric",
+    "RobustnessMetric",
+    "SpectralRadiusMetric",
+    "local_minima_metrics",
+]

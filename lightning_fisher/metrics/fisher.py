@@ -1,0 +1,73 @@
+"""The paper's metric, γ̂."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_fisher.metrics.gram import GramMetric
+from lightning_fisher.metrics.subsets import mean_and_std
+
+
+class FisherMetric(GramMetric):
+    r"""Log-determinant of the Fisher information at a minimum, estimated on subsets; lower is better.
+
+    ``γ̂(w) = 1/T Σ_t ln|ξ^t|``, ``ξ^t = J Jᵀ`` (Eq. 5–6), row j of ``J [N′, W]`` the gradient of the loss of
+    sample j of subset t. Each call of ``update`` adds one subset. ``ln|ξ|`` splits into
+    ``Σ_j 2 ln‖∇ℓ_j‖`` (magnitude) and ``ln|C|``, C the cosine similarities of the per-sample gradients
+    (direction).
+
+    γ̂ is a sum over N′ samples and depends on the loss level: compare equal N′ only, un-augmented training
+    samples, and set ``logit_norm`` where training losses differ.
+
+    As input to ``update(module, inputs, targets)``: one subset of N′ samples. ``compute()`` returns a dict of
+    float64 scalars: ``gamma`` (γ̂), ``gamma_std`` (its sample standard deviation over the T subsets, ``nan``
+    for T = 1), ``gamma_magnitude`` and ``gamma_direction`` (their sum is ``gamma``).
+
+    An update costs about one forward and one backward pass of N′ samples and N′² float64 numbers.
+
+    Args:
+        logit_norm: ``s`` of ``z ← z / (s‖z‖₂)`` (Sec. 7.2.3; the paper's value is 0.04), or ``None``.
+        batch_norm: ``"eval"`` (running statistics) or ``"batch"`` (batch statistics on consecutive chunks).
+        chunk_size: Samples in a pass. With ``"eval"`` it only limits memory.
+        loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy.
+        rank_policy: ``"pseudo"`` (warn, count the non-zero eigenvalues) or ``"error"`` for singular matrices.
+        kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If an option is not one of its allowed values, or in ``compute`` if the sizes of the
+            subsets differ.
+
+    Example:
+        >>> import torch
+        >>> from lightning_fisher.metrics import FisherMetric
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+        >>> metric = FisherMetric()
+        >>> for _ in range(5):
+        ...     metric.update(net, torch.randn(8, 4), torch.randint(3, (8,)))
+        >>> values = metric.compute()
+        >>> sorted(values)
+        ['gamma', 'gamma_direction', 'gamma_magnitude', 'gamma_std']
+        >>> torch.allclose(values["gamma"], values["gamma_magnitude"] + values["gamma_direction"])
+        True
+    """
+
+    def compute(self) -> dict[str, Tensor]:
+        """γ̂ over all subsets of all processes, its spread and its two parts.
+
+        Raises:
+            ValueError: If the sizes of the subsets differ.
+        """
+        sizes = self.subsets("subset_size").unique()
+        if sizes.numel() > 1:
+            raise ValueError(
+                "Expected all subsets to have the same number of samples, because γ̂ is a sum over them, "
+                f"but got sizes {[int(size) for size in sizes]}."
+            )
+        gamma, gamma_std = mean_and_std(self.subsets("log_det"))
+        return {
+            "gamma": gamma,
+            "gamma_std": gamma_std,
+            "gamma_magnitude": self.subsets("magnitude").mean(),
+            "gamma_direction": self.subsets("direction").mean(),
+        }

@@ -1,0 +1,106 @@
+"""The states that every metric of one Gram matrix shares."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, get_args
+
+import torch
+from torch import nn
+
+from lightning_fisher.functional.curvature import frobenius_norm, spectral_radius
+from lightning_fisher.functional.gram import BatchNorm
+from lightning_fisher.functional.logdet import RankPolicy, fisher_log_det
+from lightning_fisher.functional.loss import LossFn, num_samples
+from lightning_fisher.metrics.subsets import SubsetMetric
+
+
+class GramMetric(SubsetMetric):
+    """Everything that one Gram matrix ``ξ = J Jᵀ`` of a subset gives.
+
+    The base class of `FisherMetric`, `FrobeniusNormMetric` and `SpectralRadiusMetric`, which differ only in
+    ``compute``. All hold the same states, so that a ``MetricCollection`` puts them in one compute group, and
+    each Gram matrix is computed once. Metrics whose options differ are not to be grouped.
+
+    Args:
+        logit_norm: ``s`` of ``z ← z / (s‖z‖₂)`` (Sec. 7.2.3; the paper's value is 0.04), for models whose
+            training losses differ; ``None`` leaves the logits as they are.
+        batch_norm: ``"eval"``: per-sample gradients with running statistics. ``"batch"``: batch statistics on
+            consecutive chunks of ``chunk_size`` samples, as the authors' code does.
+        chunk_size: Samples in a pass, at least 2. With ``"eval"`` it only limits memory.
+        loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy.
+        rank_policy: What happens when a Gram matrix is singular. ``"pseudo"``: a warning, and only the
+            non-zero eigenvalues count. ``"error"``: a ``ValueError``.
+        kwargs: Arguments of :class:`torchmetrics.Metric` (``sync_on_compute``, ``process_group``, …).
+
+    Raises:
+        ValueError: If an option is not one of its allowed values.
+    """
+
+    states: ClassVar[tuple[str, ...]] = (
+        "log_det",
+        "magnitude",
+        "direction",
+        "frobenius_norm",
+        "spectral_radius",
+        "subset_size",
+    )
+
+    def __init__(
+        self,
+        logit_norm: float | None = None,
+        batch_norm: BatchNorm = "eval",
+        chunk_size: int | None = None,
+        loss_fn: LossFn | None = None,
+        rank_policy: RankPolicy = "pseudo",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if logit_norm is not None and not 0 < logit_norm < math.inf:
+            raise ValueError(f"Expected argument `logit_norm` to be a positive number or None, but got {logit_norm}.")
+        for name, value, allowed in (
+            ("batch_norm", batch_norm, get_args(BatchNorm)),
+            ("rank_policy", rank_policy, get_args(RankPolicy)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"Expected argument `{name}` to be one of {allowed}, but got {value!r}.")
+        if chunk_size is not None and chunk_size < 2:
+            raise ValueError(
+                f"Expected argument `chunk_size` to be an integer of at least 2 or None, but got {chunk_size}."
+            )
+        self.logit_norm = logit_norm
+        self.batch_norm: BatchNorm = batch_norm
+        self.chunk_size = chunk_size
+        self.loss_fn = loss_fn
+        self.rank_policy: RankPolicy = rank_policy
+
+    def update(self, module: nn.Module, inputs: Any, targets: Any) -> None:
+        """Add one subset; ``module`` is left as it was found.
+
+        Args:
+            module: The network, in any mode.
+            inputs: N′ un-augmented training samples: a tensor, a tuple (``module(*inputs)``) or a dict
+                (``module(**inputs)``), samples in dimension 0.
+            targets: Class indices ``[N′]``, class probabilities, or what ``loss_fn`` takes.
+        """
+        with torch.inference_mode(False):  # states that outlive Lightning's validation loop
+            result = fisher_log_det(
+                module,
+                inputs,
+                targets,
+                loss_fn=self.loss_fn,
+                batch_norm=self.batch_norm,
+                chunk_size=self.chunk_size,
+                logit_norm=self.logit_norm,
+                rank_policy=self.rank_policy,
+            )
+            norms = result.log_norms.exp()
+            gram = result.gram * norms * norms.unsqueeze(1)
+            self.add_subset(
+                log_det=result.log_det,
+                magnitude=result.magnitude,
+                direction=result.direction,
+                frobenius_norm=frobenius_norm(gram),
+                spectral_radius=spectral_radius(gram),
+                subset_size=torch.tensor(num_samples(inputs)),
+            )

@@ -1,0 +1,10 @@
+"""The networks of the experiments: plain `nn.Module`s, each a function of its family's parameters."""
+
+from __future__ import annotations
+
+from lightning_fisher.models.cnn import cnn
+from lightning_fisher.models.densenet import densenet_bc
+from lightning_fisher.models.resnet import resnet
+from lightning_fisher.models.wide_resnet import wide_resnet, wide_resnet_imagenet
+
+__all__ = ["cnn", "densenet_bc", "resnet", "wide_resnet", "wide_resnet_imagenet"]

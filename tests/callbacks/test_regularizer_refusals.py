@@ -1,0 +1,215 @@
+"""What the callback can't do right it refuses before training, in one line that says what to do instead."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from lightning.pytorch import strategies
+from lightning.pytorch.plugins import HalfPrecision, Precision
+from torch import nn
+
+from lightning_fisher import FisherRegularizer
+from tests.callbacks.tiny import Classifier, CountingClassifier, image_batches, loader, mlp, seeded
+
+BATCHES = image_batches([8] * 2)
+
+
+def assert_one_line(error, *words):
+    """The message is one line and holds the words (lower case)."""
+    text = str(error).strip()
+    assert "\n" not in text, text
+    for word in words:
+        assert word in text.lower(), f"{word!r} is missing in: {text}"
+
+
+def refused(fit, module, *words, start=0, **options):
+    """The fit ends with an error before any step, weights untouched; the same fit without the callback runs."""
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    with pytest.raises(Exception) as caught:
+        fit(module, BATCHES, FisherRegularizer(num_sub_batches=4, start=start), **options)
+    assert_one_line(caught.value, *words)
+    assert module.calls == []
+    for a, b in zip(module.parameters(), before, strict=True):
+        assert torch.equal(a.to(b.dtype), b.to(a.dtype).to(b.dtype))
+
+
+class Manual(CountingClassifier):
+    def __init__(self):
+        super().__init__(seeded(mlp))
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.optimizers().zero_grad()
+        self.manual_backward(loss)
+        self.optimizers().step()
+
+
+class TwoOptimizers(Manual):
+    def configure_optimizers(self):
+        first, *rest = self.parameters()
+        return torch.optim.SGD([first], lr=0.1), torch.optim.SGD(rest, lr=0.1)
+
+    def training_step(self, batch, batch_idx):
+        self.calls[-1].append(len(batch[1]))
+        loss = Classifier.training_step(self, batch, batch_idx)
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("start", [0, "first_lr_drop"])
+def test_manual_optimization(fit, start):
+    """Refused at once, not thirty epochs later at the switch."""
+    refused(fit, Manual(), "automatic_optimization", start=start)
+    fit(Manual(), BATCHES)
+
+
+@pytest.mark.parametrize("start", [0, "first_lr_drop"])
+def test_several_optimizers(fit, start):
+    refused(fit, TwoOptimizers(), "optimizer", start=start)
+    fit(TwoOptimizers(), BATCHES)
+
+
+class NoOptimizer(CountingClassifier):
+    def configure_optimizers(self):
+        return None
+
+
+def test_no_optimizer(fit):
+    """Nothing is trained, so there is nothing to regularise."""
+    refused(fit, NoOptimizer(seeded(mlp)), "optimizer")
+
+
+def test_an_embedding_that_renormalises_itself(fit):
+    """Its forward pass changes the weights; refused before training, not at the switch."""
+
+    class Embeds(CountingClassifier):
+        def __init__(self):
+            super().__init__(seeded(mlp))
+            self.table = nn.Embedding(2, 3, max_norm=1.0)
+
+        def forward(self, x):
+            return self.net(x) + self.table((x[:, 0, 0, 0] > 0).long())
+
+    refused(fit, Embeds(), "max_norm", start="first_lr_drop")
+    fit(Embeds(), BATCHES)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_half_precision_weights(fit, precision):
+    """``w - alpha g`` is ``w`` in half precision: no finite difference is left."""
+    module = CountingClassifier(seeded(mlp))
+    refused(fit, module, "precision", "32-true", start="first_lr_drop", precision=precision)
+
+
+def test_half_precision_plugin(fit):
+    refused(fit, CountingClassifier(seeded(mlp)), "precision", plugins=HalfPrecision("bf16-true"))
+
+
+def test_weights_cast_by_hand(fit):
+    """The same weights without the flag: the module itself is half precision."""
+
+    class Cast(CountingClassifier):
+        def forward(self, x):
+            return self.net(x.bfloat16()).float()
+
+    refused(fit, Cast(seeded(mlp).bfloat16()), "bfloat16", start="first_lr_drop")
+    fit(Cast(seeded(mlp).bfloat16()), BATCHES)
+
+
+def strategy_without_its_machine(name):
+    """A strategy object of the real class; those that need a package or a GPU are not initialised."""
+    cls = getattr(strategies, name)
+    try:
+        return cls()
+    except Exception:
+        strategy = object.__new__(cls)
+        strategy._precision_plugin = Precision()
+        return strategy
+
+
+@pytest.mark.parametrize("start", [0, "first_lr_drop"])
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])
+def test_sharded_strategies(make_trainer, monkeypatch, name, start):
+    """Weights, or gradients, that no rank holds whole."""
+    module, regularizer = CountingClassifier(seeded(mlp)), FisherRegularizer(num_sub_batches=4, start=start)
+    trainer = make_trainer(callbacks=[regularizer])
+    trainer.strategy.connect(module)
+    monkeypatch.setattr(trainer._accelerator_connector, "strategy", strategy_without_its_machine(name))
+    monkeypatch.setattr(type(trainer), "lightning_module", property(lambda self: module))
+    monkeypatch.setattr(
+        type(trainer), "optimizers", property(lambda self: [module.make_optimizer([next(module.parameters())])])
+    )
+    monkeypatch.setattr(type(trainer), "world_size", property(lambda self: 1))
+
+    def start_training():
+        regularizer.setup(trainer, module, "fit")
+        regularizer.on_fit_start(trainer, module)
+        regularizer.on_train_start(trainer, module)
+
+    with pytest.raises(Exception) as caught:
+        start_training()
+    assert_one_line(caught.value, "strategy", "ddp", name.lower().removesuffix("strategy"))
+
+
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [
+        ("beta", [-1.0, math.nan, math.inf, "10", None, True]),
+        ("alpha", [0.0, -1e-4, math.nan, math.inf, "small", None]),
+        ("num_sub_batches", [0, -8, 2.5, "8", None, True]),
+        (
+            "start",
+            ["drop", "first lr drop", "", "epoch", "epoch:", "epoch:-1", "epoch:1.5", "step:x", "step:-3", "60",
+             -1, 1.5, math.nan, None, True],
+        ),
+        ("split_fn", [3, "chunk"]),
+    ],
+)  # fmt: skip
+def test_bad_constructor_values(argument, values):
+    """``Expected argument `x` to be ..., but got ...``, with the value that came."""
+    for value in values:
+        with pytest.raises((ValueError, TypeError)) as caught:
+            FisherRegularizer(**{argument: value})
+        text = str(caught.value)
+        assert_one_line(text, f"expected argument `{argument}`", "but got")
+        assert str(value) in text, f"{value!r} is missing in: {text}"
+
+
+def test_bad_start_lists_the_valid_ones():
+    with pytest.raises(ValueError) as caught:
+        FisherRegularizer(start="second_lr_drop")
+    assert_one_line(caught.value, "first_lr_drop", "epoch:", "step:")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"beta": 0},
+        {"beta": 100, "alpha": 1, "num_sub_batches": 1},
+        {"start": 0},
+        {"start": "epoch:60"},
+        {"start": "step:1000"},
+        {"split_fn": lambda batch, num_sub_batches: [batch]},
+    ],
+)
+def test_good_constructor_values(arguments):
+    regularizer = FisherRegularizer(**arguments)
+    for name, value in arguments.items():
+        if name in ("beta", "alpha", "num_sub_batches"):
+            assert getattr(regularizer, name) == value
+
+
+def test_other_trainer_functions_are_left_alone(make_trainer):
+    """Validation and test of a half-precision or manual module need no refusal."""
+
+    class Validates(Manual):
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", 1.0)
+
+    trainer = make_trainer(callbacks=[FisherRegularizer()])
+    assert trainer.validate(Validates(), loader(BATCHES), verbose=False) == [{"val_loss": 1.0}]

@@ -1,0 +1,103 @@
+"""Bring your own `.npz`: what is read, and the one line for what isn't."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_fisher.data import load_arrays
+
+RNG = np.random.default_rng(0)
+
+
+def arrays(**changes) -> dict[str, np.ndarray]:
+    good = {
+        "train_images": RNG.integers(256, size=(6, 4, 5, 3), dtype=np.uint8),
+        "train_labels": np.array([0, 1, 2, 0, 1, 2], dtype=np.uint8),
+        "test_images": RNG.integers(256, size=(3, 4, 5, 3), dtype=np.uint8),
+        "test_labels": np.array([0, 1, 2]),
+    }
+    return {key: value for key, value in (good | changes).items() if value is not None}
+
+
+def load(tmp_path, contents, **options):
+    path = tmp_path / "images.npz"
+    np.savez(path, **contents)
+    return load_arrays(**({"path": str(path), "num_classes": 3, "channels": 3, "image_size": (4, 5)} | options))
+
+
+def test_images_and_labels_are_read(tmp_path):
+    contents = arrays()
+    train, test = load(tmp_path, contents)
+    for source, split in ((train, "train"), (test, "test")):
+        assert source.images.dtype == torch.uint8
+        assert source.labels.dtype == torch.int64
+        assert source.images.is_contiguous()
+        assert np.array_equal(source.images.numpy(), contents[f"{split}_images"].transpose(0, 3, 1, 2))
+        assert np.array_equal(source.labels.numpy(), contents[f"{split}_labels"])
+
+
+def test_images_of_one_channel_need_no_axis(tmp_path):
+    grey = {key: arrays()[key] for key in ("train_images", "test_images")}
+    grey = {key: value[..., 0] for key, value in grey.items()}
+    train, _ = load(tmp_path, arrays(**grey), channels=1)
+    assert train.images.shape == (6, 1, 4, 5)
+    assert np.array_equal(train.images[:, 0].numpy(), grey["train_images"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        (
+            {"test_labels": None},
+            {},
+            "to be named train_images, .*, test_labels, but got train_images, train_labels, test_images",
+        ),
+        ({"x_train": np.zeros(3)}, {}, "to be named train_images, .* x_train"),
+        ({"train_labels": np.array([0, 1, 2, 0, 1, 3])}, {}, "`train_labels` to be from 0 to 2 .* from 0 to 3"),
+        ({"test_labels": np.array([0, -1, 2])}, {}, "`test_labels` to be from 0 to 2 .* from -1 to 2"),
+        (
+            {"test_labels": np.array([0, 1])},
+            {},
+            r"`test_labels` to be integers of shape \[3\], but .* \[2\]",
+        ),
+        ({"test_labels": np.array([0.0, 1.0, 2.0])}, {}, "`test_labels` to be integers .* but got float64"),
+        ({"test_images": np.zeros((3, 4, 5, 3))}, {}, "`test_images` to be uint8 .* but got float64"),
+        (
+            {"test_images": np.zeros((3, 3, 4, 5), dtype=np.uint8)},
+            {},
+            r"`test_images` to be uint8 of shape \[N, 4, 5, 3\] .* but got uint8 of shape \[3, 3, 4, 5\]",
+        ),
+        ({}, {"image_size": 32}, r"\[N, 32, 32, 3\]"),
+        ({}, {"channels": 1}, r"\[N, 4, 5, 1\]"),
+        ({"train_images": np.zeros((0, 4, 5, 3), dtype=np.uint8)}, {}, r"but got uint8 of shape \[0, 4, 5, 3\]"),
+        ({"train_labels": np.array([None] * 6)}, {}, "archive of plain arrays, but .* cannot be read"),
+    ],
+)
+def test_other_contents_are_refused_in_one_line(tmp_path, changes, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load(tmp_path, arrays(**changes), **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04broken"])
+def test_other_files_are_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "images.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"archive of plain arrays, but .*images\.npz' cannot be read") as error:
+        load_arrays(path=str(path), num_classes=3, channels=3, image_size=4)
+    assert "\n" not in str(error.value)
+
+
+def test_a_single_array_is_refused(tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros(3))
+    with pytest.raises(ValueError, match="archive of plain arrays"):
+        load_arrays(path=str(tmp_path / "images.npy"), num_classes=3, channels=3, image_size=4)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no file '.*none\.npz': set data\.path to an .npz file with"):
+        load_arrays(path=str(tmp_path / "none.npz"), num_classes=3, channels=3, image_size=4)
+    with pytest.raises(ValueError, match=r"set data\.path=FILE\.npz"):
+        load_arrays(num_classes=3, channels=3, image_size=4)

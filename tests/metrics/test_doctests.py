@@ -1,0 +1,25 @@
+"""The examples in the docstrings run, and say what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import lightning_fisher.metrics
+
+MODULES = [
+    f"lightning_fisher.metrics.{module.name}" for module in pkgutil.iter_modules(lightning_fisher.metrics.__path__)
+]
+MODULES += [f"lightning_fisher.functional.{name}" for name in ("bounds", "curvature", "exact", "ranking", "robustness")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    module = importlib.import_module(name)
+    results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert results.failed == 0
+    if not name.endswith((".gram", ".subsets")):
+        assert results.attempted > 0
