@@ -53,8 +53,9 @@ def split_batch(batch: Any, sizes: list[int]) -> list[Any]:
         TypeError: If the batch holds an object of a type that can't be cut.
     """
     count, start, parts = sum(sizes), 0, []
+    in_lists = all(weight == 1 for weight, _ in _votes(batch, top=True))
     for size in sizes:
-        parts.append(_take(batch, slice(start, start + size), count))
+        parts.append(_take(batch, slice(start, start + size), count, in_lists, top=True))
         start += size
     return parts
 
@@ -120,7 +121,7 @@ def _signature(item: Any) -> Any:
     return tuple(map(_signature, _children(item))) or type(item)
 
 
-def _take(item: Any, index: slice, count: int) -> Any:
+def _take(item: Any, index: slice, count: int, in_lists: bool, top: bool = False) -> Any:
     if isinstance(item, PackedSequence):
         return pack_sequence(unpack_sequence(item)[index], enforce_sorted=False)
     if isinstance(item, Tensor):
@@ -128,16 +129,23 @@ def _take(item: Any, index: slice, count: int) -> Any:
     if isinstance(item, _WHOLE):
         return item
     if isinstance(item, Mapping):
-        taken = {key: _take(value, index, count) for key, value in item.items()}
+        taken = {key: _take(value, index, count, in_lists) for key, value in item.items()}
         return taken if type(item) is dict else type(item)(taken)  # type: ignore[call-arg]
     if isinstance(item, (list, tuple)):
-        if len(item) == count and count not in {size for child in item for size in _sizes(child)}:
-            return type(item)(item[index]) if not hasattr(item, "_fields") else item  # a list of samples
-        values = [_take(child, index, count) for child in item]
+        samples = len(item) == count and not hasattr(item, "_fields")
+        if samples and in_lists:
+            samples = isinstance(item, list) and not (top and _is_container(item))
+        elif samples:
+            samples = count not in {size for child in item for size in _sizes(child)}
+        if samples:
+            return type(item)(item[index])
+        values = [_take(child, index, count, in_lists) for child in item]
         return type(item)(*values) if hasattr(item, "_fields") else type(item)(values)
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
         fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(item) if field.init}
-        return dataclasses.replace(item, **{name: _take(value, index, count) for name, value in fields.items()})
+        return dataclasses.replace(
+            item, **{name: _take(value, index, count, in_lists) for name, value in fields.items()}
+        )
     raise TypeError(_cannot(item))
 
 

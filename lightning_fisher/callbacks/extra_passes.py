@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-_BOOKKEEPING = ("_update_count", "_computed", "_forward_cache", "_is_synced", "_cache")
+_PLAIN = (bool, int, float, str, type(None))
+_CONTAINERS = (list, tuple, dict, set, deque)
+_MODULE_ATTRIBUTES = set(vars(nn.Module()))
 
 
 @contextmanager
@@ -36,30 +40,27 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 
 
 class MetricSnapshot:
-    """States and bookkeeping of every torchmetrics metric in a module."""
+    """States and bookkeeping (all plain instance attributes) of every torchmetrics metric in a module."""
 
     def __init__(self, module: nn.Module) -> None:
         self._saved = [
-            (
-                metric,
-                {name: _copy(value) for name, value in metric.metric_state.items()},
-                {name: getattr(metric, name) for name in _BOOKKEEPING if hasattr(metric, name)},
-            )
+            (metric, {name: _copy(value) for name, value in vars(metric).items() if _is_state(name, value)})
             for metric in module.modules()
             if isinstance(metric, Metric)
         ]
 
     def restore(self) -> None:
         """Put them back."""
-        for metric, states, bookkeeping in self._saved:
-            for name, value in states.items():
-                setattr(metric, name, _copy(value))
-            for name, value in bookkeeping.items():
-                setattr(metric, name, value)
+        for metric, attributes in self._saved:
+            vars(metric).update({name: _copy(value) for name, value in attributes.items()})
+
+
+def _is_state(name: str, value: Any) -> bool:
+    return name not in _MODULE_ATTRIBUTES and isinstance(value, (Tensor, *_PLAIN, *_CONTAINERS))
 
 
 def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else list(value)
+    return value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
 
 
 class _CarryGradient(torch.autograd.Function):

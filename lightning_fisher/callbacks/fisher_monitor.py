@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
@@ -95,7 +96,7 @@ class FisherMonitor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a dataset that is too small before training starts."""
         self._resolved = None
-        if self.dataset is not None or hasattr(trainer.datamodule, "metric_dataset"):  # type: ignore[attr-defined]
+        if self._has_dataset(trainer):
             self._samples(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,7 +105,7 @@ class FisherMonitor(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and log."""
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or (trainer.state.fn != TrainerFn.FITTING and not self._has_dataset(trainer)):
             return
         self._validations += 1
         if self._validations % self.every_n_validations == 0:
@@ -164,6 +165,9 @@ class FisherMonitor(Callback):
         """The T subsets of ``size`` samples: N′ distinct indices each, the same for the same seed."""
         generator = torch.Generator().manual_seed(self.seed)
         return [torch.randperm(size, generator=generator)[: self.subset_size].tolist() for _ in range(self.num_subsets)]
+
+    def _has_dataset(self, trainer: Trainer) -> bool:
+        return self.dataset is not None or hasattr(trainer.datamodule, "metric_dataset")  # type: ignore[attr-defined]
 
     def _samples(self, trainer: Trainer) -> Any:
         if self._resolved is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
@@ -17,7 +18,7 @@ from lightning_fisher.callbacks.batches import batch_size, part_sizes, split_bat
 from lightning_fisher.callbacks.extra_passes import MetricSnapshot, TrainingStepPatch, carry_gradient, silenced
 from lightning_fisher.callbacks.lr_drop import FirstDrop
 from lightning_fisher.callbacks.start import Start
-from lightning_fisher.callbacks.supported import require_one_optimizer, require_supported
+from lightning_fisher.callbacks.supported import require_supported, require_trainable
 from lightning_fisher.functional import Penalty, penalty_of_losses
 from lightning_fisher.functional.penalty import check_penalty_options
 
@@ -99,19 +100,24 @@ class FisherRegularizer(Callback):
         self.split_fn = split_fn
         self.beta_schedule = beta_schedule
         self.ramp_epochs = float(ramp_epochs)
+        self._patch: TrainingStepPatch | None = None
+        self._reset()
+
+    def _reset(self) -> None:
         self.active = False
         self.switch_step: int | None = None
         self.switch_epoch: int | None = None
         self._switch_time = 0.0  # in epochs, fractions included
         self._largest_batch = 0
         self._drop = FirstDrop()
-        self._patch: TrainingStepPatch | None = None
 
     # --- before training ---------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what isn't supported before anything runs."""
+        """Refuse what isn't supported before anything runs; a fit from scratch begins with the plain phase."""
         if stage == "fit":
+            if trainer.global_step == 0:  # a checkpoint is loaded after this
+                self._reset()
             require_supported(trainer, pl_module)
             world = trainer.world_size
             if self.num_sub_batches % world:
@@ -122,7 +128,7 @@ class FisherRegularizer(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what only shows once the optimizers exist."""
-        require_one_optimizer(trainer, pl_module)
+        require_trainable(trainer, pl_module)
 
     # --- the switch --------------------------------------------------------------------------------------------
 
@@ -183,7 +189,7 @@ class FisherRegularizer(Callback):
         def step(batch: Any, *args: Any, **kwargs: Any) -> Any:
             parameters = [p for p in pl_module.parameters() if p.requires_grad]
             penalty = self._penalty(
-                trainer, pl_module, parameters, batch, lambda part: training_step(part, *args, **kwargs)
+                trainer, pl_module, parameters, batch, lambda part: training_step(copy.deepcopy(part), *args, **kwargs)
             )
             output = training_step(batch, *args, **kwargs)
             if output is None or penalty is None:  # a batch the module skips

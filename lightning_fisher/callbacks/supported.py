@@ -9,6 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import DoublePrecision, MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
+from lightning_fisher.functional.state import refuse_renormalised_embeddings
+
 _PRECISIONS = (Precision, MixedPrecision, DoublePrecision)
 
 
@@ -43,6 +45,7 @@ def require_supported(trainer: Trainer, pl_module: LightningModule) -> None:
                 f"FisherRegularizer needs float32 or float64 weights, but {name} has {parameter.dtype} ones, in which "
                 'its finite difference is noise; keep float32 weights and use `precision="bf16-mixed"`.'
             )
+    refuse_renormalised_embeddings(pl_module)
     precision = trainer.precision_plugin
     if type(precision) not in _PRECISIONS:
         raise ValueError(
@@ -52,13 +55,18 @@ def require_supported(trainer: Trainer, pl_module: LightningModule) -> None:
         )
 
 
-def require_one_optimizer(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Check the optimizers, which exist once training starts.
+def require_trainable(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Check what exists once training starts: the optimizers, and the layers after the strategy's changes.
 
     Raises:
         ValueError: In one line, with the remedy.
     """
     name = type(pl_module).__name__
+    if any(isinstance(module, torch.nn.SyncBatchNorm) for module in pl_module.modules()):
+        raise ValueError(
+            f"FisherRegularizer runs its extra passes on each process alone, but {name} has SyncBatchNorm layers, "
+            "which wait for all; use `sync_batchnorm=False`."
+        )
     own = {id(parameter) for parameter in pl_module.parameters()}
     used = [o for o in trainer.optimizers if any(id(p) in own for group in o.param_groups for p in group["params"])]
     if len(used) != 1:

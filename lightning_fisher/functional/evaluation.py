@@ -12,13 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
-from lightning_fisher.functional.loss import call_module, take
-from lightning_fisher.functional.precision import device_types, full_precision
+from lightning_fisher.functional.loss import call_module, ordinary, take
+from lightning_fisher.functional.precision import SAME, device_types, full_precision
 from lightning_fisher.functional.state import evaluation_mode, preserved_buffers, preserved_random_state
-
-SAME = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative; samples that interact differ by orders more
 
 
 @contextmanager
@@ -46,14 +43,7 @@ def differentiable(tree: Any, module: nn.Module) -> Any:
     """Detached tensors that autograd may save, floating ones in the precision of the module's parameters."""
     dtypes = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
     dtype = torch.float64 if dtypes == {torch.float64} else torch.float32
-
-    def ordinary(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
-        return leaf.to(dtype) if dtypes and leaf.is_floating_point() else leaf
-
-    return tree_map(ordinary, tree)
+    return ordinary(tree, dtype if dtypes else None)
 
 
 def evaluate(module: nn.Module, inputs: Any) -> Any:
@@ -75,7 +65,7 @@ def refuse_interaction(module: nn.Module, inputs: Any, outputs: Tensor) -> None:
     with torch.no_grad():
         alone, batch = evaluate(module, take(inputs, slice(0, 1))), outputs[:1]
     difference = (alone - batch).abs().max() if alone.shape == batch.shape else math.inf
-    if not difference <= SAME.get(outputs.dtype, 1e-3) * outputs.abs().max():
+    if not difference <= SAME.get(outputs.dtype, SAME[torch.float32]) * outputs.abs().max():
         raise ValueError(
             "Expected samples that don't interact, but the module's output for a sample depends on the other "
             "samples in the batch."

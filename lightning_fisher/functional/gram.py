@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.functional.layerwise import SAME, LayerwiseGram
+from lightning_fisher.functional.layerwise import LayerwiseGram
 from lightning_fisher.functional.loss import LossFn, num_samples, ordinary, output_gradients, take
-from lightning_fisher.functional.precision import device_types, full_precision, require_full_precision
+from lightning_fisher.functional.precision import SAME, device_types, full_precision, require_full_precision
 from lightning_fisher.functional.rows import chunks, collect_outputs, row_gram
 from lightning_fisher.functional.state import (
     evaluation_mode,

@@ -322,7 +322,7 @@ def _convolution() -> Rule:
     )
 
 
-RULES: dict[Any, Rule] = {  # type: ignore[misc]
+RULES: dict[Any, Rule] = {
     F.linear: Rule(
         ("input", "weight", "bias"),
         {"bias": None},
@@ -333,9 +333,6 @@ RULES: dict[Any, Rule] = {  # type: ignore[misc]
         gram=_linear_gram,
         bias=lambda G, arguments: G.reshape(G.shape[0], -1, G.shape[-1]).sum(1),
     ),
-    torch.conv1d: _convolution(),
-    torch.conv2d: _convolution(),
-    torch.conv3d: _convolution(),
     F.batch_norm: _channel_norm(F.batch_norm),
     F.group_norm: _channel_norm(F.group_norm),
     F.instance_norm: _channel_norm(F.instance_norm),
@@ -349,3 +346,4 @@ RULES: dict[Any, Rule] = {  # type: ignore[misc]
         gram=_embedding_gram,
     ),
 }
+RULES |= {function: _convolution() for function in (torch.conv1d, torch.conv2d, torch.conv3d)}

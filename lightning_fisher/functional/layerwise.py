@@ -18,10 +18,10 @@ from torch.utils.checkpoint import CheckpointError
 
 from lightning_fisher.functional.layers import Layout, arrange, blocks, weight_gram
 from lightning_fisher.functional.loss import LossFn, call_module, num_samples, output_gradients, take
+from lightning_fisher.functional.precision import SAME
 from lightning_fisher.functional.recording import Key, Recorder, Use
 
 PROBE = 2  # samples in the pass that finds out which dimension of each layer's input holds the samples
-SAME = {torch.float32: 1e-4, torch.float64: 1e-9}  # relative; samples that interact differ by orders more
 
 
 class LayerwiseGram:

@@ -51,14 +51,14 @@ def take(tree: Any, index: slice | Tensor) -> Any:
     return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) and leaf.ndim else leaf, tree)
 
 
-def ordinary(tree: Any, dtype: torch.dtype) -> Any:
-    """Detached tensors that autograd may save, also from inference mode; floating ones in ``dtype``."""
+def ordinary(tree: Any, dtype: torch.dtype | None) -> Any:
+    """Detached tensors that autograd may save, also from inference mode; floating ones in ``dtype`` if given."""
 
     def convert(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
-        return leaf.to(dtype) if leaf.is_floating_point() else leaf
+        return leaf.to(dtype) if dtype is not None and leaf.is_floating_point() else leaf
 
     return tree_map(convert, tree)
 

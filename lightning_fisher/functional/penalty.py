@@ -61,7 +61,8 @@ def penalty_gradient(
 
     Batch-norm layers stay in the module's current mode; both passes of a sub-batch start from the same buffers and the
     same random state (dropout masks), which goes on from one sub-batch to the next. Afterwards weights, buffers,
-    gradients and random state are bit-identical. The passes run in float32 or better, with autocast and TF32 off, whatever surrounds the call.
+    gradients and random state are bit-identical. The passes run in float32 or better, with autocast and TF32 off,
+    whatever surrounds the call.
 
     Cost: 2 forward and backward passes of the batch, in sub-batches; memory of three gradients.
 
@@ -172,8 +173,13 @@ def penalty_of_losses(
                 masks = RandomStateSnapshot(devices)
                 value, gradient = evaluate(loss)
                 after = RandomStateSnapshot(devices)
+                if all(g is None for g in gradient):
+                    raise ValueError(
+                        "Expected a loss that depends on the trainable parameters, but none of them gets a gradient "
+                        "(activation checkpointing needs `use_reentrant=False`)."
+                    )
                 moved = [(p, g) for p, g in zip(parameters, gradient, strict=True) if g is not None]
-                spread.add([g for _, g in moved] or [torch.zeros_like(parameters[0])])
+                spread.add([g for _, g in moved])
                 with torch.no_grad():
                     torch._foreach_add_([p for p, _ in moved], [g for _, g in moved], alpha=-alpha)
                 masks.restore()

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+# Relative rounding allowed between two evaluations of the same thing; samples that interact differ by orders more.
+SAME = {torch.float32: 1e-4, torch.float64: 1e-9}
+
 
 class _Float32Switches:
     """The settings that let float32 work run in less: TF32 and bf16 products, on every backend.

@@ -77,7 +77,7 @@ class BufferSnapshot:
         """Put every buffer back; unchanged ones cost a copy, nothing else."""
         with torch.no_grad():
             for submodule, name, buffer, value in self._saved:
-                if buffer is not None and value is not None:
+                if buffer is not None and value is not None and not buffer.is_inference():  # those can't change
                     buffer.copy_(value)
                 submodule._buffers[name] = buffer
 

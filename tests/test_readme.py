@@ -1,0 +1,26 @@
+"""The README's Python blocks run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+EXTENDING = README.parent / "docs" / "extending.md"
+BLOCKS = [
+    pytest.param(block, id=f"{path.stem}-{i}")
+    for path in (README, EXTENDING)
+    for i, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
+]
+
+
+def test_there_are_blocks():
+    assert len(BLOCKS) >= 3
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_block_runs(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README", "exec"), {"__name__": "block"})  # noqa: S102
