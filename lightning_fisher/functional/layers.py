@@ -238,7 +238,7 @@ def _conv_bias(G: Tensor, arguments: dict[str, Any]) -> Tensor:
 
 def _normalised(function: Callable[..., Tensor]) -> Callable[[Tensor, dict[str, Any]], Tensor]:
     def prepare(A: Tensor, arguments: dict[str, Any]) -> Tensor:
-        plain = {name: None for name in ("weight", "bias") if name in arguments}
+        plain: dict[str, Any] = {name: None for name in ("weight", "bias") if name in arguments}
         return function(**{**arguments, "input": A, **plain})
 
     return prepare
@@ -254,6 +254,27 @@ def _channel_sum(values: Tensor, ndim: int) -> Tensor:
 def _trailing_sum(values: Tensor, shape: Any) -> Tensor:
     """``[N, …, *shape]`` → ``[N, *shape]``."""
     return values.reshape(values.shape[0], -1, *shape).sum(1)
+
+
+def _batch_norm_rows(A: Tensor, G: Tensor, arguments: dict[str, Any], block: slice) -> Tensor:
+    """``Σ G x̂`` a sample and channel, by the framework's own backward kernel with a channel for each."""
+    mean, variance = arguments["running_mean"], arguments["running_var"]
+    count, channels = A.shape[0], mean.shape[0]
+    owned = A.shape[1] if A.ndim > arguments["input"].ndim else 1
+    images = count * owned
+    grads = torch.ops.aten.native_batch_norm_backward(
+        G.reshape(1, images * channels, -1),
+        A.reshape(1, images * channels, -1),
+        None,
+        mean.repeat(images),
+        variance.repeat(images),
+        None,
+        None,
+        False,
+        arguments["eps"],
+        [False, True, False],
+    )
+    return grads[1].view(count, owned, channels).sum(1)
 
 
 def _channel_norm(function: Callable[..., Tensor]) -> Rule:
@@ -322,28 +343,29 @@ def _convolution() -> Rule:
     )
 
 
-RULES: dict[Any, Rule] = {
-    F.linear: Rule(
-        ("input", "weight", "bias"),
-        {"bias": None},
-        by_name=False,
-        leading=lambda arguments, ndim: ndim - 1,
-        rows=_linear_rows,
-        features=lambda arguments: arguments["weight"].shape[0],
-        gram=_linear_gram,
-        bias=lambda G, arguments: G.reshape(G.shape[0], -1, G.shape[-1]).sum(1),
-    ),
-    F.batch_norm: _channel_norm(F.batch_norm),
-    F.group_norm: _channel_norm(F.group_norm),
-    F.instance_norm: _channel_norm(F.instance_norm),
-    F.layer_norm: _trailing_norm(F.layer_norm),
-    F.rms_norm: _trailing_norm(F.rms_norm),
-    F.embedding: Rule.from_signature(
-        F.embedding,
-        leading=lambda arguments, ndim: ndim,
-        rows=_embedding_rows,
-        features=lambda arguments: arguments["weight"].shape[0],
-        gram=_embedding_gram,
-    ),
-}
+RULES: dict[Any, Rule] = {}
+RULES[F.linear] = Rule(
+    ("input", "weight", "bias"),
+    {"bias": None},
+    by_name=False,
+    leading=lambda arguments, ndim: ndim - 1,
+    rows=_linear_rows,
+    features=lambda arguments: arguments["weight"].shape[0],
+    gram=_linear_gram,
+    bias=lambda G, arguments: G.reshape(G.shape[0], -1, G.shape[-1]).sum(1),
+)
+RULES[F.batch_norm] = Rule.from_signature(
+    F.batch_norm, rows=_batch_norm_rows, bias=lambda G, arguments: _channel_sum(G, arguments["input"].ndim)
+)
+RULES[F.group_norm] = _channel_norm(F.group_norm)
+RULES[F.instance_norm] = _channel_norm(F.instance_norm)
+RULES[F.layer_norm] = _trailing_norm(F.layer_norm)
+RULES[F.rms_norm] = _trailing_norm(F.rms_norm)
+RULES[F.embedding] = Rule.from_signature(
+    F.embedding,
+    leading=lambda arguments, ndim: ndim,
+    rows=_embedding_rows,
+    features=lambda arguments: arguments["weight"].shape[0],
+    gram=_embedding_gram,
+)
 RULES |= {function: _convolution() for function in (torch.conv1d, torch.conv2d, torch.conv3d)}
