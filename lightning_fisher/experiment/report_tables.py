@@ -107,7 +107,7 @@ def table_2(rows: Sequence[Row]) -> str:
     for key, name in names.items():
         ours = [cell(by_reg.get(reg, []), key) for reg in ("none", "fisher")]
         lines.append([name, _counts(rows), *ours, *_paper(TABLE_2[key])])
-    return markdown(["error (%)", "n", "ours", "+ regulariser", "paper", "paper + regulariser"], lines)
+    return markdown(["error (%)", "n", "ours", "+ regulariser", "paper (WRN-18, ImageNet)", "paper + regulariser"], lines)
 
 
 def table_3(rows: Sequence[Row]) -> str:
@@ -117,7 +117,7 @@ def table_3(rows: Sequence[Row]) -> str:
         by_reg = _by_reg(members)
         ours = [cell(by_reg.get(reg, []), "gamma", "{:.1f}") for reg in ("none", "fisher")]
         lines.append([str(model), _counts(members), *ours, *_paper(TABLE_3.get(str(model)), "{:.1f}")])
-    return markdown(["model", "n", "γ̂", "+ regulariser", "paper", "paper + regulariser"], lines)
+    return markdown(["model", "n", "γ̂", "+ regulariser", "paper (CIFAR-10)", "paper + regulariser"], lines)
 
 
 def step_cost(rows: Sequence[Row]) -> str:
