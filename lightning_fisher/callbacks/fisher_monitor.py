@@ -93,6 +93,14 @@ class FisherMonitor(Callback):
         self._validations = 0
         self._resolved: Any = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Validations counted and seconds spent, so that a resumed run measures at the same epochs."""
+        return {"validations": self._validations, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What `state_dict` gave."""
+        self._validations, self.seconds = state_dict["validations"], state_dict["seconds"]
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a dataset that is too small before training starts."""
         self._resolved = None

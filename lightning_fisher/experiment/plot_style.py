@@ -47,11 +47,11 @@ def grid(panels: int, columns: int = 2, width: float = 4.2, height: float = 2.7)
 
     Args:
         panels: number of axes.
-        columns: most columns.
+        columns: most columns; three panels stand in one row.
         width: of a panel, inches.
         height: of a panel, inches.
     """
-    columns = min(columns, panels)
+    columns = panels if panels == 3 else min(columns, panels)
     rows = -(-panels // columns)
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")

@@ -29,7 +29,7 @@ def positions(values: Sequence[Any]) -> list[float]:
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
         return list(map(float, range(len(values))))
     if len(values) > 2 and min(values) > 0 and max(values) / min(values) >= LOGARITHMIC:
-        return [math.log2(v) for v in values]
+        return list(map(float, range(len(values))))
     return list(map(float, values))
 
 

@@ -107,7 +107,9 @@ def table_2(rows: Sequence[Row]) -> str:
     for key, name in names.items():
         ours = [cell(by_reg.get(reg, []), key) for reg in ("none", "fisher")]
         lines.append([name, _counts(rows), *ours, *_paper(TABLE_2[key])])
-    return markdown(["error (%)", "n", "ours", "+ regulariser", "paper (WRN-18, ImageNet)", "paper + regulariser"], lines)
+    return markdown(
+        ["error (%)", "n", "ours", "+ regulariser", "paper (WRN-18, ImageNet)", "paper + regulariser"], lines
+    )
 
 
 def table_3(rows: Sequence[Row]) -> str:

@@ -19,10 +19,10 @@ def upload(made: Report, runs: Sequence[Path], folder: Path) -> bool:
         folder: the folder of the sweep.
 
     Returns:
-        Whether there was anything to log to: False if no run used the ``wandb`` logger.
+        Whether there was anything to log to: False if no run used the ``wandb`` logger, or the report has no figure.
     """
     logged = [row for row in load_rows(folder, runs) if value(row, "logger.wandb.project") is not None]
-    if not logged:
+    if not logged or not made.figures:
         return False
     import wandb
 

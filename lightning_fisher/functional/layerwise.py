@@ -17,8 +17,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import CheckpointError
 
 from lightning_fisher.functional.layers import Layout, arrange, blocks, weight_gram
-from lightning_fisher.functional.loss import LossFn, call_module, num_samples, output_gradients, take
-from lightning_fisher.functional.precision import SAME
+from lightning_fisher.functional.loss import InteractionError, LossFn, call_module, num_samples, output_gradients, take
 from lightning_fisher.functional.recording import Key, Recorder, Use
 
 PROBE = 2  # samples in the pass that finds out which dimension of each layer's input holds the samples
@@ -44,8 +43,10 @@ class LayerwiseGram:
         targets: Any,
         loss_fn: LossFn | None,
         logit_norm: float | None,
+        tolerance: float,
     ) -> None:
         self._count = num_samples(inputs)
+        self._tolerance = tolerance
         self.gram = torch.zeros(
             self._count, self._count, dtype=torch.float64, device=parameters[0].device if parameters else None
         )
@@ -113,20 +114,16 @@ class LayerwiseGram:
             differences.append(_relative(first, arrange(few.input, use.layout, size)))
         # The only host synchronisation before the backward pass.
         values = torch.stack([difference.to(self.gram.device) for difference in differences]).tolist()
-        tolerance = SAME[torch.float64 if all(p.dtype == torch.float64 for p in parameters) else torch.float32]
-        if not values[0] <= tolerance:
+        if not values[0] <= self._tolerance:
             if math.isnan(values[0]):
                 raise ValueError("Expected finite outputs, but the module's outputs are infinite or undefined.")
             if self._random:
                 raise ValueError(
                     "Expected a deterministic forward pass in evaluation mode, but the module draws random numbers."
                 )
-            raise ValueError(
-                "Expected samples that don't interact, but the module's output for a sample depends on the other "
-                f"samples in the batch (relative difference {values[0]:.1e}); per-sample gradients are undefined then."
-            )
+            raise InteractionError(f"relative difference {values[0]:.1e}")
         for use, value in zip(recorder.uses, values[1:], strict=True):
-            if not value <= tolerance:
+            if not value <= self._tolerance:
                 use.layout = None
         self._reject_unusable(recorder.uses)
 

@@ -22,6 +22,16 @@ LossFn = Callable[[Any, Any], Tensor]
 IGNORE_INDEX = -100  # the default of torch.nn.functional.cross_entropy
 
 
+class InteractionError(ValueError):
+    """A sample's output or gradient depends on the other samples in the batch."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(
+            "Expected samples that don't interact, but the module's output for a sample depends on the other samples "
+            f"in the batch ({detail}); per-sample gradients are not defined then."
+        )
+
+
 def call_module(module: Callable[..., Any], inputs: Any) -> Any:
     """``module(x)``, ``module(*inputs)`` for a tuple or list, ``module(**inputs)`` for a dict."""
     if isinstance(inputs, (tuple, list)):

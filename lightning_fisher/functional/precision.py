@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# Relative rounding allowed between two evaluations of the same thing; samples that interact differ by orders more.
+# Relative rounding usual between two evaluations of the same thing; samples that interact differ by orders more.
 SAME = {torch.float32: 1e-4, torch.float64: 1e-9}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_fisher.functional.layers import MAX_ELEMENTS
-from lightning_fisher.functional.loss import call_module, num_samples, take
+from lightning_fisher.functional.loss import InteractionError, call_module, num_samples, take
 from lightning_fisher.functional.precision import RefuseAutocast
 from lightning_fisher.functional.state import dense
 
@@ -117,7 +117,4 @@ def _compare(result: Any, expected: Any, tolerance: float) -> None:
         if isinstance(one, Tensor):
             scale = batch.abs().max()
             if one.shape != batch.shape or bool((one.detach() - batch).abs().max() > tolerance * scale):
-                raise ValueError(
-                    "Expected samples that don't interact, but the module's output for a sample depends on the other "
-                    "samples in the batch; per-sample gradients are not defined then."
-                )
+                raise InteractionError("one by one and together")
