@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import CheckpointError
 
-from lightning_fisher.functional.layers import Layout, arrange, blocks, weight_gram
 from lightning_fisher.functional.loss import InteractionError, LossFn, call_module, num_samples, output_gradients, take
 from lightning_fisher.functional.recording import Key, Recorder, Use
+from lightning_fisher.functional.rule import Layout, arrange, blocks, weight_gram
 
 PROBE = 2  # samples in the pass that finds out which dimension of each layer's input holds the samples
 

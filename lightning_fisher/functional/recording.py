@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
-from lightning_fisher.functional.layers import RULES, Rule
+from lightning_fisher.functional.layers import RULES
 from lightning_fisher.functional.precision import RefuseAutocast
+from lightning_fisher.functional.rule import Rule
 
 Key = tuple[int, int]  # (index of the parameter, part of it; −1: all of it)
 
