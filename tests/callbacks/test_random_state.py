@@ -66,7 +66,9 @@ def fit(callbacks: list[Callback], checkpoint: Path | None, validate: bool) -> D
         enable_model_summary=False,
     )
     loaders = [DataLoader(data, 8, shuffle=True)] + ([DataLoader(data, 8)] if validate else [])
-    trainer.fit(module, *loaders, ckpt_path=checkpoint, weights_only=True)
+    if checkpoint is not None:
+        torch.load(checkpoint, weights_only=True)  # plain types only
+    trainer.fit(module, *loaders, ckpt_path=checkpoint)
     return module
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -30,7 +32,9 @@ METRICS = {
 def share_of_work(rank, folder):
     """Every split of the subsets for every metric, in one process of two."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+    )
     results = {}
     try:
         parts = subsets(TOTAL)
@@ -49,6 +53,7 @@ def share_of_work(rank, folder):
             uneven.compute()
         except ValueError as error:
             results["sizes"] = str(error)
+        dist.barrier()
     finally:
         dist.destroy_process_group()
     torch.save(results, f"{folder}/{rank}.pt")
