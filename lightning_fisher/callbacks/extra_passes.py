@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
-
-_PLAIN = (bool, int, float, str, type(None))
-_CONTAINERS = (list, tuple, dict, set, deque)
-_MODULE_ATTRIBUTES = set(vars(nn.Module()))
 
 
 @contextmanager
@@ -39,30 +32,6 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     pass
 
 
-class MetricSnapshot:
-    """States and bookkeeping (all plain instance attributes) of every torchmetrics metric in a module."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._saved = [
-            (metric, {name: _copy(value) for name, value in vars(metric).items() if _is_state(name, value)})
-            for metric in module.modules()
-            if isinstance(metric, Metric)
-        ]
-
-    def restore(self) -> None:
-        """Put them back."""
-        for metric, attributes in self._saved:
-            vars(metric).update({name: _copy(value) for name, value in attributes.items()})
-
-
-def _is_state(name: str, value: Any) -> bool:
-    return name not in _MODULE_ATTRIBUTES and isinstance(value, (Tensor, *_PLAIN, *_CONTAINERS))
-
-
-def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
-
-
 class _CarryGradient(torch.autograd.Function):
     """The identity on the loss; adds ``coefficient · gradient`` to the parameters' gradients in the backward pass.
 
@@ -78,8 +47,8 @@ class _CarryGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        factor = scale * ctx.coefficient
-        return scale, None, None, *(gradient * factor.to(gradient) for gradient in ctx.gradients)
+        # In the gradient's dtype: a half-precision loss would round the product, or overflow under loss scaling.
+        return scale, None, None, *(gradient * (scale.to(gradient) * ctx.coefficient) for gradient in ctx.gradients)
 
 
 def carry_gradient(

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import inspect
 import math
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import warnings
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
-from lightning_fisher.callbacks.batches import batch_size, part_sizes, split_batch
-from lightning_fisher.callbacks.extra_passes import MetricSnapshot, TrainingStepPatch, carry_gradient, silenced
+from lightning_fisher.callbacks.extra_passes import TrainingStepPatch
 from lightning_fisher.callbacks.lr_drop import FirstDrop
+from lightning_fisher.callbacks.regularized_step import RegularizedStep, SplitFn
 from lightning_fisher.callbacks.start import Start
 from lightning_fisher.callbacks.supported import require_supported, require_trainable
-from lightning_fisher.functional import Penalty, penalty_of_losses
 from lightning_fisher.functional.penalty import check_penalty_options
+from lightning_fisher.functional.regularized import check_gradient
+from lightning_fisher.functional.sub_batches import check_perturbed
 
-SplitFn = Callable[[Any, int], list[Any]]
 Schedule = Literal["constant", "linear", "cosine"]
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -41,11 +35,17 @@ class FisherRegularizer(Callback):
     the switch, and at β = 0, training is bit for bit what it is without the callback.
 
     The sub-batch passes run in float32 with autocast and TF32 off: the finite difference is noise in anything less.
-    Cost of a regularised step: three forward and backward passes of the batch instead of one. Batch-norm layers see
-    sub-batches of N/M samples in the extra passes only.
+    Cost of a regularised step: three forward and backward passes of the batch instead of one, or fewer with
+    ``gradient``, ``perturbed`` and ``every_n_steps``. Batch-norm layers see sub-batches of N/M samples in the extra
+    passes only (except with ``gradient="shared"``).
 
     Logs every regularised step: ``fisher/penalty`` (R_α), ``fisher/beta``, and of the sub-batch gradients
-    ``fisher/grad_norm_var`` and ``fisher/grad_cosine`` (Fig. 1); with several processes their mean over ranks.
+    ``fisher/grad_norm_var`` and ``fisher/grad_cosine`` (Fig. 1; ``nan`` where a process has fewer than two sub-batches
+    with a gradient); with several processes their mean over ranks.
+
+    What is added to a step is finite or nothing: where R_α or an entry of its gradient is infinite or undefined, the
+    process leaves its share of the penalty out, ``fisher/penalty`` is ``nan``, and the step is the plain one. So a loss
+    of nan reaches the user's own handling (`detect_anomaly`, the loss scaler, a callback) as it would without this one.
 
     Args:
         beta: Weight β ≥ 0; the paper chooses it by validation from {1, 5, 10, 20, 30, 40, 50, 75, 100}.
@@ -59,11 +59,24 @@ class FisherRegularizer(Callback):
             sequences, tuples, mappings and dataclasses of those.
         beta_schedule: β after the switch: ``"constant"``, or a ``"linear"`` or ``"cosine"`` ramp from 0.
         ramp_epochs: Length of the ramp, in epochs (fractions count).
+        gradient: Where the gradient of ``L`` comes from. ``"full"``: a pass of the whole batch, as the authors do;
+            three evaluations. ``"shared"``: the mean of the ``g_i``; two evaluations. The same number where samples don't
+            interact; batch-norm normalises each sub-batch of N/M samples by itself (ghost batch-norm) and moves its
+            running statistics M times a step. `training_step` then runs once a sub-batch, in float32 whatever the
+            Trainer's precision; what it logs is logged once, as the mean over the sub-batches, and what it returns is
+            merged (`merge_outputs`).
+        perturbed: Only k of the M sub-batches, drawn anew every step, are evaluated at ``w − α g_i``; their penalty
+            counts M/k times: an unbiased estimate of ``∇R_α``, whose variance grows as M/k. ``1 + 2k/M`` evaluations
+            (``"shared"``: ``1 + k/M``). Over all processes together, like M. ``None``: all M.
+        every_n_steps: Only every n-th optimizer step is regularised, with n times the weight: the same penalty on
+            average over n steps, in bursts (n β is the weight that the optimizer has to bear). On average
+            ``1 + 2/n`` evaluations (``"shared"``: ``1 + 1/n``).
 
     Attributes:
         active: Whether the regularised phase has begun.
         switch_step: ``trainer.global_step`` at which it began, or ``None``.
         switch_epoch: Epoch in which it began, or ``None``.
+        left_out: Steps of this process whose penalty was left out, as of the end of the last epoch.
 
     Raises:
         ValueError: If an argument doesn't fit; before training, if the module or the Trainer's set-up isn't supported.
@@ -83,8 +96,15 @@ class FisherRegularizer(Callback):
         split_fn: SplitFn | None = None,
         beta_schedule: Schedule = "constant",
         ramp_epochs: float = 0.0,
+        gradient: Literal["full", "shared"] = "full",
+        perturbed: int | None = None,
+        every_n_steps: int = 1,
     ) -> None:
         check_penalty_options(alpha, num_sub_batches)
+        check_gradient(gradient)
+        check_perturbed(perturbed, num_sub_batches)
+        if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 1:
+            raise ValueError(f"Expected argument `every_n_steps` to be a positive integer, but got {every_n_steps!r}.")
         _require_number("beta", beta)
         _require_number("ramp_epochs", ramp_epochs)
         if beta_schedule not in SCHEDULES:
@@ -100,6 +120,9 @@ class FisherRegularizer(Callback):
         self.split_fn = split_fn
         self.beta_schedule = beta_schedule
         self.ramp_epochs = float(ramp_epochs)
+        self.gradient = gradient
+        self.perturbed = perturbed
+        self.every_n_steps = every_n_steps
         self._patch: TrainingStepPatch | None = None
         self._reset()
 
@@ -107,9 +130,11 @@ class FisherRegularizer(Callback):
         self.active = False
         self.switch_step: int | None = None
         self.switch_epoch: int | None = None
+        self.left_out = 0
+        self._batch_checked = False
         self._switch_time = 0.0  # in epochs, fractions included
-        self._largest_batch = 0
         self._drop = FirstDrop()
+        self._step = RegularizedStep(self.alpha, self.num_sub_batches, self.gradient, self.perturbed, self.split_fn)
 
     # --- before training ---------------------------------------------------------------------------------------
 
@@ -125,6 +150,11 @@ class FisherRegularizer(Callback):
                     f"Expected argument `num_sub_batches` to be a multiple of the {world} processes, "
                     f"but got {self.num_sub_batches}."
                 )
+            if self.perturbed is not None and self.perturbed % world:
+                raise ValueError(
+                    f"Expected argument `perturbed` to be a multiple of the {world} processes, "
+                    f"but got {self.perturbed}."
+                )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what only shows once the optimizers exist."""
@@ -135,6 +165,9 @@ class FisherRegularizer(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Latch the switch; replace `training_step` for this batch in the regularised phase."""
         self._restore()
+        if self.beta > 0 and not self._batch_checked:  # now, not epochs later at the switch
+            self._step.require_splittable(trainer, batch)
+            self._batch_checked = True
         rate = max((float(group["lr"]) for group in trainer.optimizers[0].param_groups), default=0.0)
         dropped = self._drop.update(rate)
         if not self.active and self.start.reached(trainer.current_epoch, trainer.global_step, dropped):
@@ -146,9 +179,9 @@ class FisherRegularizer(Callback):
                 f"(learning rate {rate:g}, β = {self.beta:g}, α = {self.alpha:g}, M = {self.num_sub_batches})"
             )
         beta = self.current_beta(_time(trainer, batch_idx))
-        if beta > 0:
-            step = pl_module.training_step
-            self._patch = TrainingStepPatch(pl_module, self._regularised(trainer, pl_module, step, beta))
+        if beta > 0 and (trainer.global_step - (self.switch_step or 0)) % self.every_n_steps == 0:
+            step = self._step.wrap(trainer, pl_module, pl_module.training_step, beta, self.every_n_steps * beta)
+            self._patch = TrainingStepPatch(pl_module, step)
 
     def current_beta(self, time: float) -> float:
         """β at ``time`` (epochs since the start of training, fractions count): zero before the switch."""
@@ -164,8 +197,17 @@ class FisherRegularizer(Callback):
         self._restore()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Also where a batch was skipped half-way."""
+        """Also where a batch was skipped half-way. The first penalty left out is worth a warning."""
         self._restore()
+        new = self._step.take_left_out()
+        if new and not self.left_out:
+            warnings.warn(
+                f"FisherRegularizer left out the penalty of {new} step(s) of epoch {trainer.current_epoch} on process "
+                f"{trainer.global_rank}: the loss, or its gradient, at w or at w − α g is infinite or undefined. Those "
+                "steps were plain ones; `fisher/penalty` is nan there, and the attribute `left_out` counts further ones.",
+                stacklevel=2,
+            )
+        self.left_out += new
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Also when training fails or is interrupted."""
@@ -180,96 +222,6 @@ class FisherRegularizer(Callback):
             self._patch.undo()
             self._patch = None
 
-    # --- the step ----------------------------------------------------------------------------------------------
-
-    def _regularised(
-        self, trainer: Trainer, pl_module: LightningModule, training_step: Callable[..., Any], beta: float
-    ) -> Callable[..., Any]:
-        @functools.wraps(training_step)
-        def step(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            parameters = [p for p in pl_module.parameters() if p.requires_grad]
-            penalty = self._penalty(
-                trainer, pl_module, parameters, batch, lambda part: training_step(copy.deepcopy(part), *args, **kwargs)
-            )
-            output = training_step(batch, *args, **kwargs)
-            if output is None or penalty is None:  # a batch the module skips
-                return output
-            self._log(trainer, pl_module, penalty, beta)
-            loss = carry_gradient(_loss(output), beta, parameters, penalty.gradient)
-            return {**output, "loss": loss} if isinstance(output, Mapping) else loss
-
-        # Lightning asks the signature whether the step takes a batch index.
-        step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
-        return step
-
-    def _penalty(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        parameters: list[torch.nn.Parameter],
-        batch: Any,
-        training_step: Callable[[Any], Any],
-    ) -> Penalty | None:
-        parts, weights = self._sub_batches(trainer, batch)
-
-        def loss(part: Any) -> Callable[[], Tensor]:
-            def evaluate() -> Tensor:
-                output = training_step(part)
-                if output is None:
-                    raise _SkippedError
-                return _loss(output)
-
-            return evaluate
-
-        metrics = MetricSnapshot(pl_module)
-        try:
-            with silenced(pl_module), torch.enable_grad():
-                return penalty_of_losses(
-                    [loss(part) for part in parts],
-                    parameters,
-                    alpha=self.alpha,
-                    weights=weights,
-                    module=pl_module,
-                    on_pass=metrics.restore,
-                )
-        except _SkippedError:
-            return None
-
-    def _sub_batches(self, trainer: Trainer, batch: Any) -> tuple[list[Any], list[float]]:
-        parts = self.num_sub_batches // trainer.world_size
-        if self.split_fn is not None:
-            pieces = list(self.split_fn(batch, parts))
-            counts = [1] * len(pieces)
-            with suppress(TypeError):  # a type only `split_fn` knows: equal parts
-                counts = [batch_size(piece) for piece in pieces]
-            return pieces, [count / sum(counts) for count in counts]
-        count = batch_size(batch)
-        self._largest_batch = max(self._largest_batch, count)
-        if count < 2 * parts and count < self._largest_batch:
-            parts = max(1, count // 2)
-        if count < parts:
-            raise ValueError(
-                f"Expected argument `num_sub_batches` to be at most the {count} samples of a batch "
-                f"({parts} sub-batches on each process), but got {self.num_sub_batches}."
-            )
-        sizes = part_sizes(count, parts)
-        return split_batch(batch, sizes), [size / count for size in sizes]
-
-    def _log(self, trainer: Trainer, pl_module: LightningModule, penalty: Penalty, beta: float) -> None:
-        values: dict[str, Tensor | float] = {
-            "fisher/penalty": penalty.value,
-            "fisher/grad_norm_var": penalty.divergence.norm_variance,
-            "fisher/grad_cosine": penalty.divergence.cosine,
-            "fisher/beta": beta,
-        }
-        pl_module.log_dict(
-            values,  # type: ignore[arg-type]
-            on_step=True,
-            on_epoch=False,
-            sync_dist=trainer.world_size > 1,
-            batch_size=1,
-        )
-
     # --- checkpoints -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -279,7 +231,8 @@ class FisherRegularizer(Callback):
             "switch_step": self.switch_step,
             "switch_epoch": self.switch_epoch,
             "switch_time": self._switch_time,
-            "largest_batch": self._largest_batch,
+            "left_out": self.left_out,
+            "largest_batch": self._step.largest_batch,
             "drop": self._drop.state_dict(),
         }
 
@@ -288,22 +241,9 @@ class FisherRegularizer(Callback):
         self.active = state_dict["active"]
         self.switch_step, self.switch_epoch = state_dict["switch_step"], state_dict["switch_epoch"]
         self._switch_time = state_dict["switch_time"]
-        self._largest_batch = state_dict["largest_batch"]
+        self.left_out = state_dict.get("left_out", 0)
+        self._step.largest_batch = state_dict["largest_batch"]
         self._drop.load_state_dict(state_dict["drop"])
-
-
-class _SkippedError(Exception):
-    """`training_step` returned None for a sub-batch."""
-
-
-def _loss(output: Any) -> Tensor:
-    loss = output["loss"] if isinstance(output, Mapping) else output
-    if not isinstance(loss, Tensor):
-        raise TypeError(
-            "Expected `training_step` to return a loss tensor, a mapping with the key 'loss' or None, "
-            f"but got {type(loss).__name__}."
-        )
-    return loss
 
 
 def _time(trainer: Trainer, batch_idx: int) -> float:

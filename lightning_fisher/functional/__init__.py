@@ -20,8 +20,10 @@ from lightning_fisher.functional.divergence import Divergence, gradient_divergen
 from lightning_fisher.functional.exact import exact_gamma
 from lightning_fisher.functional.gram import ScaledGram, gram_matrix, scaled_gram
 from lightning_fisher.functional.logdet import FisherLogDet, fisher_log_det, log_det
-from lightning_fisher.functional.penalty import Penalty, penalty_gradient, penalty_of_losses
+from lightning_fisher.functional.passes import Penalty, penalty_of_losses
+from lightning_fisher.functional.penalty import penalty_gradient
 from lightning_fisher.functional.ranking import Interval, bootstrap_interval, kendall_tau, spearman_rho
+from lightning_fisher.functional.regularized import RegularizedGradient, regularized_gradient
 from lightning_fisher.functional.robustness import robustness
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "HessianSpectralRadius",
     "Interval",
     "Penalty",
+    "RegularizedGradient",
     "ScaledGram",
     "bootstrap_interval",
     "estimate_from_gamma",
@@ -49,6 +52,7 @@ __all__ = [
     "log_ellipsoid_height",
     "penalty_gradient",
     "penalty_of_losses",
+    "regularized_gradient",
     "robustness",
     "scaled_gram",
     "spearman_rho",

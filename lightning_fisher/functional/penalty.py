@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_fisher.functional.divergence import Divergence, DivergenceAccumulator
 from lightning_fisher.functional.loss import LossFn, call_module, mean_loss, num_samples, ordinary
-from lightning_fisher.functional.precision import (
-    RefuseAutocast,
-    device_types,
-    full_precision,
-    require_full_precision,
-)
-from lightning_fisher.functional.state import (
-    BufferSnapshot,
-    RandomStateSnapshot,
-    dense,
-    refuse_renormalised_embeddings,
-)
-
-
-class Penalty(NamedTuple):
-    """What one evaluation of the regulariser gives.
-
-    Attributes:
-        value: ``R_α``, float64 scalar.
-        gradient: ``∇R_α``, one tensor a given parameter; ``None`` where the loss doesn't depend on it.
-        divergence: Spread of the sub-batch gradients ``g_i``.
-    """
-
-    value: Tensor
-    gradient: tuple[Tensor | None, ...]
-    divergence: Divergence
+from lightning_fisher.functional.passes import penalty_of_losses
 
 
 def penalty_gradient(
@@ -76,10 +49,11 @@ def penalty_gradient(
 
     Returns:
         ``R_α`` (float64 scalar) and ``∇R_α`` in the order of ``module.parameters()``; zeros for parameters that are
-        frozen or that the loss does not depend on.
+        frozen or that the loss does not depend on. Where either isn't finite (the loss at ``w − α g_i`` overflows, say),
+        ``nan`` and zeros throughout, so that a step that adds it is the plain one; the host doesn't wait.
 
     Raises:
-        ValueError: If α or M don't fit, or a parameter is narrower than float32.
+        ValueError: If α or M don't fit, or a parameter is narrower than float32, complex or sparse.
 
     Example:
         >>> import torch
@@ -91,120 +65,46 @@ def penalty_gradient(
     """
     count = num_samples(inputs)
     check_penalty_options(alpha, num_sub_batches, count)
-    if num_samples(targets, "targets") != count:
-        raise ValueError(f"Expected argument `targets` to have {count} samples, but got {num_samples(targets)}.")
-    parameters = list(module.parameters())
-    trainable = [p for p in parameters if p.requires_grad]
-    if not trainable:
-        raise ValueError("Expected the module to have parameters that require gradients, but it has none.")
+    trainable = trainable_parameters(module, count, targets)
     with torch.inference_mode(False), torch.enable_grad():
         inputs, targets = ordinary((inputs, targets), trainable[0].dtype)
         parts = list(zip(split(inputs, num_sub_batches), split(targets, num_sub_batches), strict=True))
-
-        def loss(x: Any, y: Any) -> Callable[[], Tensor]:
-            return lambda: mean_loss(call_module(module, x), y, loss_fn)
-
         penalty = penalty_of_losses(
-            [loss(x, y) for x, y in parts],
+            [loss_of(module, x, y, loss_fn) for x, y in parts],
             trainable,
             alpha=alpha,
             weights=[num_samples(x) / count for x, _ in parts],
             module=module,
         )
-    by_parameter = dict(zip(map(id, trainable), penalty.gradient, strict=True))
-    gradients = (by_parameter.get(id(p)) for p in parameters)
-    return penalty.value, tuple(
-        p.new_zeros(()).expand_as(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)
-    )
+    return penalty.value, for_all_parameters(module, trainable, penalty.gradient)
 
 
-def penalty_of_losses(
-    losses: Sequence[Callable[[], Tensor]],
-    parameters: Sequence[nn.Parameter],
-    *,
-    alpha: float,
-    weights: Sequence[float],
-    module: nn.Module,
-    on_pass: Callable[[], None] = lambda: None,
-) -> Penalty:
-    """`penalty_gradient` of losses that are given as functions of nothing, one a sub-batch.
+def loss_of(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn | None) -> Callable[[], Tensor]:
+    """The mean loss of a batch as a function of nothing."""
+    return lambda: mean_loss(call_module(module, inputs), targets, loss_fn)
 
-    Args:
-        losses: Each runs the module on its sub-batch and returns the scalar mean loss; called twice.
-        parameters: The parameters to differentiate with respect to; moved and put back.
-        alpha: Length α of the step.
-        weights: Share of each sub-batch in the batch; adds up to one.
-        module: Whose buffers are restored after every pass, and whose devices' random state.
-        on_pass: Called after every pass: restores what else the losses touch.
 
-    Returns:
-        A `Penalty`.
+def trainable_parameters(module: nn.Module, count: int, targets: Any) -> list[nn.Parameter]:
+    """The parameters that require gradients.
 
     Raises:
-        ValueError: If a parameter is narrower than float32.
+        ValueError: If there is none, or there aren't as many targets as inputs.
     """
-    parameters = list(parameters)
-    require_full_precision(parameters, "the penalty")
-    refuse_renormalised_embeddings(module)
-    devices = {p.device for p in parameters}
-    types = device_types(module)
-    values: list[Tensor] = []
-    total: list[Tensor | None] = [None] * len(parameters)
-    spread = DivergenceAccumulator()
-    weights_now: list[Tensor] = list(parameters)
-    originals = [p.detach().clone() for p in parameters]
-    before = RandomStateSnapshot(devices)
-    buffers = BufferSnapshot(module)
-
-    def evaluate(loss: Callable[[], Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        try:
-            with nullcontext() if values else RefuseAutocast(types):  # the first pass tells
-                value = loss()
-            gradient = torch.autograd.grad(value, parameters, allow_unused=True)
-            gradient = tuple(None if g is None else dense(g) for g in gradient)
-        finally:
-            buffers.restore()
-            on_pass()
-        return value.detach(), gradient
-
-    try:
-        with torch.compiler.set_stance("force_eager"), full_precision(types):
-            for loss, weight in zip(losses, weights, strict=True):
-                masks = RandomStateSnapshot(devices)
-                value, gradient = evaluate(loss)
-                after = RandomStateSnapshot(devices)
-                if all(g is None for g in gradient):
-                    raise ValueError(
-                        "Expected a loss that depends on the trainable parameters, but none of them gets a gradient "
-                        "(activation checkpointing needs `use_reentrant=False`)."
-                    )
-                moved = [(p, g) for p, g in zip(parameters, gradient, strict=True) if g is not None]
-                spread.add([g for _, g in moved])
-                with torch.no_grad():
-                    torch._foreach_add_([p for p, _ in moved], [g for _, g in moved], alpha=-alpha)
-                masks.restore()
-                stepped_value, stepped_gradient = evaluate(loss)
-                after.restore()
-                with torch.no_grad():
-                    torch._foreach_copy_(weights_now, originals)
-                    values.append((value.double() - stepped_value.double()) * weight)
-                    for i, (here, there) in enumerate(zip(gradient, stepped_gradient, strict=True)):
-                        if here is None and there is None:
-                            continue
-                        difference = _difference(here, there).mul_(weight)
-                        total[i] = difference if total[i] is None else total[i].add_(difference)  # type: ignore[union-attr]
-    finally:
-        with torch.no_grad():
-            torch._foreach_copy_(weights_now, originals)
-        before.restore()
-    return Penalty(torch.stack(values).sum(), tuple(total), spread.compute())
+    if num_samples(targets, "targets") != count:
+        raise ValueError(f"Expected argument `targets` to have {count} samples, but got {num_samples(targets)}.")
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError("Expected the module to have parameters that require gradients, but it has none.")
+    return trainable
 
 
-def _difference(here: Tensor | None, there: Tensor | None) -> Tensor:
-    if here is None:
-        assert there is not None
-        return -there
-    return here.clone() if there is None else here - there
+def for_all_parameters(
+    module: nn.Module, trainable: Sequence[nn.Parameter], gradient: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """The gradient in the order of ``module.parameters()``, zeros for those without one."""
+    by_parameter = dict(zip(map(id, trainable), gradient, strict=True))
+    parts = [(p, by_parameter.get(id(p))) for p in module.parameters()]
+    return tuple(torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape) if g is None else g for p, g in parts)
 
 
 def check_penalty_options(alpha: float, num_sub_batches: int, count: int | None = None) -> None:
@@ -213,8 +113,9 @@ def check_penalty_options(alpha: float, num_sub_batches: int, count: int | None 
     Raises:
         ValueError: With the argument's name, what is allowed and what came.
     """
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < float("inf"):
-        raise ValueError(f"Expected argument `alpha` to be a positive number, but got {alpha!r}.")
+    limits = torch.finfo(torch.float32)  # below and above, w − α g is w or overflows whatever g is
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not limits.tiny <= alpha <= limits.max:
+        raise ValueError(f"Expected argument `alpha` to be a positive number in float32's range, but got {alpha!r}.")
     if isinstance(num_sub_batches, bool) or not isinstance(num_sub_batches, int) or num_sub_batches < 1:
         raise ValueError(f"Expected argument `num_sub_batches` to be a positive integer, but got {num_sub_batches!r}.")
     if count is not None and num_sub_batches > count:
@@ -223,8 +124,15 @@ def check_penalty_options(alpha: float, num_sub_batches: int, count: int | None 
         )
 
 
-def split(tree: Any, parts: int) -> list[Any]:
-    """``parts`` consecutive pieces of every tensor in a nested structure, as equal as can be."""
+def split(tree: Any, parts: int | Sequence[int]) -> list[Any]:
+    """Consecutive pieces of every tensor in a nested structure: so many, as equal as can be, or of given sizes."""
     leaves, spec = tree_flatten(tree)
-    pieces = [leaf.tensor_split(parts) if isinstance(leaf, Tensor) and leaf.ndim else [leaf] * parts for leaf in leaves]
+    count = parts if isinstance(parts, int) else len(parts)
+
+    def cut(leaf: Any) -> Sequence[Any]:
+        if not isinstance(leaf, Tensor) or not leaf.ndim:
+            return [leaf] * count
+        return leaf.tensor_split(parts) if isinstance(parts, int) else leaf.split(list(parts))
+
+    pieces = [cut(leaf) for leaf in leaves]
     return [tree_unflatten(list(piece), spec) for piece in zip(*pieces, strict=True)]

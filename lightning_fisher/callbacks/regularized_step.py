@@ -1,0 +1,237 @@
+"""A `training_step` that trains with ``L(B, w) + β R_α(w)``."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_fisher.callbacks.attributes import AttributeSnapshot
+from lightning_fisher.callbacks.batches import batch_size, part_sizes, split_batch
+from lightning_fisher.callbacks.collected_logs import CollectedLogs, merge_outputs
+from lightning_fisher.callbacks.extra_passes import carry_gradient, silenced
+from lightning_fisher.functional import Penalty, penalty_of_losses
+from lightning_fisher.functional.regularized import combine
+from lightning_fisher.functional.sub_batches import Part, draw_perturbed, merge_unperturbed
+
+SplitFn = Callable[[Any, int], list[Any]]
+TrainingStep = Callable[..., Any]
+
+
+class RegularizedStep:
+    """Makes the regularised form of a module's `training_step`; the arguments are those of `FisherRegularizer`.
+
+    Attributes:
+        largest_batch: Samples of the largest batch so far: a smaller one is the last of an epoch.
+    """
+
+    def __init__(
+        self, alpha: float, num_sub_batches: int, gradient: str, perturbed: int | None, split_fn: SplitFn | None
+    ) -> None:
+        self.alpha = alpha
+        self.num_sub_batches = num_sub_batches
+        self.shared = gradient == "shared"
+        self.perturbed = perturbed
+        self.split_fn = split_fn
+        self.largest_batch = 0
+        self._left_out: Tensor | None = None  # on the device: asked once an epoch
+
+    def take_left_out(self) -> int:
+        """How many penalties were not finite, and left out, since this was last asked; waits for the device."""
+        count, self._left_out = 0 if self._left_out is None else int(self._left_out), None
+        return count
+
+    def wrap(
+        self, trainer: Trainer, module: LightningModule, training_step: TrainingStep, beta: float, weight: float
+    ) -> TrainingStep:
+        """The regularised step of one batch.
+
+        Args:
+            trainer: The trainer.
+            module: The module.
+            training_step: Its own step.
+            beta: β, as it is logged.
+            weight: What ``∇R_α`` is multiplied with: β, more where only some steps are regularised.
+        """
+
+        @functools.wraps(training_step)
+        def step(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            parameters = [p for p in module.parameters() if p.requires_grad]
+
+            def one(part: Any) -> Any:
+                return training_step(copy.deepcopy(part), *args, **kwargs)
+
+            if self.shared:
+                found = self._penalty(trainer, module, parameters, batch, one)
+                if found is None:
+                    return None
+                penalty, output = found
+                assert penalty.loss is not None
+                assert penalty.loss_gradient is not None
+                gradient = combine(penalty.loss_gradient, penalty.gradient, weight)
+                loss = carry_gradient(penalty.loss.to(parameters[0].dtype), 1.0, parameters, gradient)
+            else:
+                found = self._penalty(trainer, module, parameters, batch, one)
+                output = training_step(batch, *args, **kwargs)
+                if output is None or found is None:  # a batch the module skips
+                    return output
+                penalty = found[0]
+                loss = carry_gradient(loss_of(output), weight, parameters, penalty.gradient)
+            left_out = torch.isnan(penalty.value).long()
+            self._left_out = left_out if self._left_out is None else self._left_out + left_out
+            _log(trainer, module, penalty, beta)
+            return {**output, "loss": loss} if isinstance(output, Mapping) else loss
+
+        # Lightning asks the signature whether the step takes a batch index.
+        step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
+        return step
+
+    def _penalty(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        parameters: list[torch.nn.Parameter],
+        batch: Any,
+        training_step: Callable[[Any], Any],
+    ) -> tuple[Penalty, Any] | None:
+        """The penalty; with the shared gradient also what the sub-batches' steps returned, merged."""
+        pieces, parts, scale = self._sub_batches(trainer, batch)
+        count = sum(part.size for part in parts)
+        if not self.shared:
+            kept = [i for i, part in enumerate(parts) if part.perturbed]
+            pieces, parts = [pieces[i] for i in kept], [parts[i] for i in kept]
+        logs = CollectedLogs(module)
+        outputs: dict[int, Any] = {}
+
+        def loss(index: int) -> Callable[[], Tensor]:
+            def evaluate() -> Tensor:
+                training_pass = self.shared and index not in outputs
+                with logs.during(parts[index].size / count) if training_pass else nullcontext():
+                    output = training_step(pieces[index])
+                if output is None:
+                    raise _SkippedError
+                if training_pass:
+                    outputs[index] = _detached(output)
+                return loss_of(output)
+
+            return evaluate
+
+        @contextmanager
+        def extra_pass() -> Iterator[None]:
+            attributes = AttributeSnapshot(module)
+            try:
+                with silenced(module):
+                    yield
+            finally:
+                attributes.restore()
+            attributes.refuse_lost()
+
+        shares = [part.size / count for part in parts]
+        try:
+            with torch.enable_grad():
+                penalty = penalty_of_losses(
+                    [loss(index) for index in range(len(parts))],
+                    parameters,
+                    alpha=self.alpha,
+                    weights=[
+                        scale * share if part.perturbed else 0.0 for share, part in zip(shares, parts, strict=True)
+                    ],
+                    module=module,
+                    loss_shares=shares if self.shared else None,
+                    extra_pass=extra_pass,
+                )
+        except _SkippedError:
+            return None
+        logs.replay()
+        merged = None
+        if self.shared and isinstance(outputs[0], Mapping):
+            merged = merge_outputs([outputs[i] for i in range(len(parts))], shares, [part.size for part in parts])
+        return penalty, merged
+
+    def require_splittable(self, trainer: Trainer, batch: Any) -> None:
+        """Refuse a batch that can't be split into the sub-batches.
+
+        Raises:
+            ValueError: If it has fewer samples.
+            TypeError: If it holds an object of a type that can't be cut.
+        """
+        self._sub_batches(trainer, batch)
+
+    def _sub_batches(self, trainer: Trainer, batch: Any) -> tuple[list[Any], list[Part], float]:
+        """The sub-batches, and what makes the penalty of the perturbed ones an estimate of that of all: M/k."""
+        count = self.num_sub_batches // trainer.world_size
+        if self.split_fn is not None:
+            pieces = list(self.split_fn(batch, count))
+            sizes = [1] * len(pieces)
+            with suppress(TypeError):  # a type only `split_fn` knows: equal parts
+                sizes = [batch_size(piece) for piece in pieces]
+            drawn = self._draw(trainer, len(pieces))
+            return pieces, [Part(*pair) for pair in zip(sizes, drawn, strict=True)], len(drawn) / sum(drawn)
+        samples = batch_size(batch)
+        self.largest_batch = max(self.largest_batch, samples)
+        if samples < 2 * count and samples < self.largest_batch:
+            count = max(1, samples // 2)
+        if samples < count:
+            raise ValueError(
+                f"Expected argument `num_sub_batches` to be at most the {samples} samples of a batch "
+                f"({count} sub-batches on each process), but got {self.num_sub_batches}."
+            )
+        drawn = self._draw(trainer, count)
+        parts = merge_unperturbed(part_sizes(samples, count), drawn)
+        return split_batch(batch, [part.size for part in parts]), parts, count / sum(drawn)
+
+    def _draw(self, trainer: Trainer, count: int) -> list[bool]:
+        """Which sub-batches are perturbed: from the number of the batch and the rank, so that a resumed run agrees."""
+        perturbed = None if self.perturbed is None else self.perturbed // trainer.world_size
+        generator = torch.Generator()
+        batches = trainer.fit_loop.total_batch_idx
+        generator.manual_seed(batches * trainer.world_size + trainer.global_rank)
+        return draw_perturbed(count, perturbed, generator)
+
+
+class _SkippedError(Exception):
+    """`training_step` returned None for a sub-batch."""
+
+
+def _detached(output: Any) -> Any:
+    if not isinstance(output, Mapping):
+        return None
+    return {key: value.detach() if isinstance(value, Tensor) else value for key, value in output.items()}
+
+
+def loss_of(output: Any) -> Tensor:
+    """The loss in what a `training_step` returned.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    loss = output["loss"] if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            "Expected `training_step` to return a loss tensor, a mapping with the key 'loss' or None, "
+            f"but got {type(loss).__name__}."
+        )
+    return loss
+
+
+def _log(trainer: Trainer, module: LightningModule, penalty: Penalty, beta: float) -> None:
+    values: dict[str, Tensor | float] = {
+        "fisher/penalty": penalty.value,
+        "fisher/grad_norm_var": penalty.divergence.norm_variance,
+        "fisher/grad_cosine": penalty.divergence.cosine,
+        "fisher/beta": beta,
+    }
+    module.log_dict(
+        values,  # type: ignore[arg-type]
+        on_step=True,
+        on_epoch=False,
+        sync_dist=trainer.world_size > 1,
+        batch_size=1,
+    )

@@ -1,0 +1,54 @@
+"""Which sub-batches of a batch are perturbed, and how the others are evaluated together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class Part(NamedTuple):
+    """Consecutive samples that are evaluated in one pass.
+
+    Attributes:
+        size: Number of samples.
+        perturbed: Whether the part is a sub-batch ``B_i`` that is evaluated at ``w − α g_i`` as well.
+    """
+
+    size: int
+    perturbed: bool
+
+
+def check_perturbed(perturbed: int | None, num_sub_batches: int) -> None:
+    """Refuse a number of perturbed sub-batches that doesn't fit M.
+
+    Raises:
+        ValueError: With the argument's name, what is allowed and what came.
+    """
+    if perturbed is None:
+        return
+    if isinstance(perturbed, bool) or not isinstance(perturbed, int) or not 1 <= perturbed <= num_sub_batches:
+        raise ValueError(
+            f"Expected argument `perturbed` to be None (all) or an integer from 1 to the {num_sub_batches} "
+            f"sub-batches, but got {perturbed!r}."
+        )
+
+
+def draw_perturbed(num_sub_batches: int, perturbed: int | None, generator: torch.Generator | None = None) -> list[bool]:
+    """Draw which k = ``perturbed`` of M sub-batches are perturbed, every choice equally likely; ``None``: all."""
+    if perturbed is None or perturbed >= num_sub_batches:
+        return [True] * num_sub_batches
+    chosen = set(torch.randperm(num_sub_batches, generator=generator)[:perturbed].tolist())
+    return [i in chosen for i in range(num_sub_batches)]
+
+
+def merge_unperturbed(sizes: Sequence[int], perturbed: Sequence[bool]) -> list[Part]:
+    """The parts of a batch: each perturbed sub-batch by itself, neighbours that aren't in one."""
+    parts: list[Part] = []
+    for size, moved in zip(sizes, perturbed, strict=True):
+        if parts and not moved and not parts[-1].perturbed:
+            parts[-1] = Part(parts[-1].size + size, False)
+        else:
+            parts.append(Part(size, moved))
+    return parts
