@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fisher.experiment.errors import ConfigError, listing
+from lightning_fisher.experiment.report_differences import differences_table
 from lightning_fisher.experiment.report_figures import plot_lines, plot_ranking, plot_scenario
 from lightning_fisher.experiment.report_pairs import plot_pairs
 from lightning_fisher.experiment.report_ranking import ranking_table
-from lightning_fisher.experiment.report_rows import Row, load_rows, numbers, require_known, varied
+from lightning_fisher.experiment.report_rows import Row, grouped, load_rows, numbers, require_known, varied
 from lightning_fisher.experiment.report_tables import TABLES, summary
 from lightning_fisher.experiment.row import write_atomically
 from lightning_fisher.experiment.summary import shown
 
 FILE_NAME = "report.md"
-KINDS = ("scenario", "groups", *TABLES)
+MOST_COLOURS = 6  # of a figure: more values of an option are not told apart
+KINDS = ("scenario", "groups", "ranking", *TABLES)
 QUANTITIES = {"test_error": "test error (%)", "gamma": r"$\hat\gamma$ (nats)"}
 
 
@@ -71,12 +73,17 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any]) -> Report:
     if kind in TABLES:
         made.parts.append((TABLES[kind].__doc__.splitlines()[0], TABLES[kind](rows)))  # type: ignore[union-attr]
     made.parts.append(("All runs, mean ± standard deviation", summary(rows, form["keys"], wanted)))
-    if kind == "scenario" and (ranking := ranking_table(rows)):
+    if differences := differences_table(rows, form["keys"]):
+        made.parts.append(("Paired differences from the baseline, mean [95 % t interval] over seeds", differences))
+    if kind in ("scenario", "ranking", "groups") and (ranking := ranking_table(rows)):
         made.parts.append(("Rank correlation with the test error over runs, 95 % bootstrap intervals", ranking))
     made.parts.append(("Made by", provenance(rows)))
     if kind == "scenario" and x is not None:
         made.figures.append(plot_scenario(rows, x, folder / "metrics.png", label, wanted))
         made.figures.append(plot_ranking(rows, x, folder / "ranking.png", label, wanted))
+    elif kind == "ranking":
+        several = x if x is not None and len(grouped(rows, [x])) <= MOST_COLOURS else None
+        made.figures.append(plot_ranking(rows, several, folder / "ranking.png", label, wanted))
     elif kind == "select_beta":
         quantities = {"val_error": "validation error (%)", **QUANTITIES}
         made.figures.append(plot_lines(rows, "reg.beta", folder / "beta.png", quantities=quantities, label=label))
@@ -97,13 +104,20 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any]) -> Report:
 
 def provenance(rows: Sequence[Row]) -> str:
     """Say what the rows were made with: commits, versions, hardware, total time."""
-    commits = sorted({str(row.get("commit"))[:10] + (" (modified)" if row.get("modified") else "") for row in rows})
+    commits = sorted(
+        {
+            f"commit {row['commit'][:10]}{' (modified)' if row.get('modified') else ''}"
+            if row.get("commit")
+            else f"lightning_fisher {row['versions'].get('lightning_fisher')}"  # installed, not a checkout
+            for row in rows
+        }
+    )
     versions = sorted({f"torch {r['versions']['torch']}, lightning {r['versions']['lightning']}" for r in rows})
     hardware = sorted(
         {f"{h['devices']} x {h['cpu'] if h['device'] == 'cpu' else h['device']}" for h in (r["hardware"] for r in rows)}
     )
     seconds = sum(numbers(rows, "fit_seconds"))
-    return f"commit {', '.join(commits)}; {', '.join(versions)}; {', '.join(hardware)}; {seconds:.0f} s of training"
+    return f"{', '.join(commits)}; {', '.join(versions)}; {', '.join(hardware)}; {seconds:.0f} s of training"
 
 
 def report(

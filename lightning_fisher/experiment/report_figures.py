@@ -28,7 +28,9 @@ def positions(values: Sequence[Any]) -> list[float]:
     """Where values stand on the x axis: numbers at their place, unless they grow by factors; the rest evenly."""
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
         return list(map(float, range(len(values))))
-    if len(values) > 2 and min(values) > 0 and max(values) / min(values) >= LOGARITHMIC:
+    positive = [v for v in values if v > 0]
+    decades = LOGARITHMIC if len(positive) == len(values) else 5 * LOGARITHMIC  # beside a zero
+    if len(positive) > 2 and min(values) >= 0 and max(positive) / min(positive) >= decades:
         return list(map(float, range(len(values))))
     return list(map(float, values))
 
@@ -110,9 +112,11 @@ def plot_scenario(
         return style.save(figure, path)
 
 
-def plot_ranking(rows: Sequence[Row], x: str, path: Path, label: str = "", wanted: Sequence[Any] | None = None) -> Path:
-    """Plot every run: test error against each metric, the varied value by colour and marker, tau in the title."""
-    groups = {group[0]: members for group, members in grouped(rows, [x], wanted).items()}
+def plot_ranking(
+    rows: Sequence[Row], x: str | None, path: Path, label: str = "", wanted: Sequence[Any] | None = None
+) -> Path:
+    """Plot every run: test error against each metric, the varied value (if any) by colour and marker, tau as title."""
+    groups = {group[0]: members for group, members in grouped(rows, [x], wanted).items()} if x else {"": list(rows)}
     panels = [key for key in PANELS if numbers(rows, key)]
     with matplotlib.rc_context(style.RC):
         figure, axes = style.grid(len(panels))
@@ -131,7 +135,8 @@ def plot_ranking(rows: Sequence[Row], x: str, path: Path, label: str = "", wante
                 tau = found[0]
                 axis.set_title(rf"Kendall $\tau$ = {tau.statistic:.2f} [{tau.low:.2f}, {tau.high:.2f}]")
         handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, title=label or x, loc="outside lower center", ncols=len(names), frameon=False)
+        if x:
+            figure.legend(handles, names, title=label or x, loc="outside lower center", ncols=len(names), frameon=False)
         return style.save(figure, path)
 
 

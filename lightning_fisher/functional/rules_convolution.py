@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import product
 from typing import Any
 
 import torch
@@ -67,13 +65,13 @@ def _conv_rows(A: Tensor, G: Tensor, arguments: dict[str, Any], block: slice) ->
     return grads[1].view(count, -1)
 
 
-def _prefers_offsets(A: Tensor, G: Tensor, kernel: torch.Size) -> bool:
-    """Small maps with many channels: plain matrix products beat the grouped convolution (measured on CPU)."""
+def _prefers_products(A: Tensor, G: Tensor, kernel: torch.Size) -> bool:
+    """Small maps with many channels: a batched product beats the grouped convolution (`benchmarks`, on CPU)."""
     return math.prod(kernel) > 1 and math.prod(G.shape[2:]) <= 64 and min(A.shape[1], G.shape[1]) >= 32
 
 
 def _conv_gram(A: Tensor, G: Tensor, arguments: dict[str, Any]) -> Tensor | None:
-    """The product form on unfolded inputs where it pays, else one product ``G Aᵀ`` a kernel offset where that does."""
+    """The product form on unfolded inputs where it pays, else one product ``G · columns`` a sample where that does."""
     weight = arguments["weight"]
     if A.ndim > weight.ndim or int(arguments["groups"]) != 1:
         return None
@@ -85,29 +83,38 @@ def _conv_gram(A: Tensor, G: Tensor, arguments: dict[str, Any]) -> Tensor | None
         A, stride, padding, dilation = _geometry(A, arguments)
         columns = F.unfold(A, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
         return product_gram(columns.transpose(1, 2), G.flatten(2).transpose(1, 2))
-    if not _prefers_offsets(A, G, kernel):
+    if not _prefers_products(A, G, kernel) or count * d_in * length > MAX_ELEMENTS:
         return None
     total = A.new_zeros(count, count)
     G = G.flatten(2)
-    for window in _windows(A, arguments):
-        for block in blocks(d_out, count * d_out * A.shape[1]):
-            rows = (G[:, block] @ window).flatten(1)
-            total.addmm_(rows, rows.T)
+    columns = _columns(A, arguments)
+    for block in blocks(d_out, count * d_out * d_in):
+        rows = (G[:, block] @ columns).flatten(1)
+        total.addmm_(rows, rows.T)
     return total
 
 
-def _windows(A: Tensor, arguments: dict[str, Any]) -> Iterator[Tensor]:
-    """What each kernel offset sees of the input: ``[N, L, C_in]``, offset by offset."""
+def _columns(A: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """What every output position sees of the input, channels last: ``[N, L, k · C_in]``, copied in long runs."""
     A, stride, padding, dilation = _geometry(A, arguments)
     kernel = arguments["weight"].shape[2:]
     A = F.pad(A, [side for p in reversed(padding) for side in (p, p)]).movedim(1, -1).contiguous()
-    for offset in product(*map(range, kernel)):
-        window = A
-        for dim, (start, step, spacing, k) in enumerate(zip(offset, stride, dilation, kernel, strict=True), 1):
-            outputs = (A.shape[dim] - spacing * (k - 1) - 1) // step + 1
-            stop = start * spacing + (outputs - 1) * step + 1
-            window = window[(slice(None),) * dim + (slice(start * spacing, stop, step),)]
-        yield window.reshape(A.shape[0], -1, A.shape[-1])
+    outputs = [
+        (size - spacing * (k - 1) - 1) // step + 1
+        for size, spacing, k, step in zip(A.shape[1:], dilation, kernel, stride, strict=False)
+    ]
+    strides = A.stride()[1:-1]
+    shape = (A.shape[0], *outputs, *kernel, A.shape[-1])
+    windows = A.as_strided(
+        shape,
+        (
+            A.stride(0),
+            *(s * step for s, step in zip(strides, stride, strict=True)),
+            *(s * spacing for s, spacing in zip(strides, dilation, strict=True)),
+            1,
+        ),
+    )
+    return windows.reshape(A.shape[0], math.prod(outputs), -1)
 
 
 def _conv_bias(G: Tensor, arguments: dict[str, Any]) -> Tensor:
