@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from functools import partial
@@ -211,3 +212,20 @@ def test_fewer_than_five_classes():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         classifier(**options)
+
+
+def test_channels_last_is_the_same_network_in_another_layout():
+    """In float64 the logits agree to rounding; the layout reaches the convolutions; a checkpoint fits either."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3)).double()
+    plain = ImageClassifier(net, partial(SGD, lr=0.1))
+    images, layouts = torch.randn(5, 3, 8, 8).double(), []
+    expected = plain(images)
+    other = ImageClassifier(copy.deepcopy(net), partial(SGD, lr=0.1), channels_last=True)
+    other.load_state_dict(plain.state_dict())
+    other.net[2].register_forward_hook(
+        lambda module, args, output: layouts.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    assert torch.allclose(other(images), expected, rtol=1e-12)
+    assert layouts == [True]
+    assert other.net[0].weight.is_contiguous(memory_format=torch.channels_last)
