@@ -60,14 +60,14 @@ def varied(rows: Sequence[Row]) -> list[str]:
 
 
 def order(values: Sequence[Any], wanted: Sequence[Any] | None = None) -> list[Any]:
-    """Sort distinct values: as wanted, numbers by size, the rest as they came but the baseline ``none`` first."""
+    """Sort distinct values: as wanted, numbers by size, the rest as they came, baselines (``none``, null) first."""
     distinct = list(dict.fromkeys(values))
     if wanted:
         known = [v for v in wanted if v in distinct]
         return known + [v for v in distinct if v not in known]
     if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in distinct):
         return sorted(distinct)
-    return sorted(distinct, key=lambda v: v != "none")
+    return sorted(distinct, key=lambda v: v not in ("none", None))
 
 
 def grouped(
