@@ -112,7 +112,9 @@ class Recorder(TorchFunctionMode):
     ) -> Tensor:
         output = func(**arguments) if rule.by_name else func(*arguments.values())
         input = arguments["input"]
-        use = Use(rule, arguments, weight, bias, input.detach(), input._version, output.shape)
+        # Detached: the hook below holds the use, and a use that held the graph would keep all of it alive for good.
+        arguments = {**arguments, "input": input.detach()}
+        use = Use(rule, arguments, weight, bias, arguments["input"], input._version, output.shape)
         self.uses.append(use)
         if self.on_gradient is not None:
             if not output.requires_grad:
@@ -191,6 +193,14 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
 
 
+def standardises_one(input: Tensor, running_mean: Tensor | None = None, *args: Any, **kwargs: Any) -> bool:
+    """Whether a call of batch-norm with batch statistics sees a batch of one: timm's standardised weights, say.
+
+    Samples folded into another dimension show in the comparison of the outputs.
+    """
+    return running_mean is None and input.shape[0] == 1
+
+
 def _refuse_batch_statistics(
     input: Tensor,
     running_mean: Tensor | None,
@@ -201,7 +211,7 @@ def _refuse_batch_statistics(
     *args: Any,
     **kwargs: Any,
 ) -> None:
-    if training:
+    if training and not standardises_one(input, running_mean):
         raise ValueError(
             "Expected batch-norm layers to use running statistics, but got one that uses the statistics of the batch "
             "(track_running_stats=False, or training mode forced), where samples have no gradients of their own; "

@@ -1,0 +1,1 @@
+"""Side-by-side timings and memory of Lightning Fisher and its neighbours: ``python -m benchmarks --help``."""

@@ -1,0 +1,88 @@
+"""Results as one figure of bars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.contenders_gram import OURS
+from benchmarks.contenders_step import FORMS
+from benchmarks.tables import Row, groups
+from lightning_fisher.experiment.plot_style import BLUE, GREY, RC, save
+
+BAR = 0.36
+LIGHT = {BLUE: "#8CBFDF", GREY: "#B8B8B8"}
+
+
+def draw(sections: dict[str, Any], path: Path) -> Path | None:
+    """A panel a network of gram, step and loop, and of the memory of ξ; ``None`` if none of them was measured."""
+    panels = _panels(sections)
+    if not panels:
+        return None
+    heights = [max(len(groups(rows, "contender")), 2) for _, rows, _ in panels]
+    columns = min(2, len(panels))
+    rows_of_panels = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    ratios = [max(heights[i : i + columns]) for i in range(0, len(panels), columns)]
+    with matplotlib.rc_context(RC | {"axes.grid": False}):
+        figure = Figure(figsize=(6.6 * columns, 0.36 * sum(ratios) + 0.95 * len(ratios)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(len(ratios), columns, squeeze=False, height_ratios=ratios)
+        for line, of_line in zip(axes, rows_of_panels, strict=True):
+            for axis in line[len(of_line) :]:
+                axis.set_visible(False)
+            for axis, (title, rows, unit) in zip(line, of_line, strict=False):
+                _bars(axis, title, rows, unit)
+    return save(figure, path)
+
+
+def _panels(sections: dict[str, Any]) -> list[tuple[str, list[Row], str]]:
+    """``(title, rows with contender, threads and value, axis label)``."""
+    panels = []
+    for section, what in (("gram", "ξ"), ("step", "a training step"), ("loop", "an epoch")):
+        if section in sections:
+            for (network,), rows in groups(sections[section]["tables"]["times"], "network").items():
+                first = rows[0]["contender"]
+                values = [row | {"value": row["ratio"], "ends": (row["ratio_low"], row["ratio_high"])} for row in rows]
+                panels.append((f"{what}: {network}", values, f"time relative to {first}"))
+    if "memory" in sections:
+        for (network, kind), rows in groups(sections["memory"]["tables"]["memory"], "network", "kind").items():
+            if kind == "gram" and len(rows) > 1:
+                values = [row | {"value": row["extra_mib"], "threads": 1} for row in rows]
+                panels.append((f"memory of ξ: {network}", values, "peak extra memory, MiB"))
+    return panels
+
+
+def _bars(axis: Axes, title: str, rows: list[Row], unit: str) -> None:
+    names = [name for (name,) in groups(rows, "contender")]
+    counts = [count for (count,) in groups(rows, "threads")]
+    for index, count in enumerate(counts):
+        shift = (index - (len(counts) - 1) / 2) * BAR
+        for row in (r for r in rows if r["threads"] == count):
+            colour = BLUE if _is_ours(row["contender"]) else GREY
+            position = names.index(row["contender"]) + shift
+            axis.barh(position, row["value"], BAR * 0.92, color=colour if index == 0 else LIGHT[colour])
+            low, high = row.get("ends", (row["value"], row["value"]))
+            if high > low:
+                axis.plot([low, high], [position, position], color="black", linewidth=0.8)
+            text = f"{row['value']:.0f}" if row["value"] >= 100 else f"{row['value']:.2f}"
+            axis.annotate(
+                text, (max(high, row["value"]), position), (3, 0), textcoords="offset points", va="center", fontsize=7
+            )
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.set_xlabel(unit)
+    axis.set_xlim(0, 1.12 * max(max(row["value"], *row.get("ends", ())) for row in rows))
+    if len(counts) > 1:
+        title += " (dark: 1 thread, light: 2)"
+    axis.set_title(title, loc="left")
+    if "relative" in unit:
+        axis.axvline(1.0, color="black", linewidth=0.6, linestyle=":")
+
+
+def _is_ours(contender: str) -> bool:
+    return contender == OURS or "FisherRegularizer" in contender or contender.startswith((*FORMS, "amortised"))

@@ -1,0 +1,132 @@
+"""An epoch by Lightning, with and without the waiting callback, relative to a bare PyTorch loop on the same data."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch.nn import functional as F
+
+from benchmarks.fits import bare_trainer, quiet
+from benchmarks.lockstep import Lockstep
+from benchmarks.networks import Network, make
+from benchmarks.timing import interleave, rows_of, threads
+from lightning_fisher import FisherRegularizer
+from lightning_fisher.callbacks.random_state import RandomState
+from lightning_fisher.data import AUGMENTATIONS
+from lightning_fisher.datamodule import ImageDataModule
+from lightning_fisher.module import ImageClassifier
+
+BASELINE = "bare PyTorch loop"
+AUGMENTATION = "4-crop-f"
+
+Say = Callable[[str], None]
+_sgd = partial(torch.optim.SGD, lr=1e-3, momentum=0.9, weight_decay=1e-4)
+
+
+def times(
+    network: Network,
+    *,
+    images: int,
+    batch_size: int,
+    rounds: int,
+    thread_counts: Iterable[int],
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """Time an epoch of every loop with each number of threads."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = _data(network, images, batch_size, Path(folder))
+        for count in thread_counts:
+            with threads(count), ExitStack() as stack:
+                epochs: dict[str, Callable[[], object]] = {BASELINE: _bare(network, data(), device)}
+                for name, (callbacks, options) in _lightning_loops(Path(folder)).items():
+                    fit = partial(_fit, network, data(), device, callbacks, options)
+                    epochs[name] = stack.enter_context(Lockstep(fit, "epoch"))
+                samples = interleave(epochs, rounds=rounds, device=device)
+            settings = {"network": network.title, "threads": count, "batch_size": batch_size, "images": images}
+            for row in rows_of(samples, BASELINE):
+                rows.append(settings | row | {"images_per_second": images / float(str(row["seconds"]))})
+    return rows
+
+
+def _data(network: Network, images: int, batch_size: int, folder: Path) -> Callable[[], ImageDataModule]:
+    """Random images in an archive, as `data=arrays` reads them."""
+    random = np.random.default_rng(0)
+    shape = (network.image_size, network.image_size, 3)
+    arrays: dict[str, Any] = {}
+    for split, count in (("train", images), ("test", batch_size)):
+        arrays[f"{split}_images"] = random.integers(256, size=(count, *shape), dtype=np.uint8)
+        arrays[f"{split}_labels"] = random.integers(network.num_classes, size=count)
+    archive = folder / "images.npz"
+    np.savez(archive, **arrays)
+    return lambda: ImageDataModule(
+        "arrays",
+        num_classes=network.num_classes,
+        channels=3,
+        image_size=network.image_size,
+        batch_size=batch_size,
+        augmentation=AUGMENTATION,
+        path=str(archive),
+    )
+
+
+def _bare(network: Network, data: ImageDataModule, device: torch.device) -> Callable[[], None]:
+    """No data loader, no hooks: the images on the device, indexed; the same normalisation and augmentation."""
+    data.setup()
+    images, labels = (t.to(device) for t in data.train_set.__getitems__(range(len(data.train_set))))
+    augment = AUGMENTATIONS[AUGMENTATION]
+    net = make(network, device).train()
+    optimizer = _sgd(net.parameters())
+    generator = torch.Generator().manual_seed(0)
+
+    def epoch() -> None:
+        total = torch.zeros((), device=device)
+        wrong = torch.zeros((), device=device)
+        for chosen in torch.randperm(len(labels), generator=generator).to(device).split(data.batch_size):
+            x, y = augment(data.normalization(images[chosen]), generator), labels[chosen]
+            optimizer.zero_grad()
+            logits = net(x)
+            loss = F.cross_entropy(logits, y)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(y)
+            wrong += (logits.argmax(1) != y).sum()
+        if not math.isfinite(total.item() + wrong.item()):
+            raise RuntimeError("the bare loop diverged")
+
+    return epoch
+
+
+def _lightning_loops(folder: Path) -> dict[str, tuple[list[Callback], dict[str, Any]]]:
+    """The loops to compare: callbacks and options of the Trainer."""
+    full = {"logger": CSVLogger(folder), "log_every_n_steps": 10, "enable_checkpointing": True}
+    checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True)
+    return {
+        "Lightning": ([], {}),
+        "Lightning + waiting FisherRegularizer": ([FisherRegularizer()], {}),
+        "Lightning + FisherRegularizer, logger, checkpoints": ([FisherRegularizer(), RandomState(), checkpoints], full),
+    }
+
+
+def _fit(
+    network: Network,
+    data: ImageDataModule,
+    device: torch.device,
+    callbacks: list[Callback],
+    options: dict[str, Any],
+    gate: Callback,
+) -> None:
+    with quiet():
+        trainer = bare_trainer([gate, *callbacks], device, max_epochs=-1, **options)
+        trainer.fit(ImageClassifier(make(network, device), _sgd), datamodule=data)

@@ -1,0 +1,108 @@
+"""The sections of the benchmark: each returns the rows it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks import gram, loop, memory_jobs, scaling, step
+from benchmarks.settings import Settings
+
+Say = Callable[[str], None]
+Tables = dict[str, list[dict[str, Any]]]
+
+
+def run_gram(settings: Settings, device: torch.device, compile_backend: str | None, say: Say) -> Tables:
+    """Times of ξ, and its errors on trained networks."""
+    times, errors = [], []
+    for name in settings.gram_networks:
+        network = settings.networks[name]
+        say(f"gram: times on {network.title}")
+        times += gram.times(
+            network,
+            samples=settings.samples,
+            rounds=settings.rounds,
+            thread_counts=settings.threads,
+            device=device,
+            say=say,
+        )
+    for name in settings.error_networks:
+        network = settings.networks[name]
+        say(f"gram: errors on {network.title}, trained for {settings.epochs} epochs")
+        errors += gram.errors(network, samples=settings.samples, epochs=settings.epochs, device=device, say=say)
+    return {"times": times, "errors": errors}
+
+
+def run_step(settings: Settings, device: torch.device, compile_backend: str | None, say: Say) -> Tables:
+    """Times of a training step."""
+    rows = []
+    for name in settings.step_networks:
+        network = settings.networks[name]
+        say(f"step: {network.title}")
+        rows += step.times(
+            network,
+            batch_size=settings.batch_size,
+            sub_batches=settings.sub_batches,
+            rounds=settings.rounds,
+            thread_counts=settings.threads,
+            device=device,
+            compile_backend=compile_backend,
+            say=say,
+        )
+    return {"times": rows}
+
+
+def run_loop(settings: Settings, device: torch.device, compile_backend: str | None, say: Say) -> Tables:
+    """Times of an epoch."""
+    network = settings.networks["resnet20"]
+    say(f"loop: {network.title}")
+    rows = loop.times(
+        network,
+        images=settings.loop_images,
+        batch_size=settings.batch_size,
+        rounds=settings.rounds,
+        thread_counts=settings.threads,
+        device=device,
+    )
+    return {"times": rows}
+
+
+def run_memory(settings: Settings, device: torch.device, compile_backend: str | None, say: Say) -> Tables:
+    """Peak memory, each in a process of its own."""
+    rows = []
+    for name in settings.memory_networks:
+        say(f"memory: {settings.networks[name].title}")
+        rows += memory_jobs.measure(
+            name,
+            networks=settings.networks,
+            samples=settings.samples,
+            batch_size=settings.batch_size,
+            sub_batches=settings.sub_batches,
+            large=settings.large,
+            names=settings.memory_contenders,
+            device=device,
+            say=say,
+        )
+    return {"memory": rows}
+
+
+def run_scaling(settings: Settings, device: torch.device, compile_backend: str | None, say: Say) -> Tables:
+    """Growth of the costs."""
+    say("scaling")
+    rows = scaling.times(
+        settings.networks["resnet20"],
+        samples=settings.scaling_samples,
+        widths=settings.scaling_widths,
+        width_samples=settings.samples,
+        sub_batches=settings.scaling_sub_batches,
+        batch_size=settings.batch_size,
+        rounds=settings.scaling_rounds,
+        device=device,
+        say=say,
+    )
+    return {"times": rows}
+
+
+SECTIONS = {"gram": run_gram, "step": run_step, "loop": run_loop, "memory": run_memory, "scaling": run_scaling}

@@ -1,0 +1,1 @@
+"""Tests of the benchmark scripts: that they measure what they say."""

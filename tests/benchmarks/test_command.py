@@ -1,0 +1,71 @@
+"""``python -m benchmarks``: everything that runs on a GPU too, here on a CPU and tiny networks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.contenders_gram import OURS
+from benchmarks.contenders_step import FORMS
+from benchmarks.networks import QUICK
+
+TIMED = ["gram", "step", "loop", "scaling"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quick_run_writes_results_tables_and_figure(tmp_path, capsys):
+    assert main([*TIMED, "--quick", "--device", "cpu", "--compile", "eager", "--out", str(tmp_path)]) == 0
+    sections = json.loads((tmp_path / "quick.json").read_text())
+    assert list(sections) == TIMED
+    for section in sections.values():
+        assert section["provenance"]["hardware"]["device"] == "cpu"
+        assert section["provenance"]["versions"]["torch"]
+        assert section["seconds"] > 0
+    networks = {QUICK[name].title for name in ("resnet20", "wrn18_1_5")}
+    steps = sections["step"]["tables"]["times"]
+    assert {row["network"] for row in steps} == networks
+    for network in networks:  # two of the GPU's three networks, eager and compiled
+        names = [row["contender"] for row in steps if row["network"] == network]
+        assert {"plain step", "plain step, torch.compile (eager)", *FORMS} <= set(names)
+    assert all(row["images_per_second"] == pytest.approx(16 / row["seconds"]) for row in steps)
+    assert OURS in {row["contender"] for row in sections["gram"]["tables"]["times"]}
+    assert {row["along"] for row in sections["scaling"]["tables"]["times"]} == {"N′", "W", "M"}
+    printed = capsys.readouterr().out
+    report = (tmp_path / "quick.md").read_text()
+    for name in ("Lightning + waiting FisherRegularizer", *FORMS, OURS):
+        assert name in printed
+        assert name in report
+    image = (tmp_path / "quick.png").read_bytes()
+    assert image.startswith(b"\x89PNG")
+
+    for name in ("quick.md", "quick.png"):
+        (tmp_path / name).unlink()
+    assert main(["--report", "--name", "quick", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "quick.md").read_text() == report
+    assert (tmp_path / "quick.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["grams"], "Expected sections among ['gram', 'step', 'loop', 'memory', 'scaling'], but got ['grams']."),
+        (["--device", "tpu"], "Expected --device to be auto, cpu or cuda, but got 'tpu'."),
+        (["--compile", "fast"], "but got 'fast'."),
+        (["--report"], "there are none; measure first."),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments, message, tmp_path, capsys):
+    assert main([*arguments, "--out", str(tmp_path / "none")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_file_that_is_no_result_is_refused_before_anything_runs(tmp_path, capsys):
+    (tmp_path / "cpu.json").write_text("not json")
+    assert main(["--out", str(tmp_path), "--name", "cpu"]) == 2
+    assert "it is no JSON" in capsys.readouterr().err
+    assert (tmp_path / "cpu.json").read_text() == "not json"
