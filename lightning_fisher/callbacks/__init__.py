@@ -1,9 +1,17 @@
 """Lightning callbacks: train with the regulariser, watch the metrics, stop at convergence, resume exactly."""
 
+from lightning_fisher.callbacks.atomic_checkpoint import AtomicCheckpointIO
 from lightning_fisher.callbacks.convergence import StopAtConvergence
 from lightning_fisher.callbacks.fisher_monitor import FisherMonitor
 from lightning_fisher.callbacks.fisher_regularizer import FisherRegularizer
 from lightning_fisher.callbacks.plateau_step import PlateauStep
 from lightning_fisher.callbacks.random_state import RandomState
 
-__all__ = ["FisherMonitor", "FisherRegularizer", "PlateauStep", "RandomState", "StopAtConvergence"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "FisherMonitor",
+    "FisherRegularizer",
+    "PlateauStep",
+    "RandomState",
+    "StopAtConvergence",
+]

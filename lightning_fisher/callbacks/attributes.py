@@ -14,6 +14,7 @@ _PLAIN = (bool, int, float, str, type(None))
 _METRIC_STATES = (Tensor, *_PLAIN, list, tuple, dict, set, deque)
 _LISTS = (list, deque)
 _DICTS = (dict, OrderedDict, defaultdict, Counter)
+_STATES = {*_PLAIN, *_LISTS, *_DICTS, tuple, set}
 _ATTRIBUTES = set(vars(nn.Module()))  # hooks, parameters, buffers, mode: not state of this kind
 
 
@@ -32,17 +33,19 @@ class AttributeSnapshot:
 
     def __init__(self, module: nn.Module, thorough: bool = False) -> None:
         self._metrics: list[tuple[Metric, dict[str, Any]]] = []
-        self._modules: list[tuple[nn.Module, dict[str, Any]]] = []
+        self._modules: list[tuple[dict[str, Any], int, dict[str, Any]]] = []
         self._tensors: list[tuple[str, Tensor, int]] = []
-        for path, submodule in module.named_modules():
+        for submodule in module.modules():
+            attributes = vars(submodule)
             if isinstance(submodule, Metric):
-                states = {name: value for name, value in vars(submodule).items() if _is_metric_state(name, value)}
+                states = {name: value for name, value in attributes.items() if _is_metric_state(name, value)}
                 self._metrics.append((submodule, {name: _copy(value) for name, value in states.items()}))
             elif not type(submodule).__module__.startswith("torch.nn."):
-                saved = {name: _save(value) for name, value in vars(submodule).items() if _is_state(name, value)}
-                self._modules.append((submodule, saved))
+                names = [name for name in attributes.keys() - _ATTRIBUTES if _is_state(attributes[name])]
+                saved = {name: _save(attributes[name]) for name in names}
+                self._modules.append((attributes, len(attributes), saved))
                 self._tensors += [
-                    (f"{path}.{name}".lstrip("."), value, value._version)
+                    (f"{type(submodule).__name__}.{name}", value, value._version)
                     for name, (value, _) in saved.items()
                     if isinstance(value, Tensor) and not value.is_inference()
                 ]
@@ -61,11 +64,13 @@ class AttributeSnapshot:
         """Put them back; containers keep their identity, and attributes that are new go."""
         for metric, states in self._metrics:
             vars(metric).update({name: _copy(value) for name, value in states.items()})
-        for module, saved in self._modules:
-            attributes = vars(module)
-            for name in [name for name, value in attributes.items() if name not in saved and _is_state(name, value)]:
-                del attributes[name]
-            attributes.update({name: _restore(*pair) for name, pair in saved.items()})
+        for attributes, count, saved in self._modules:
+            if len(attributes) != count:
+                for name in attributes.keys() - _ATTRIBUTES - saved.keys():
+                    if _is_state(attributes[name]):
+                        del attributes[name]
+            for name, (value, content) in saved.items():
+                attributes[name] = value if content is None else _restore(value, content)
 
     def refuse_lost(self) -> None:
         """Refuse what `restore` can't put back.
@@ -88,10 +93,8 @@ class AttributeSnapshot:
                 )
 
 
-def _is_state(name: str, value: Any) -> bool:
-    return name not in _ATTRIBUTES and (
-        type(value) in (*_PLAIN, *_LISTS, *_DICTS, tuple, set) or isinstance(value, Tensor)
-    )
+def _is_state(value: Any) -> bool:
+    return type(value) in _STATES or isinstance(value, Tensor)
 
 
 def _save(value: Any) -> tuple[Any, Any]:

@@ -13,6 +13,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 _WHOLE = (str, bytes, int, float, complex, type(None))
 
 
+def _is_graphs(item: Any) -> bool:
+    """A batch of graphs of torch_geometric, told by its interface: not a dependency."""
+    return hasattr(item, "num_graphs") and hasattr(item, "to_data_list") and hasattr(item, "from_data_list")
+
+
 def batch_size(batch: Any) -> int:
     """Number of samples in a batch.
 
@@ -21,7 +26,8 @@ def batch_size(batch: Any) -> int:
     that is no smaller than the list, or differ in type or shape; a list of samples otherwise.
 
     Args:
-        batch: Tensors, packed sequences, and lists of samples in tuples, lists, mappings and dataclasses.
+        batch: Tensors, packed sequences, torch_geometric's batches of graphs, and lists of samples in tuples, lists,
+            mappings and dataclasses.
 
     Returns:
         The number of samples.
@@ -39,8 +45,8 @@ def batch_size(batch: Any) -> int:
 def split_batch(batch: Any, sizes: list[int]) -> list[Any]:
     """Consecutive sub-batches.
 
-    Tensors whose first size is the batch's, lists of as many samples and packed sequences are cut; anything else (class
-    weights, numbers, strings) goes whole into every part.
+    Tensors whose first size is the batch's, lists of as many samples, packed sequences and batches of graphs are cut;
+    anything else (class weights, numbers, strings) goes whole into every part.
 
     Args:
         batch: See `batch_size`.
@@ -78,6 +84,8 @@ def _children(item: Any) -> Iterator[Any]:
 def _sizes(item: Any) -> Iterator[int]:
     if isinstance(item, PackedSequence):
         yield int(item.batch_sizes[0])
+    elif _is_graphs(item):
+        yield item.num_graphs
     elif isinstance(item, Tensor):
         if item.ndim:
             yield item.shape[0]
@@ -90,6 +98,8 @@ def _votes(item: Any, top: bool = False) -> Iterator[tuple[int, int]]:
     """``(weight, size)``: 2 for what a tensor outside of lists says, 1 for the length of a list."""
     if isinstance(item, PackedSequence):
         yield 2, int(item.batch_sizes[0])
+    elif _is_graphs(item):
+        yield 2, item.num_graphs
     elif isinstance(item, Tensor):
         if item.ndim:
             yield 2, item.shape[0]
@@ -124,6 +134,8 @@ def _signature(item: Any) -> Any:
 def _take(item: Any, index: slice, count: int, in_lists: bool, top: bool = False) -> Any:
     if isinstance(item, PackedSequence):
         return pack_sequence(unpack_sequence(item)[index], enforce_sorted=False)
+    if _is_graphs(item):
+        return _take_graphs(item, index) if item.num_graphs == count else item
     if isinstance(item, Tensor):
         return item[index] if item.ndim and item.shape[0] == count else item
     if isinstance(item, _WHOLE):
@@ -147,6 +159,11 @@ def _take(item: Any, index: slice, count: int, in_lists: bool, top: bool = False
             item, **{name: _take(value, index, count, in_lists) for name, value in fields.items()}
         )
     raise TypeError(_cannot(item))
+
+
+def _take_graphs(item: Any, index: slice) -> Any:
+    followed = [key.removesuffix("_batch") for key in set(item.keys()) if key.endswith("_batch")]
+    return type(item).from_data_list(item.to_data_list()[index], follow_batch=followed)
 
 
 def _cannot(item: Any) -> str:

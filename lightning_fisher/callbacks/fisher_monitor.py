@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,9 @@ from torch.utils.data import Dataset, default_collate
 from torchmetrics import Metric, MetricCollection
 from tqdm import tqdm
 
+from lightning_fisher.callbacks.regularized_step import first_line
+from lightning_fisher.callbacks.supported import require_whole_weights
+from lightning_fisher.functional.state import preserved_random_state
 from lightning_fisher.metrics import FisherMetric
 
 DatasetSource = Dataset | Callable[[], Dataset]
@@ -49,7 +53,8 @@ class FisherMonitor(Callback):
         seconds: Time spent measuring so far, in seconds.
 
     Raises:
-        ValueError: If an argument doesn't fit; when training starts, if the dataset has fewer than N′ samples.
+        ValueError: If an argument doesn't fit; when training starts, if the dataset has fewer than N′ samples or two of
+            them can't be measured.
 
     Example:
         >>> import torch
@@ -101,6 +106,10 @@ class FisherMonitor(Callback):
         """What `state_dict` gave."""
         self._validations, self.seconds = state_dict["validations"], state_dict["seconds"]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse strategies under which no process holds all weights."""
+        require_whole_weights(trainer, "FisherMonitor", "differentiate by")
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a dataset that is too small before training starts."""
         self._resolved = None
@@ -108,8 +117,8 @@ class FisherMonitor(Callback):
             self._samples(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The training dataset is known now."""
-        self._samples(trainer)
+        """Refuse what can't be measured, now that the training dataset is known."""
+        self._rehearse(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure and log."""
@@ -148,18 +157,51 @@ class FisherMonitor(Callback):
             What the metrics compute, by name; equal on all ranks.
         """
         started = time.perf_counter()
-        module = pl_module if self.select_module is None else self.select_module(pl_module)
         metrics = self.metrics.to(pl_module.device)
         metrics.reset()
         # Lightning validates in inference mode, whose tensors know no gradients.
         with torch.inference_mode(False), torch.enable_grad():
             for samples in self._progress(trainer):
-                inputs, targets = move_data_to_device(self.collate_fn(samples), pl_module.device)
-                metrics.update(module, inputs, targets)
+                self._update(metrics, pl_module, samples)
             values = metrics.compute()
         metrics.reset()
         self.seconds += time.perf_counter() - started
         return values if isinstance(values, dict) else {type(metrics).__name__: values}
+
+    def _rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure two samples and forget it: what fails would fail after the first epoch.
+
+        Raises:
+            ValueError: In one line, with the remedies.
+        """
+        dataset = self._samples(trainer)
+        few = self.subsets(len(dataset))[0][:2]
+        metrics = copy.deepcopy(self.metrics).to(pl_module.device)
+        try:
+            with (
+                preserved_random_state({pl_module.device}),
+                warnings.catch_warnings(),
+                torch.inference_mode(False),
+                torch.enable_grad(),
+            ):
+                warnings.simplefilter("ignore")
+                self._update(metrics, pl_module, [dataset[i] for i in few])
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"FisherMonitor can't measure {type(pl_module).__name__} on its samples ({first_line(error)}); give "
+                "`collate_fn`: samples → (inputs, targets), `select_module`: the module that maps these inputs to "
+                "outputs with the samples in dimension 0, or `metrics` with another `loss_fn`."
+            ) from error
+
+    def _update(self, metrics: Metric | MetricCollection, pl_module: LightningModule, samples: list[Any]) -> None:
+        module = pl_module if self.select_module is None else self.select_module(pl_module)
+        pair = self.collate_fn(samples)
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"`collate_fn` gave {type(pair).__name__}, not (inputs, targets)")
+        inputs, targets = move_data_to_device(tuple(pair), pl_module.device)
+        metrics.update(module, inputs, targets)
 
     def _progress(self, trainer: Trainer) -> Iterator[list[Any]]:
         """This rank's subsets, with a progress bar when they take long."""

@@ -60,8 +60,8 @@ class FisherRegularizer(Callback):
         beta_schedule: β after the switch: ``"constant"``, or a ``"linear"`` or ``"cosine"`` ramp from 0.
         ramp_epochs: Length of the ramp, in epochs (fractions count).
         gradient: Where the gradient of ``L`` comes from. ``"full"``: a pass of the whole batch, as the authors do;
-            three evaluations. ``"shared"``: the mean of the ``g_i``; two evaluations. The same number where samples don't
-            interact; batch-norm normalises each sub-batch of N/M samples by itself (ghost batch-norm) and moves its
+            three evaluations. ``"shared"``: the mean of the ``g_i``; two evaluations. The same number where samples
+            don't interact; batch-norm normalises each sub-batch of N/M samples by itself (ghost batch-norm) and moves its
             running statistics M times a step. `training_step` then runs once a sub-batch, in float32 whatever the
             Trainer's precision; what it logs is logged once, as the mean over the sub-batches, and what it returns is
             merged (`merge_outputs`).
@@ -131,7 +131,7 @@ class FisherRegularizer(Callback):
         self.switch_step: int | None = None
         self.switch_epoch: int | None = None
         self.left_out = 0
-        self._batch_checked = False
+        self._batches = 0  # of this fit
         self._switch_time = 0.0  # in epochs, fractions included
         self._drop = FirstDrop()
         self._step = RegularizedStep(self.alpha, self.num_sub_batches, self.gradient, self.perturbed, self.split_fn)
@@ -159,15 +159,15 @@ class FisherRegularizer(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what only shows once the optimizers exist."""
         require_trainable(trainer, pl_module)
+        self._batches = 0
 
     # --- the switch --------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Latch the switch; replace `training_step` for this batch in the regularised phase."""
         self._restore()
-        if self.beta > 0 and not self._batch_checked:  # now, not epochs later at the switch
+        if self.beta > 0 and self._batches == 0:  # now, not epochs later at the switch
             self._step.require_splittable(trainer, batch)
-            self._batch_checked = True
         rate = max((float(group["lr"]) for group in trainer.optimizers[0].param_groups), default=0.0)
         dropped = self._drop.update(rate)
         if not self.active and self.start.reached(trainer.current_epoch, trainer.global_step, dropped):
@@ -182,6 +182,10 @@ class FisherRegularizer(Callback):
         if beta > 0 and (trainer.global_step - (self.switch_step or 0)) % self.every_n_steps == 0:
             step = self._step.wrap(trainer, pl_module, pl_module.training_step, beta, self.every_n_steps * beta)
             self._patch = TrainingStepPatch(pl_module, step)
+        elif self.beta > 0 and not self.active and self._batches == 1:  # state carried over shows in the second batch
+            step = self._step.rehearse(trainer, pl_module, pl_module.training_step)
+            self._patch = TrainingStepPatch(pl_module, step)
+        self._batches += 1
 
     def current_beta(self, time: float) -> float:
         """β at ``time`` (epochs since the start of training, fractions count): zero before the switch."""
@@ -204,7 +208,7 @@ class FisherRegularizer(Callback):
             warnings.warn(
                 f"FisherRegularizer left out the penalty of {new} step(s) of epoch {trainer.current_epoch} on process "
                 f"{trainer.global_rank}: the loss, or its gradient, at w or at w − α g is infinite or undefined. Those "
-                "steps were plain ones; `fisher/penalty` is nan there, and the attribute `left_out` counts further ones.",
+                "steps were plain ones; `fisher/penalty` is nan there; the attribute `left_out` counts on.",
                 stacklevel=2,
             )
         self.left_out += new

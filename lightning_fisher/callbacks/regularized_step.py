@@ -41,6 +41,7 @@ class RegularizedStep:
         self.perturbed = perturbed
         self.split_fn = split_fn
         self.largest_batch = 0
+        self._checks = 2  # thorough ones, of what the first steps change
         self._left_out: Tensor | None = None  # on the device: asked once an epoch
 
     def take_left_out(self) -> int:
@@ -64,6 +65,8 @@ class RegularizedStep:
         @functools.wraps(training_step)
         def step(batch: Any, *args: Any, **kwargs: Any) -> Any:
             parameters = [p for p in module.parameters() if p.requires_grad]
+            if not parameters:  # all frozen by now
+                return training_step(batch, *args, **kwargs)
 
             def one(part: Any) -> Any:
                 return training_step(copy.deepcopy(part), *args, **kwargs)
@@ -90,6 +93,39 @@ class RegularizedStep:
             return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
         # Lightning asks the signature whether the step takes a batch index.
+        step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
+        return step
+
+    def rehearse(self, trainer: Trainer, module: LightningModule, training_step: TrainingStep) -> TrainingStep:
+        """The module's own step, after the extra passes of a regularised one, which leave no trace.
+
+        Raises:
+            ValueError: In the step, if they fail and the step of the whole batch doesn't.
+        """
+
+        @functools.wraps(training_step)
+        def step(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            form = RegularizedStep(self.alpha, self.num_sub_batches, "full", self.perturbed, self.split_fn)
+            form.largest_batch = self.largest_batch
+            parameters = [p for p in module.parameters() if p.requires_grad]
+
+            def one(part: Any) -> Any:
+                return training_step(copy.deepcopy(part), *args, **kwargs)
+
+            try:
+                if parameters:
+                    form._penalty(trainer, module, parameters, batch, one)
+            except Exception as error:
+                if isinstance(error, torch.OutOfMemoryError) or _is_ours(error):
+                    raise
+                training_step(batch, *args, **kwargs)  # the module's own failure, if it is one
+                raise ValueError(
+                    "FisherRegularizer needs a `training_step` that runs on parts of a batch, but that of "
+                    f"{type(module).__name__} fails there ({first_line(error)}); keep no state from batch to batch, "
+                    "use fewer `num_sub_batches`, or give a `split_fn`."
+                ) from error
+            return training_step(batch, *args, **kwargs)
+
         step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
         return step
 
@@ -125,7 +161,7 @@ class RegularizedStep:
 
         @contextmanager
         def extra_pass() -> Iterator[None]:
-            attributes = AttributeSnapshot(module)
+            attributes = AttributeSnapshot(module, thorough=self._checks > 0)
             try:
                 with silenced(module):
                     yield
@@ -149,6 +185,7 @@ class RegularizedStep:
                 )
         except _SkippedError:
             return None
+        self._checks -= 1
         logs.replay()
         merged = None
         if self.shared and isinstance(outputs[0], Mapping):
@@ -198,6 +235,19 @@ class RegularizedStep:
 
 class _SkippedError(Exception):
     """`training_step` returned None for a sub-batch."""
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised it: a refusal in its own words."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("lightning_fisher.")
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _detached(output: Any) -> Any:

@@ -20,11 +20,14 @@ from lightning_fisher.functional.divergence import Divergence, gradient_divergen
 from lightning_fisher.functional.exact import exact_gamma
 from lightning_fisher.functional.gram import ScaledGram, gram_matrix, scaled_gram
 from lightning_fisher.functional.logdet import FisherLogDet, fisher_log_det, log_det
+from lightning_fisher.functional.loss import NonFiniteError
 from lightning_fisher.functional.passes import Penalty, penalty_of_losses
 from lightning_fisher.functional.penalty import penalty_gradient
 from lightning_fisher.functional.ranking import Interval, bootstrap_interval, kendall_tau, spearman_rho
 from lightning_fisher.functional.regularized import RegularizedGradient, regularized_gradient
 from lightning_fisher.functional.robustness import robustness
+from lightning_fisher.functional.sample_norms import log_gradient_norms
+from lightning_fisher.functional.spectrum import log_spectrum
 
 __all__ = [
     "Divergence",
@@ -32,6 +35,7 @@ __all__ = [
     "HessianFrobeniusNorm",
     "HessianSpectralRadius",
     "Interval",
+    "NonFiniteError",
     "Penalty",
     "RegularizedGradient",
     "ScaledGram",
@@ -50,6 +54,8 @@ __all__ = [
     "log_bound_term",
     "log_det",
     "log_ellipsoid_height",
+    "log_gradient_norms",
+    "log_spectrum",
     "penalty_gradient",
     "penalty_of_losses",
     "regularized_gradient",

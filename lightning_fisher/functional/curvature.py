@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.functional.hvp import mean_loss_hessian
 from lightning_fisher.functional.lanczos import largest_magnitude_eigenvalue, require_symmetric
-from lightning_fisher.functional.loss import LossFn
+from lightning_fisher.functional.loss import LossFn, NonFiniteError
 
 
 class HessianFrobeniusNorm(NamedTuple):
@@ -59,7 +59,7 @@ def frobenius_norm(gram: Tensor) -> Tensor:
         A float64 scalar, the *squared* norm, as the paper compares it.
 
     Raises:
-        ValueError: If ``gram`` is not a square matrix.
+        ValueError: If ``gram`` is not a finite square matrix.
 
     Example:
         >>> import torch
@@ -80,7 +80,7 @@ def spectral_radius(gram: Tensor) -> Tensor:
         A float64 scalar. Costs O(N′³).
 
     Raises:
-        ValueError: If ``gram`` is not a square matrix.
+        ValueError: If ``gram`` is not a finite square matrix.
 
     Example:
         >>> import torch
@@ -122,6 +122,7 @@ def hessian_frobenius_norm(
     Raises:
         ValueError: If ``num_probes`` or ``chunk_size`` is not positive, there is nothing to differentiate, a
             batch-norm uses batch statistics, or the products are those of no symmetric matrix.
+        NonFiniteError: A `ValueError`, if a second derivative is infinite or nan.
 
     Example:
         >>> import torch
@@ -137,6 +138,7 @@ def hessian_frobenius_norm(
     with mean_loss_hessian(module, inputs, targets, loss_fn=loss_fn, chunk_size=chunk_size) as product:
         if num_probes >= product.size:
             hessian = torch.stack([product(column) for column in torch.eye(product.size)])
+            _require_finite(hessian)
             require_symmetric((hessian - hessian.T).norm(), hessian.norm(), product.rounding)
             return HessianFrobeniusNorm(hessian.square().sum(), torch.zeros_like(hessian[0, 0]))
         values = torch.zeros(num_probes, dtype=torch.float64, device=product.device)
@@ -150,6 +152,7 @@ def hessian_frobenius_norm(
             elif i == 1:
                 difference = first @ image - probe.double() @ first_image
                 require_symmetric(difference, image.norm(), product.rounding)
+    _require_finite(values)
     error = values.std() / math.sqrt(num_probes) if num_probes > 1 else torch.full_like(values[0], math.nan)
     return HessianFrobeniusNorm(values.mean(), error)
 
@@ -187,6 +190,7 @@ def hessian_spectral_radius(
     Raises:
         ValueError: If ``tol``, ``max_iter`` or ``chunk_size`` is not positive, there is nothing to
             differentiate, a batch-norm uses batch statistics, or the products are those of no symmetric matrix.
+        NonFiniteError: A `ValueError`, if a second derivative is infinite or nan.
 
     Example:
         >>> import torch
@@ -223,7 +227,14 @@ def hessian_spectral_radius(
     return result
 
 
+def _require_finite(products: Tensor) -> None:
+    if not bool(torch.isfinite(products).all()):
+        raise NonFiniteError("second derivatives")
+
+
 def _square(gram: Tensor) -> Tensor:
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or len(gram) == 0:
         raise ValueError(f"Expected argument `gram` to be a square matrix [N, N], but got shape {tuple(gram.shape)}.")
+    if not bool(torch.isfinite(gram).all()):
+        raise ValueError("Expected argument `gram` to be finite, but it has infinite or undefined entries.")
     return gram.double()

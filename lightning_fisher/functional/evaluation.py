@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_fisher.functional.loss import call_module, ordinary, take
 from lightning_fisher.functional.precision import SAME, device_types, full_precision
+from lightning_fisher.functional.recording import standardises_one
 from lightning_fisher.functional.state import evaluation_mode, preserved_buffers, preserved_random_state
 
 
@@ -75,7 +76,8 @@ def refuse_interaction(module: nn.Module, inputs: Any, outputs: Tensor) -> None:
 class _Differentiable(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.batch_norm and kwargs.get("training", args[5] if len(args) > 5 else False):
+        batch_statistics = func is F.batch_norm and kwargs.get("training", args[5] if len(args) > 5 else False)
+        if batch_statistics and not standardises_one(*args, **kwargs):
             raise ValueError(
                 "Expected batch-norm layers to use running statistics, but got one that uses the statistics of "
                 "the batch (track_running_stats=False, or training mode forced), where samples interact."

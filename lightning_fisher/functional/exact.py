@@ -13,7 +13,14 @@ from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.functional.evaluation import differentiable, differentiable_evaluation, evaluate
 from lightning_fisher.functional.logdet import RankPolicy
-from lightning_fisher.functional.loss import LossFn, num_samples, output_gradients, take
+from lightning_fisher.functional.loss import (
+    LossFn,
+    num_samples,
+    output_gradients,
+    require_finite,
+    samples_of_a_batch,
+    take,
+)
 
 
 def exact_gamma(
@@ -47,6 +54,7 @@ def exact_gamma(
 
     Raises:
         ValueError: If ``I_S`` is singular and the policy is ``"error"``, or an argument doesn't fit.
+        NonFiniteError: If outputs, losses or gradients are infinite or nan.
 
     Example:
         >>> import torch
@@ -70,11 +78,14 @@ def exact_gamma(
     count = num_samples(inputs)
     with differentiable_evaluation(module):
         inputs, targets = differentiable((inputs, targets), module)
-        rows = [
-            _gradient(module, parameters, take(inputs, one), take(targets, one), loss_fn)
-            for one in (slice(j, j + 1) for j in range(count))
-        ]
-    values = torch.linalg.svdvals(torch.stack(rows))
+        rows = []
+        for j in range(count):
+            one = slice(j, j + 1)
+            with samples_of_a_batch([j]):
+                rows.append(_gradient(module, parameters, take(inputs, one), take(targets, one), loss_fn))
+    jacobian = torch.stack(rows)
+    require_finite(jacobian, "per-sample gradients")
+    values = torch.linalg.svdvals(jacobian)
     kept = values > max(count, size) * torch.finfo(torch.float64).eps * values[0]
     rank = int(kept.sum())
     if rank < size:

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.functional.layerwise import LayerwiseGram
-from lightning_fisher.functional.loss import InteractionError, LossFn, num_samples, ordinary, output_gradients, take
+from lightning_fisher.functional.loss import (
+    InteractionError,
+    LossFn,
+    num_samples,
+    ordinary,
+    output_gradients,
+    require_finite,
+    samples_of_a_batch,
+    take,
+)
 from lightning_fisher.functional.precision import SAME, device_types, full_precision, require_full_precision
 from lightning_fisher.functional.rows import chunks, collect_outputs, row_gram
 from lightning_fisher.functional.state import (
@@ -77,6 +86,7 @@ def gram_matrix(
 
     Raises:
         ValueError: If an argument doesn't fit, parameters are narrower than float32, or samples interact.
+        NonFiniteError: A `ValueError`, if outputs, losses or gradients are infinite or nan; it names the samples.
 
     Example:
         >>> import torch
@@ -165,7 +175,8 @@ def _independent(
             for second in parts[i + 1 :]:
                 both = torch.cat([first, second]).to(device)
                 part = take(inputs, both), take(targets, both)
-                block, scales = _block(module, parameters, *part, loss_fn, logit_norm, tolerance)
+                with samples_of_a_batch(both):
+                    block, scales = _block(module, parameters, *part, loss_fn, logit_norm, tolerance)
                 gram[both.unsqueeze(1), both] = block
                 log_scales[both] = scales
         return gram, log_scales
@@ -196,6 +207,7 @@ def _block(
                 outputs=layerwise.outputs,
                 tolerance=tolerance,
             )
+    require_finite(gram.diagonal(), "per-sample gradients")
     _check_first(module, parameters, inputs, layerwise.directions, gram, tolerance)
     return gram, layerwise.log_norms
 
@@ -242,4 +254,6 @@ def _coupled(
     with evaluation_mode(module, batch_statistics=True):
         outputs = collect_outputs(module, inputs, size)
         directions, log_norms = output_gradients(outputs, targets, loss_fn, logit_norm)
-        return row_gram(module, parameters, inputs, directions, chunk_size=size), log_norms
+        gram = row_gram(module, parameters, inputs, directions, chunk_size=size)
+        require_finite(gram.diagonal(), "per-sample gradients")
+        return gram, log_norms

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_fisher.functional.loss import NonFiniteError
+
 
 class Eigenvalues(NamedTuple):
     """An eigenvalue of each of B operators, and how well it is known.
@@ -46,6 +48,7 @@ def largest_magnitude_eigenvalue(
 
     Raises:
         ValueError: If an operator turns out not to be symmetric.
+        NonFiniteError: If a product is infinite or nan.
     """
     current = start / _norm(start).unsqueeze(1)
     previous = torch.zeros_like(current)
@@ -58,6 +61,8 @@ def largest_magnitude_eigenvalue(
         significant = beta > 0.1 * norm  # a small β is rounding itself
         mismatch = (previous * image).sum(1) - beta
         norm = _norm(image)
+        if not bool(torch.isfinite(norm).all()):
+            raise NonFiniteError("derivatives")
         require_symmetric(mismatch[significant], norm[significant], rounding)
         image = image - beta.unsqueeze(1) * previous
         diagonal.append((image * current).sum(1))

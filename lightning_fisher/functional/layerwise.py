@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import CheckpointError
 
-from lightning_fisher.functional.loss import InteractionError, LossFn, call_module, num_samples, output_gradients, take
+from lightning_fisher.functional.loss import (
+    InteractionError,
+    LossFn,
+    call_module,
+    num_samples,
+    output_gradients,
+    require_finite,
+    take,
+)
 from lightning_fisher.functional.recording import Key, Recorder, Use
 from lightning_fisher.functional.rule import Layout, arrange, blocks, weight_gram
 
@@ -116,7 +124,9 @@ class LayerwiseGram:
         values = torch.stack([difference.to(self.gram.device) for difference in differences]).tolist()
         if not values[0] <= self._tolerance:
             if math.isnan(values[0]):
-                raise ValueError("Expected finite outputs, but the module's outputs are infinite or undefined.")
+                for leaf in tree_flatten(self.outputs)[0]:
+                    if isinstance(leaf, Tensor):
+                        require_finite(leaf, "outputs of the module")
             if self._random:
                 raise ValueError(
                     "Expected a deterministic forward pass in evaluation mode, but the module draws random numbers."

@@ -46,7 +46,7 @@ def log_det(gram: Tensor, *, rank_policy: RankPolicy = "error", tol: float | Non
         gram: ``[N, N]``, symmetric positive semi-definite.
         rank_policy: What to do when ξ is singular (N > W, duplicate samples, a zero gradient): ``"error"`` raises;
             ``"pseudo"`` warns and returns ``Σ_j ln ξ_jj + ln|C|₊`` over non-zero rows and the eigenvalues of C above
-            ``tol``, which is not comparable with a value at full rank.
+            ``tol``, which is not comparable with a value at full rank; ``nan`` where all gradients are zero.
         tol: Eigenvalues of C up to ``tol`` times the largest count as zero; ``None``: N times the float64 epsilon.
 
     Returns:
@@ -101,6 +101,7 @@ def fisher_log_det(
 
     Raises:
         ValueError: As `gram_matrix` and `log_det`.
+        NonFiniteError: As `gram_matrix`.
 
     Example:
         >>> import torch
@@ -142,6 +143,8 @@ def _split(gram: Tensor, log_scales: Tensor, rank_policy: str, tol: float | None
         _deficient(count, int(rank), nonzero, rank_policy)
     direction = torch.where(kept, values, 1.0).log().sum()
     magnitude = 2 * torch.where(nonzero, log_norms, 0.0).sum()
+    if int(rank) == 0:  # an empty sum is no measure of anything
+        magnitude, direction = magnitude * math.nan, direction * math.nan
     return FisherLogDet(magnitude + direction, magnitude, direction, rank, log_norms, cosine)
 
 
@@ -153,7 +156,12 @@ def _deficient(count: int, rank: int, nonzero: Tensor, rank_policy: str) -> None
         raise ValueError(
             f'{line}: its log-determinant is −∞. Use distinct samples, fewer of them, or `rank_policy="pseudo"`.'
         )
+    reported = (
+        "the log-pseudo-determinant is reported, which is not comparable with a value at full rank"
+        if rank
+        else "its log-determinant is reported as nan"
+    )
     warnings.warn(
-        f"{line}: the log-pseudo-determinant is reported, which is not comparable with a value at full rank.",
+        f"{line}: {reported}.",
         stacklevel=4,
     )

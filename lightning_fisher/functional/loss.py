@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +31,43 @@ class InteractionError(ValueError):
             "Expected samples that don't interact, but the module's output for a sample depends on the other samples "
             f"in the batch ({detail}); per-sample gradients are not defined then."
         )
+
+
+class NonFiniteError(ValueError):
+    """Outputs, losses or gradients are infinite or undefined: the network has diverged, or an input is no number.
+
+    Attributes:
+        what: What isn't finite.
+        samples: Whose, as far as known.
+    """
+
+    def __init__(self, what: str, samples: Sequence[int] = ()) -> None:
+        shown = ", ".join(map(str, samples[:10])) + (", …" if len(samples) > 10 else "")
+        super().__init__(
+            f"Expected finite {what}, but {f'those of sample(s) {shown}' if shown else 'they'} are infinite or "
+            "undefined: has the network diverged, or does an input hold nan?"
+        )
+        self.what, self.samples = what, list(samples)
+
+
+def require_finite(values: Tensor, what: str) -> None:
+    """Refuse infinities and nan in ``[N, …]`` values, samples in dimension 0; costs a host synchronisation.
+
+    Raises:
+        NonFiniteError: Naming the samples.
+    """
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        raise NonFiniteError(what, torch.nonzero(~finite.reshape(len(finite), -1).all(1)).flatten().tolist())
+
+
+@contextmanager
+def samples_of_a_batch(indices: Sequence[int] | Tensor) -> Iterator[None]:
+    """Have a `NonFiniteError` name the samples by their ``indices`` in the whole batch."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(error.what, [int(indices[j]) for j in error.samples]) from None
 
 
 def call_module(module: Callable[..., Any], inputs: Any) -> Any:
@@ -115,7 +153,8 @@ def output_gradients(
         gradient is exactly zero; its direction is zero then).
 
     Raises:
-        ValueError: If shapes, class indices or the returned losses don't fit, or a gradient is not finite.
+        ValueError: If shapes, class indices or the returned losses don't fit.
+        NonFiniteError: If a gradient is not finite.
     """
     if logit_norm is not None and not (isinstance(outputs, Tensor) and outputs.ndim == 2):
         raise ValueError("Expected the module to return logits of shape [N, K] when `logit_norm` is given.")
@@ -137,9 +176,8 @@ def output_gradients(
     else:
         leaves, spec = _custom_gradient(outputs, targets, loss_fn, logit_norm)
         leaves, log_norms = _normalise_jointly(leaves)
-    if bool(torch.isnan(log_norms).any() | torch.isposinf(log_norms).any()):
-        bad = torch.nonzero(~(log_norms < math.inf)).flatten().tolist()
-        raise ValueError(f"Expected finite losses, but the loss gradient of sample(s) {bad[:10]} is not finite.")
+    # −inf is a gradient of exactly zero.
+    require_finite(log_norms.masked_fill(torch.isneginf(log_norms), 0.0), "losses and loss gradients")
     if spec is None:
         return leaves[0].to(outputs.dtype), log_norms
     originals = tree_flatten(outputs)[0]

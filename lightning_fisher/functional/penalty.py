@@ -49,8 +49,8 @@ def penalty_gradient(
 
     Returns:
         ``R_α`` (float64 scalar) and ``∇R_α`` in the order of ``module.parameters()``; zeros for parameters that are
-        frozen or that the loss does not depend on. Where either isn't finite (the loss at ``w − α g_i`` overflows, say),
-        ``nan`` and zeros throughout, so that a step that adds it is the plain one; the host doesn't wait.
+        frozen or that the loss does not depend on. Where either isn't finite (the loss at ``w − α g_i`` overflows,
+        say), ``nan`` and zeros throughout, so that a step that adds it is the plain one; the host doesn't wait.
 
     Raises:
         ValueError: If α or M don't fit, or a parameter is narrower than float32, complex or sparse.

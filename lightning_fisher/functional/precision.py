@@ -120,16 +120,23 @@ def device_types(module: nn.Module) -> set[str]:
 
 
 def require_full_precision(parameters: Iterable[Tensor], what: str) -> None:
-    """Refuse parameters that are narrower than float32 or complex.
+    """Refuse parameters that are narrower than float32, complex or sparse.
 
     Args:
         parameters: The parameters that will be differentiated.
         what: The quantity, for the message.
 
     Raises:
-        ValueError: If any parameter is not float32 or float64.
+        ValueError: If any parameter is not a dense one of float32 or float64.
     """
     for parameter in parameters:
+        if parameter.layout is not torch.strided:
+            raise ValueError(f"Expected all parameters to be dense to compute {what}, but got {parameter.layout}.")
+        if parameter.is_complex():
+            raise ValueError(
+                f"Expected all parameters to be real to compute {what}, but got {parameter.dtype}; "
+                "hold it as a real parameter and use `torch.view_as_complex` in the forward pass."
+            )
         if parameter.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"Expected all parameters to be float32 or float64 to compute {what}, but got {parameter.dtype}; "

@@ -17,7 +17,7 @@ from lightning_fisher.functional.evaluation import (
     refuse_interaction,
 )
 from lightning_fisher.functional.lanczos import largest_magnitude_eigenvalue
-from lightning_fisher.functional.loss import num_samples, take
+from lightning_fisher.functional.loss import num_samples, require_finite, samples_of_a_batch, take
 from lightning_fisher.functional.softmax import SoftmaxJacobian
 from lightning_fisher.functional.state import frozen
 
@@ -62,6 +62,7 @@ def robustness(
     Raises:
         ValueError: If an option is not one of its allowed values, ``inputs`` has no floating-point tensor, the
             module does not return logits ``[N, K]``, or samples interact (batch statistics).
+        NonFiniteError: A `ValueError`, if outputs or derivatives are infinite or nan; it names the samples.
 
     Example:
         >>> import torch
@@ -82,6 +83,8 @@ def robustness(
             chunk = take(inputs, slice(start, start + step))
             variables, leaves = _variables(chunk)
             logits = _logits(evaluate(module, variables), leaves)
+            with samples_of_a_batch(range(start, start + len(logits))):
+                require_finite(logits, "outputs of the module")
             if start == 0:
                 refuse_interaction(module, chunk, logits)
             exact = method == "exact" or (method == "auto" and logits.shape[1] <= EXACT_UP_TO)
@@ -92,6 +95,7 @@ def robustness(
             else:
                 values.append(_power(logits, leaves, tol, max_iter, generator))
     result = torch.cat(values)
+    require_finite(result, "derivatives")
     return result.mean() if reduction == "mean" else result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -30,7 +31,8 @@ class GramMetric(SubsetMetric):
         chunk_size: Samples in a pass, at least 2. With ``"eval"`` it only limits memory.
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy.
         rank_policy: What happens when a Gram matrix is singular. ``"pseudo"``: a warning, and only the
-            non-zero eigenvalues count. ``"error"``: a ``ValueError``.
+            non-zero eigenvalues count; where it is not finite or zero altogether, the subset counts as ``nan``.
+            ``"error"``: a ``ValueError``, in both cases.
         kwargs: Arguments of :class:`torchmetrics.Metric` (``sync_on_compute``, ``process_group``, …).
 
     Raises:
@@ -83,7 +85,9 @@ class GramMetric(SubsetMetric):
                 (``module(**inputs)``), samples in dimension 0.
             targets: Class indices ``[N′]``, class probabilities, or what ``loss_fn`` takes.
         """
-        with torch.inference_mode(False):  # states that outlive Lightning's validation loop
+        size = torch.tensor(num_samples(inputs))
+        tolerant = self.non_finite_is_nan(subset_size=size) if self.rank_policy == "pseudo" else nullcontext()
+        with torch.inference_mode(False), tolerant:  # states that outlive Lightning's validation loop
             result = fisher_log_det(
                 module,
                 inputs,
@@ -102,5 +106,5 @@ class GramMetric(SubsetMetric):
                 direction=result.direction,
                 frobenius_norm=frobenius_norm(gram),
                 spectral_radius=spectral_radius(gram),
-                subset_size=torch.tensor(num_samples(inputs)),
+                subset_size=size,
             )

@@ -61,7 +61,7 @@ class HessianFrobeniusMetric(SubsetMetric):
 
     def update(self, module: nn.Module, inputs: Any, targets: Any) -> None:
         """Add one subset, as `FisherMetric` does."""
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), self.non_finite_is_nan():
             value, error = hessian_frobenius_norm(
                 module,
                 inputs,
@@ -137,7 +137,7 @@ class HessianSpectralRadiusMetric(SubsetMetric):
 
     def update(self, module: nn.Module, inputs: Any, targets: Any) -> None:
         """Add one subset, as `FisherMetric` does."""
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), self.non_finite_is_nan():
             result = hessian_spectral_radius(
                 module,
                 inputs,

@@ -75,7 +75,8 @@ class RobustnessMetric(SubsetMetric):
             inputs: N′ un-augmented training samples, see `FisherMetric.update`.
             targets: Not used; there so that one call updates a whole ``MetricCollection``.
         """
-        with torch.inference_mode(False):
+        size = torch.tensor(num_samples(inputs))
+        with torch.inference_mode(False), self.non_finite_is_nan(subset_size=size):
             value = robustness(
                 module,
                 inputs,
@@ -85,7 +86,7 @@ class RobustnessMetric(SubsetMetric):
                 seed=self.seed,
                 chunk_size=self.chunk_size,
             )
-            self.add_subset(robustness=value, subset_size=torch.tensor(num_samples(inputs)))
+            self.add_subset(robustness=value, subset_size=size)
 
     def compute(self) -> dict[str, Tensor]:
         """Mean over all samples and spread over all subsets of all processes."""

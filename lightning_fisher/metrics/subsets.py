@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_fisher.functional.loss import NonFiniteError
+
 
 class SubsetMetric(Metric):
     """One float64 number a subset in each state, concatenated over processes.
 
-    Processes may have made different numbers of updates, or none. Lower values are better.
+    Processes may have made different numbers of updates, or none. Lower values are better. A subset whose outputs,
+    losses or gradients aren't finite counts as ``nan``, with a warning: a long run should not die of a measurement, nor
+    the other processes wait for one that did.
 
     Args:
         kwargs: Arguments of :class:`torchmetrics.Metric` (``sync_on_compute``, ``process_group``, …).
@@ -41,6 +48,15 @@ class SubsetMetric(Metric):
         for name in self.states:
             value = values[name].detach().to(self.device, torch.float64).reshape(1)
             getattr(self, name).append(value)
+
+    @contextmanager
+    def non_finite_is_nan(self, **known: Tensor) -> Iterator[None]:
+        """Add a subset of ``nan`` where the body raises `NonFiniteError`; ``known`` states keep their value."""
+        try:
+            yield
+        except NonFiniteError as error:
+            warnings.warn(f"{error} {type(self).__name__} counts the subset as nan.", stacklevel=4)
+            self.add_subset(**{name: known.get(name, torch.tensor(torch.nan)) for name in self.states})
 
     def subsets(self, name: str) -> Tensor:
         """The values of a state, ``[T]`` float64; T may be 0."""

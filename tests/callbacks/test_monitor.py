@@ -37,8 +37,8 @@ class Recording(Dataset):
         return IMAGES[index], LABELS[index]
 
     def subsets(self):
-        """The samples of the first measurement, subset by subset."""
-        return [self.asked[t * SIZE : (t + 1) * SIZE] for t in range(T)]
+        """The samples of the first measurement, subset by subset; two were asked for before training."""
+        return [self.asked[2 + t * SIZE : 2 + (t + 1) * SIZE] for t in range(T)]
 
 
 class Validated(Classifier):

@@ -9,7 +9,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from lightning_fisher import FisherRegularizer
-from tests.callbacks.tiny import Classifier, conv_bn_net, image_batches, mlp, seeded
+from tests.callbacks.tiny import Classifier, Ledger, conv_bn_net, image_batches, mlp, seeded
 from tests.reference.penalty import penalty
 
 BATCH = image_batches([32])
@@ -34,7 +34,7 @@ class Gradients(Classifier):
 
     def __init__(self, net, scale=1.0):
         super().__init__(net)
-        self.scale, self.grads, self.passes = scale, [], []
+        self.scale, self.grads, self.passes = scale, [], Ledger()
 
     def forward(self, x):
         logits = super().forward(x)
@@ -145,7 +145,7 @@ def test_float32_switches_are_off_in_the_extra_passes_only(fit):
     class Watches(Classifier):
         def __init__(self):
             super().__init__(seeded(mlp))
-            self.seen = []
+            self.seen = Ledger()
 
         def training_step(self, batch, batch_idx):
             self.seen.append(switches())

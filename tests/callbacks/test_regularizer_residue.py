@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import pickle
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lightning_fisher import FisherRegularizer
+from lightning_fisher import FisherMetric, FisherMonitor, FisherRegularizer
 from tests.callbacks.tiny import (
     Classifier,
     CountingClassifier,
+    Ledger,
     conv_bn_net,
     image_batches,
     loader,
@@ -41,15 +43,15 @@ class Interrupted(Classifier):
 
     def __init__(self, fatal, error):
         super().__init__(seeded(conv_bn_net))
-        self.fatal, self.error, self.count, self.before = fatal, error, 0, None
+        self.fatal, self.error, self.calls, self.before = fatal, error, Ledger(), None
 
     def on_train_batch_start(self, batch, batch_idx):
         self.before = snapshot(self)
 
     def training_step(self, batch, batch_idx):
-        self.count += 1
+        self.calls.append(len(batch[1]))
         loss = super().training_step(batch, batch_idx)
-        if self.count == self.fatal:
+        if len(self.calls) == self.fatal:
             raise self.error
         return loss
 
@@ -62,7 +64,7 @@ def test_after_an_exception_in_any_pass(fit, fatal, error):
     module = Interrupted(fatal, error)
     with pytest.raises((ZeroDivisionError, KeyboardInterrupt, SystemExit)):
         fit(module, BATCHES, regularizer())
-    assert module.count == fatal
+    assert len(module.calls) == fatal
     assert residue(module) == []
     for name, value in snapshot(module).items():
         moved_by_the_full_pass = fatal == 18 and name in dict(module.named_buffers())
@@ -133,7 +135,7 @@ def test_after_fit_the_module_can_be_pickled_copied_and_trained_on(fit):
         assert (twin.active, twin.switch_step) == (True, 0)
 
 
-def test_nothing_is_patched_before_the_switch(fit):
+def test_only_the_rehearsal_is_patched_before_the_switch(fit):
     module, seen = CountingClassifier(seeded(mlp)), []
 
     class Watch(Callback):
@@ -141,8 +143,8 @@ def test_nothing_is_patched_before_the_switch(fit):
             seen.append(residue(pl_module))
 
     fit(module, BATCHES, FisherRegularizer(5.0, num_sub_batches=4, start="step:100"), Watch())
-    assert seen == [[]] * 4
-    assert module.calls == [[8]] * 4
+    assert seen == [[], ["training_step"], [], []]  # the second batch is a rehearsal
+    assert [len(calls) for calls in module.calls] == [1, 9, 1, 1]
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -166,6 +168,176 @@ def test_the_users_own_override_is_kept_and_used(fit, fails):
         assert len(calls) == 4 * 9
     assert vars(module)["training_step"] is training_step
     assert residue(module) == ["training_step"]
+
+
+class Keeps(Classifier):
+    """Plain attributes of every kind, written in `training_step`."""
+
+    def __init__(self):
+        super().__init__(seeded(mlp))
+        self.count, self.losses, self.hidden = 0, [], None
+        self.nested = {"sizes": [], "by_class": collections.defaultdict(list)}
+        self.recent, self.seen = collections.deque(maxlen=3), set()
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        size = len(batch[1])
+        self.count += 1
+        self.losses.append(loss.item())
+        self.nested["sizes"].append(size)
+        self.nested["by_class"][int(batch[1][0])].append(size)
+        self.recent.append(size)
+        self.seen.add(size)
+        self.hidden = (torch.zeros(size), torch.ones(size)) if self.hidden is None else self.hidden
+        if not hasattr(self, "made_here"):
+            self.made_here = size
+        return loss
+
+
+@pytest.mark.parametrize("start", [0, "epoch:1"])
+def test_plain_attributes_see_every_batch_once(fit, start):
+    """Counters, lists and states hold what they hold without the callback, in the very same containers."""
+    plain, module = Keeps(), Keeps()
+    containers = module.losses, module.nested, module.nested["sizes"], module.recent, module.seen
+    fit(plain, BATCHES, max_epochs=2)
+    fit(module, BATCHES, FisherRegularizer(1e-30, num_sub_batches=4, start=start), max_epochs=2)
+    for name in ("count", "losses", "nested", "recent", "seen", "made_here"):
+        assert getattr(module, name) == getattr(plain, name), name
+    assert len(module.hidden[0]) == 8
+    now = module.losses, module.nested, module.nested["sizes"], module.recent, module.seen
+    assert all(a is b for a, b in zip(now, containers, strict=True))
+
+
+def fingerprint(module):
+    """Everything a forward pass, a copy or an export could stumble over, of every submodule."""
+    found = {}
+    for path, submodule in module.named_modules():
+        hooks = {name: len(value) for name, value in vars(submodule).items() if name.endswith("hooks")}
+        found[path] = (sorted(vars(submodule)), residue(submodule), hooks, submodule.training)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        found[name] = (id(tensor), type(tensor), tensor.dtype, tensor.requires_grad, tensor.is_leaf)
+    return found
+
+
+class Breaks(torch.nn.Module):
+    """Fails in the n-th forward pass with sub-batches, or with a whole batch."""
+
+    def __init__(self, net, size, at):
+        super().__init__()
+        self.net, self.size, self.at, self.calls = net, size, at, Ledger()
+
+    def forward(self, x):
+        self.calls.append(len(x))
+        if self.calls.count(self.size) == self.at:
+            raise ZeroDivisionError
+        return self.net(x)
+
+
+class FailingMetric(FisherMetric):
+    """Fails in the second measurement, not in the trial."""
+
+    def update(self, *args):
+        if self.update_count > 1:
+            raise ZeroDivisionError
+        super().update(*args)
+
+
+def monitor(metrics=None):
+    x, y = image_batches([12])[0]
+    return FisherMonitor(torch.utils.data.TensorDataset(x, y), num_subsets=3, subset_size=4, metrics=metrics)
+
+
+@pytest.mark.parametrize(
+    "event", ["fit", "fit and validate", "sub-batch fails", "batch fails", "metric fails", "ctrl-c"]
+)
+@pytest.mark.usefixtures("interruptible")
+def test_the_module_is_what_it_was(fit, event):
+    """Compared with the module itself before: attributes, hooks, modes, parameters and buffers as objects."""
+    size, at = {"sub-batch fails": (2, 3), "batch fails": (8, 3)}.get(event, (0, 99))
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(36), torch.nn.Linear(36, 3))
+    module = Classifier(Breaks(net, size, at))
+    fit(module, BATCHES[:1])  # Lightning's own attributes
+    module.net.calls.clear()
+    before = fingerprint(module)
+
+    class Interrupts(Callback):
+        def on_after_backward(self, trainer, pl_module):
+            if event == "ctrl-c":
+                raise KeyboardInterrupt
+
+    callbacks = [regularizer(), monitor(FailingMetric() if event == "metric fails" else None), Interrupts()]
+    if event.startswith("fit"):
+        got = fit(module, BATCHES, *callbacks)
+        if event.endswith("validate"):
+            module.validation_step = lambda batch, batch_idx: None
+            got.trainer.validate(module, loader(BATCHES), verbose=False)
+            del module.validation_step
+    else:
+        with pytest.raises((ZeroDivisionError, KeyboardInterrupt, SystemExit)):
+            fit(module, BATCHES, *callbacks)
+    after = fingerprint(module)
+    module.train()
+    assert {name: value for name, value in after.items() if before[name] != value} == {}
+    assert after.keys() == before.keys()
+
+
+def exported(module, x):
+    return torch.export.export(module, (x,), strict=False).module()(x)
+
+
+def scripted(module, x):
+    return torch.jit.script(module)(x)
+
+
+def traced(module, x):
+    return torch.jit.trace(module, x)(x)
+
+
+def compiled(module, x):
+    return torch.compile(module, backend="eager", fullgraph=True)(x)
+
+
+def through_onnx(module, x):
+    """Run by ONNX's reference evaluator."""
+    pytest.importorskip("onnxscript")
+    onnx = pytest.importorskip("onnx")
+    program = torch.onnx.export(module, (x,), dynamo=True, verbose=False)
+    inputs = {program.model.graph.inputs[0].name: x.numpy()}
+    (result,) = onnx.reference.ReferenceEvaluator(program.model_proto).run(None, inputs)
+    return torch.from_numpy(result)
+
+
+def fitted(fit, *callbacks):
+    module = Classifier(seeded(mlp))
+    fit(module, BATCHES, *callbacks)
+    return module.eval()
+
+
+@pytest.mark.parametrize("way", [exported, scripted, traced, compiled, through_onnx], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("part", ["network", "module"])
+@pytest.mark.filterwarnings("ignore")
+def test_what_could_be_exported_still_can(fit, way, part):
+    """The network and the LightningModule give, exported, what they give."""
+    x = BATCHES[0][0]
+    module = fitted(fit, regularizer(), monitor())
+    module = module.net if part == "network" else module
+    assert torch.allclose(way(module, x), module(x), rtol=1e-5, atol=1e-6)
+
+
+class Silent(Classifier):
+    """Logs nothing: compiling Lightning's logging takes seconds."""
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+def test_a_compiled_lightning_module(fit):
+    """Trained like the plain one; its compiled `training_step` is wrapped."""
+    plain, module = Silent(seeded(mlp)), Silent(seeded(mlp))
+    for each in (plain, torch.compile(module, backend="eager")):
+        fit(each, BATCHES[:2], FisherRegularizer(5.0, num_sub_batches=2, start=0))
+    for a, b in zip(plain.parameters(), module.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_gradients_of_a_batch_are_its_own_after_an_exception(fit):

@@ -14,7 +14,7 @@ from torchmetrics import CatMetric, MeanMetric, MetricCollection, RunningMean
 from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall
 
 from lightning_fisher import FisherRegularizer
-from tests.callbacks.tiny import Classifier, conv_bn_net, image_batches, loader, mlp, seeded
+from tests.callbacks.tiny import Classifier, Ledger, conv_bn_net, image_batches, loader, mlp, seeded
 
 BATCHES = image_batches([16, 16, 12])
 NEGLIGIBLE = 1e-30  # runs the whole machinery, and vanishes in float32
@@ -34,7 +34,7 @@ class Noisy(Classifier):
 
     def __init__(self):
         super().__init__(nn.Sequential(seeded(mlp), nn.Dropout(0.5)))
-        self.draws = []
+        self.draws = Ledger()
 
     def training_step(self, batch, batch_idx):
         mask = self.net[1](torch.ones(8))

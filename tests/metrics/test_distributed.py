@@ -1,4 +1,4 @@
-"""Two processes equal one, whatever the share of each."""
+"""Two and four processes equal one, whatever the share of each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from datetime import timedelta
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torchmetrics import MetricCollection
 
 from lightning_fisher.metrics import (
@@ -17,9 +16,13 @@ from lightning_fisher.metrics import (
     local_minima_metrics,
 )
 from tests.metrics.subsets import same, subsets, updated
+from tests.processes import run_ranks
 
 TOTAL = 5
-SHARES = {"three and two": [[0, 1, 2], [3, 4]], "none and five": [[], [0, 1, 2, 3, 4]]}
+SHARES = {
+    2: {"uneven": [[0, 1, 2], [3, 4]], "all on one": [[], [0, 1, 2, 3, 4]]},
+    4: {"uneven": [[0, 4], [1], [2], [3]], "all on one": [[], [], [0, 1, 2, 3, 4], []]},
+}
 METRICS = {
     "fisher": FisherMetric,
     "collection": local_minima_metrics,
@@ -29,17 +32,17 @@ METRICS = {
 }
 
 
-def share_of_work(rank, folder):
-    """Every split of the subsets for every metric, in one process of two."""
+def share_of_work(rank, world, folder):
+    """Every split of the subsets for every metric, in one process."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=120)
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world, timeout=timedelta(seconds=120)
     )
     results = {}
     try:
         parts = subsets(TOTAL)
         for name, kind in METRICS.items():
-            for share, indices in SHARES.items():
+            for share, indices in SHARES[world].items():
                 metric = updated(kind(), [parts[t] for t in indices[rank]])
                 results[name, share, "all"] = metric.compute()
                 # The synchronisation is undone afterwards: accumulation goes on locally.
@@ -59,17 +62,18 @@ def share_of_work(rank, folder):
     torch.save(results, f"{folder}/{rank}.pt")
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gloo")
-    mp.spawn(share_of_work, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+@pytest.fixture(scope="module", params=list(SHARES), ids=lambda world: f"{world} processes")
+def ranks(request, tmp_path_factory):
+    folder, world = tmp_path_factory.mktemp("gloo"), request.param
+    children = run_ranks("tests.metrics.test_distributed:share_of_work", world, folder, world, folder)
+    assert [child.code for child in children] == [0] * world, "\n".join(child.output[-1500:] for child in children)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 @pytest.fixture(scope="module")
-def alone():
+def alone(ranks):
     parts = subsets(TOTAL)
-    shares = {"all": parts, "one more each": [*parts, *parts[:2]], "after reset": parts[:2]}
+    shares = {"all": parts, "one more each": [*parts, *parts[: len(ranks)]], "after reset": parts[: len(ranks)]}
     return {
         (name, state): updated(kind(), chosen).compute()
         for name, kind in METRICS.items()
@@ -78,9 +82,9 @@ def alone():
 
 
 @pytest.mark.parametrize("name", METRICS)
-@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("share", ["uneven", "all on one"])
 @pytest.mark.parametrize("state", ["all", "one more each", "after reset"])
-def test_two_processes_equal_one(ranks, alone, name, share, state):
+def test_processes_equal_one(ranks, alone, name, share, state):
     for results in ranks:
         same(results[name, share, state], alone[name, state])
 
@@ -88,4 +92,4 @@ def test_two_processes_equal_one(ranks, alone, name, share, state):
 def test_sizes_that_differ_between_processes_are_noticed(ranks):
     for results in ranks:
         assert "same number of samples" in results["sizes"]
-        assert "[8, 9]" in results["sizes"]
+        assert str(list(range(8, 8 + len(ranks)))) in results["sizes"]

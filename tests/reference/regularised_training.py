@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 
 from tests.reference.divergence import norms_and_cosines
 from tests.reference.penalty import penalty
+from tests.reference.samples import call, to_double
 
 
 @dataclass
@@ -63,10 +65,12 @@ def train(
     start="first_lr_drop",
     accumulate=1,
     clip_norm=None,
+    loss_fn=F.cross_entropy,
 ):
     """Train ``net`` (changed in place, float64) on the same ``batches`` of ``(x, y)`` every epoch.
 
     Args:
+        loss_fn: ``(net(x), y) -> mean loss``; accumulate: batches a step, or a function of the epoch.
         optimizer: a function of the parameters; scheduler: a function of the optimizer.
         interval: ``"epoch"`` or ``"step"``, when the scheduler steps.
         plateau_value: what the scheduler is stepped with, if anything.
@@ -81,18 +85,19 @@ def train(
     step_scheduler = (lambda: sched.step() if plateau_value is None else sched.step(plateau_value)) if sched else None
     trace, first_drop, steps, active = Trace(), FirstDrop(), 0, False
     for epoch in range(epochs):
+        per_step = accumulate(epoch) if callable(accumulate) else accumulate
         for index, (x, y) in enumerate(batches):
-            x = x.double()
+            x = to_double(x)
             trace.lrs.append(opt.param_groups[0]["lr"])
             drop = first_drop(trace.lrs[-1])
             if not active and (drop if start == "first_lr_drop" else epoch >= start):
                 active, trace.switch_step, trace.switch_epoch = True, steps, epoch
-            extra = _penalty_gradient(net, x, y, alpha, num_sub_batches, trace) if active else _inactive(trace)
-            (F.cross_entropy(net(x), y) / accumulate).backward()
+            extra = _penalty_gradient(net, x, y, alpha, num_sub_batches, loss_fn, trace) if active else _inactive(trace)
+            (loss_fn(call(net, x), y) / per_step).backward()
             for parameter, addend in zip(net.parameters(), extra or [], strict=extra is not None):
                 if parameter.grad is not None:
-                    parameter.grad += beta * addend / accumulate
-            if (index + 1) % accumulate == 0 or index + 1 == len(batches):
+                    parameter.grad += beta * addend / per_step
+            if (index + 1) % per_step == 0 or index + 1 == len(batches):
                 if clip_norm is not None:
                     clip_by_norm([p.grad for p in net.parameters() if p.grad is not None], clip_norm)
                 opt.step()
@@ -113,9 +118,10 @@ def clip_by_norm(grads, max_norm):
         grad *= min(1.0, max_norm / (norm + 1e-6))
 
 
-def _penalty_gradient(net, x, y, alpha, num_sub_batches, trace):
-    value, grads = penalty(net, x, y, alpha=alpha, num_sub_batches=num_sub_batches, loss_fn=F.cross_entropy)
-    norms, cosines = norms_and_cosines(net, x, y, num_sub_batches, F.cross_entropy)
+def _penalty_gradient(net, x, y, alpha, num_sub_batches, loss_fn, trace):
+    value, grads = penalty(net, x, y, alpha=alpha, num_sub_batches=num_sub_batches, loss_fn=loss_fn)
+    with torch.random.fork_rng(devices=[]):  # the masks that the penalty saw
+        norms, cosines = norms_and_cosines(net, x, y, num_sub_batches, loss_fn)
     mean = sum(norms) / len(norms)
     trace.penalties.append(value)
     trace.norm_variances.append(sum((norm - mean) ** 2 for norm in norms) / len(norms))
