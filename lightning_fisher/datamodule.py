@@ -192,6 +192,11 @@ class ImageDataModule(L.LightningDataModule):
         if mean is None or std is None:
             assert isinstance(splits.train, MemoryImages)
             mean, std = channel_statistics(splits.train.images)
+            if not all(std):
+                raise ValueError(
+                    f"Expected images that differ, but all training images are the same in channel {std.index(0.0)}: "
+                    "set `mean` and `std` of the data configuration if that is right."
+                )
         if len(mean) != self.channels:
             raise ValueError(
                 f"Expected arguments `mean` and `std` to be {self.channels} numbers (`channels`), "

@@ -97,7 +97,7 @@ def require_trainable(trainer: Trainer, pl_module: LightningModule) -> None:
             f"gives {len(used)}; return one, with parameter groups where they differ."
         )
     if trainer.world_size > 1:
-        gathered: Any = pl_module.all_gather(torch.tensor(float(trainer.num_training_batches)))
+        gathered: Any = pl_module.all_gather(torch.tensor(float(trainer.num_training_batches), device=pl_module.device))
         counts = gathered.tolist()
         if len(set(counts)) > 1:
             raise ValueError(

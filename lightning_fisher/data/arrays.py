@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,13 +42,21 @@ def load_arrays(
         raise FileNotFoundError(
             f"There is no file {str(path)!r}: set data.path to an .npz file with {', '.join(KEYS)}."
         )
-    try:
-        archive = np.load(path, allow_pickle=False)
-        arrays = {key: archive[key] for key in archive.files}
-    except (AttributeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    if not zipfile.is_zipfile(path):
         raise ValueError(
             f"Expected argument `path` to be an .npz archive of plain arrays, but {str(path)!r} cannot be read "
-            f"as one: {error}"
+            "as one: it is no archive, or only part of one."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+            if any(isinstance(array, bytes) for array in arrays.values()):
+                raise ValueError("it holds files that are no arrays")
+    except (EOFError, MemoryError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        reason = "it holds Python objects" if "allow_pickle" in str(error) else str(error)
+        raise ValueError(
+            f"Expected argument `path` to be an .npz archive of plain arrays, but {str(path)!r} cannot be read "
+            f"as one: {reason}"
         ) from error
     if set(arrays) != set(KEYS):
         raise ValueError(

@@ -46,11 +46,23 @@ class FolderImages:
         return T.Compose([*geometry, T.PILToTensor()])
 
     def fetch(self, indices: Tensor) -> Tensor:
-        """The images of these indices `[B]` as uint8 `[B, 3, image_size, image_size]`."""
+        """The images of these indices `[B]` as uint8 `[B, 3, image_size, image_size]`.
+
+        Raises:
+            ValueError: if a file cannot be read as an image, with its name.
+        """
         from torchvision.datasets.folder import pil_loader
 
         transform = self._transform()
-        return torch.stack([transform(pil_loader(self.files[i])) for i in indices.tolist()])
+
+        def read(file: str) -> Tensor:
+            try:
+                return transform(pil_loader(file))
+            except Exception as error:  # whatever a damaged file raises
+                what = " ".join(str(error).split()) or type(error).__name__
+                raise ValueError(f"Cannot read the image {file!r} ({what}): replace it or remove it.") from error
+
+        return torch.stack([read(self.files[i]) for i in indices.tolist()])
 
 
 def load_imagenet(

@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
+from pathlib import Path
+from typing import NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lightning_fisher.experiment import folders, sweep
+from lightning_fisher.experiment import folders, interruption, sweep
 from lightning_fisher.experiment.errors import ConfigError, explain
-from lightning_fisher.experiment.options import CONFIG_DIR, CONFIG_NAME, config_groups, known_options
+from lightning_fisher.experiment.options import CONFIG_DIR, CONFIG_NAME, ROOT, config_groups, known_options
 from lightning_fisher.experiment.run_name import register_resolvers
+from lightning_fisher.experiment.scoring.request import checkpoints, is_scoring, quoted_paths
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # where launchers say which process of a run this is
 _errors: list[Exception] = []
+_debug = [False]
 
 
 def task(cfg: DictConfig) -> None:
     """Run one job: in this process, or in its own one when it is part of a sweep."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if is_scoring(cfg) and len(checkpoints(cfg)) > 1:
+            folders.discard(Path(HydraConfig.get().runtime.output_dir))
+            _errors.append(ConfigError("Expected option `score.checkpoint` to be one path a job: compare without -m."))
+            return
         sweep.run_in_own_process(cfg)
         return
-    from lightning_fisher.experiment.train import train  # after composing: the imports take seconds
+    if not _debug[0]:
+        os.environ.pop(FULL_ERROR, None)  # was for Hydra; the other processes of this run are to answer in one line too
+    try:  # imported after composing: the imports take seconds
+        if is_scoring(cfg):
+            from lightning_fisher.experiment.scoring.command import score
 
-    try:
-        train(cfg)
+            score(cfg)
+        else:
+            from lightning_fisher.experiment.train import train
+
+            train(cfg)
     except Exception as error:  # Hydra would print its own line first: `main` raises it instead
         _errors.append(error)
 
@@ -37,66 +55,114 @@ def _debug_wanted(arguments: list[str]) -> bool:
     return os.environ.get(FULL_ERROR) == "1" or any(a.lower() in ("debug=true", "+debug=true") for a in arguments)
 
 
+def _rank() -> int:
+    """Which process of the run this is; the first one speaks for all."""
+    return next((int(os.environ[name]) for name in RANKS if os.environ.get(name, "").isdigit()), 0)
+
+
 def _fail(error: Exception) -> None:
     """Print one line about an error, and where the whole traceback is if it is no mistake in the command."""
     overrides = [a for a in sys.argv[1:] if not a.startswith("-")]
-    line = explain(error, known_options(overrides), config_groups())
-    folder = folders.current()
-    if line is None and isinstance(error, OSError) and not folders.task_started():
+    folder, rank = folders.current(), _rank()
+    if isinstance(error, OSError) and error.errno is not None and not folders.task_started():  # not Hydra's own
         where = error.filename or folder
         line = f"Expected option `hydra.run.dir` to be a writable folder, but got `{where}` ({error.strerror})."
-    if line is None:
-        line = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if folder is not None and folder.is_dir() and any(folder.iterdir()):
-            log = folder / "error.log"
-            log.write_text("".join(traceback.format_exception(error)))
-            line += f" (traceback: {log})"
-        else:
-            line += " (debug=true shows the traceback)"
+    else:
+        known = [] if isinstance(error, ConfigError) else known_options(overrides)
+        line = explain(error, known, config_groups()) or _unexpected(error, folder, rank)
+    if folder is not None and rank == 0:
+        folders.discard(folder)
+    print(f"Error: {f'process {rank}: ' if rank else ''}{line}", file=sys.stderr, flush=True)
+
+
+def _unexpected(error: Exception, folder: Path | None, rank: int) -> str:
+    """Name an error that is no mistake of the user's, and say where its traceback is."""
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if folder is not None and folder.is_dir() and any(folder.iterdir()):
+        log = folder / (f"error-{rank}.log" if rank else "error.log")
+        with contextlib.suppress(OSError):
+            log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            return f"{line} (traceback: {log})"
+    return f"{line} (debug=true shows the traceback)"
+
+
+def _interrupted() -> str:
+    """Say what the same command will do."""
+    folder = folders.current()
+    if sweep.abandon():
+        return "Interrupted. The same command goes on with the jobs that are not complete."
+    if folder is not None and any(folder.glob("checkpoints/*.ckpt")):
+        return "Interrupted. The same command continues from the last checkpoint."
     if folder is not None:
         folders.discard(folder)
-    print(f"Error: {line}", file=sys.stderr, flush=True)
+    return "Interrupted before the first checkpoint. The same command starts again."
+
+
+def _check_flags() -> None:
+    """Refuse what Hydra's parser of flags would answer with its usage and another exit code.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"Expected flags as `--help` lists them, but got {message}.")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    if "--version" not in sys.argv:  # would print it, and end
+        parser.parse_args(sys.argv[1:])
 
 
 def _let_workers_find_the_package() -> None:
     """Launchers start processes elsewhere: they import this package even where it is not installed."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    root = str(CONFIG_DIR.parent)
+    root = str(ROOT)
     if root not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])
 
 
 def main() -> None:
-    """Entry point of ``run.py``; exits with 1 on an error, and if a job of a sweep failed."""
-    debug = _debug_wanted(sys.argv[1:])
+    """Compose, run and answer; exits with 1 on an error, and if a job of a sweep failed."""
+    with interruption.listening():
+        _main()
+
+
+def _main() -> None:
+    debug = _debug[0] = _debug_wanted(sys.argv[1:])
     before = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"  # Hydra raises to the handlers below instead of printing its own report
     _let_workers_find_the_package()
     register_resolvers()
+    sys.argv[1:] = quoted_paths(sys.argv[1:])
     folders.forget()
     _errors.clear()
     sweep.end_with_parent()
     run = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(task)
     failed = False
     try:
-        if not CONFIG_DIR.is_dir():
-            raise ConfigError(f"Expected the configs in {CONFIG_DIR}: run this from a checkout (pip install -e .).")
-        run()
-        if _errors:
-            raise _errors.pop()
+        try:
+            _check_flags()
+            if not CONFIG_DIR.is_dir():
+                raise ConfigError(f"Expected the configs in {CONFIG_DIR}: install the package again.")
+            run()
+            if _errors:
+                raise _errors.pop()
+        except Exception as error:
+            if debug:
+                raise
+            _fail(error)
+            failed = True
+        failed = sweep.finish() or failed
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command continues from the last checkpoint.", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        if debug:
-            raise
-        _fail(error)
-        failed = True
+        if _rank() == 0:
+            print(f"\n{_interrupted()}", file=sys.stderr, flush=True)
+        sys.exit(interruption.exit_code())
     finally:
+        os.environ.pop(sweep.PARENT, None)
         if before is None:
             os.environ.pop(FULL_ERROR, None)
         else:
             os.environ[FULL_ERROR] = before
-    failed = sweep.finish() or failed
     if failed:
         sys.exit(1)

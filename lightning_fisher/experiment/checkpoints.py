@@ -1,40 +1,32 @@
-"""Checkpoints that survive a kill: written aside, then renamed; the one before is kept."""
+"""Checkpoints of a run: the last epoch's, the one before, and the best."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_fisher.callbacks import AtomicCheckpointIO
 
 FOLDER = "checkpoints"
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
+DAMAGED = "damaged.ckpt"
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint to a temporary file in the same folder and rename it when it is complete.
+class RunCheckpointIO(AtomicCheckpointIO):
+    """Keep what ``last.ckpt`` was before as ``previous.ckpt``: the run can continue if the newest is damaged."""
 
-    The file that ``last.ckpt`` was before stays as ``previous.ckpt``, so that a run can continue even if the
-    newest file is damaged.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save so that ``path`` is never half a file."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+    def replace(self, temporary: Path, target: Path) -> None:
+        """A kill between the two steps leaves the older file, whole."""
         if target.name == LAST and target.exists():
             os.replace(target, target.with_name(PREVIOUS))
-        os.replace(temporary, target)
+        super().replace(temporary, target)
 
 
 def checkpoint_callbacks(folder: Path, has_validation: bool) -> list[Callback]:
@@ -49,16 +41,18 @@ def checkpoint_callbacks(folder: Path, has_validation: bool) -> list[Callback]:
         "enable_version_counter": False,
         "auto_insert_metric_name": False,
     }
-    callbacks: list[Callback] = [
-        ModelCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, every_n_epochs=1, **common)
-    ]
-    if has_validation:
-        callbacks.append(ModelCheckpoint(filename="best", monitor="val_error", mode="min", **common))
-    return callbacks
+    last = ModelCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, every_n_epochs=1, **common)
+    if not has_validation:
+        return [last]
+    # The best first: the last checkpoint's copy of its state, with which a run continues, then knows this epoch too.
+    return [ModelCheckpoint(filename="best", monitor="val_error", mode="min", **common), last]
 
 
 def resumable(folder: Path) -> Path | None:
-    """Return the newest checkpoint of a run folder that can be read, or None."""
+    """Return the newest checkpoint of a run folder that can be read, or None.
+
+    One that cannot is set aside: the next save would keep it as the previous one, in place of one that can.
+    """
     for name in (LAST, PREVIOUS):
         path = folder / FOLDER / name
         if path.is_file():
@@ -66,6 +60,8 @@ def resumable(folder: Path) -> Path | None:
                 torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # whatever a damaged file raises
                 print(f"Cannot read {path} ({type(error).__name__}): looking for an older one.", flush=True)
+                with contextlib.suppress(OSError):  # another process of this run may have been first
+                    os.replace(path, path.with_name(DAMAGED))
             else:
                 return path
     return None

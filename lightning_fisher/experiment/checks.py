@@ -1,68 +1,24 @@
-"""Refuse a config that cannot work, before anything is created: types, ranges, and what must fit together."""
+"""Refuse a config that cannot work, before anything is created: names, types, ranges, and what must fit together."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_fisher.experiment.errors import ConfigError, did_you_mean, listing
-from lightning_fisher.experiment.options import defaults
+from lightning_fisher.experiment.errors import ConfigError, did_you_mean
+from lightning_fisher.experiment.options import config_groups, defaults, flatten
+from lightning_fisher.experiment.rules import RULES, is_int, is_number
 from lightning_fisher.experiment.run_name import flat_config
 
-# Options of several types: their own constructors check them.
-SEVERAL_TYPES = ("reg.start", "trainer.devices", "trainer.precision", "trainer.limit_", "model.milestones")
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """What an option may be: a predicate, and the words for it."""
-
-    test: Callable[[Any], bool]
-    words: str
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def at_least(low: int, or_null: bool = False) -> Allowed:
-    """An integer with a lower bound."""
-    words = f"an integer of at least {low}" + (" or null" if or_null else "")
-    return Allowed(lambda v: (or_null and v is None) or (_is_int(v) and v >= low), words)
-
-
-def one_of(*choices: str) -> Allowed:
-    """One of a few words."""
-    return Allowed(lambda v: v in choices, listing(choices))
-
-
-RULES: dict[str, Allowed] = {
-    "seed": at_least(0),
-    "metric.num_subsets": at_least(1),
-    "metric.subset_size": at_least(2),
-    "metric.logit_norm": Allowed(lambda v: v is None or (_is_number(v) and v > 0), "a positive number or null"),
-    "metric.batch_norm": one_of("eval", "batch"),
-    "metric.chunk_size": at_least(2, or_null=True),
-    "metric.seed": at_least(0),
-    "metric.every_n_validations": at_least(1, or_null=True),
-    "metric.at_end": one_of("all", "gamma", "none"),
-    "model.max_epochs": at_least(1),
-    "model.batch_size": at_least(1),
-    "data.batch_size": at_least(1),
-    "trainer.max_epochs": at_least(1),
-    "trainer.accumulate_grad_batches": at_least(1),
-    "trainer.check_val_every_n_epoch": at_least(1),
-    "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
-    "trainer.gradient_clip_val": Allowed(lambda v: v is None or (_is_number(v) and v >= 0), "a number >= 0 or null"),
-}
+# Nodes that take no further options; those of a class are checked by its constructor.
+CLOSED = ("", "metric", "model", "score")
+# Passed on to a class of another library, which has its own defaults: may be deleted, or null.
+FOREIGN = ("trainer.", "model.optimizer.", "model.net.", "model.scheduler", "logger.")
+NODE_OR_NULL = ("score.kwargs",)  # null by default, otherwise a node of any names
+OURS = ("callbacks", "logger", "plugins", "default_root_dir", "use_distributed_sampler")  # of the trainer
 
 TYPE_WORDS = {
     bool: "true or false",
@@ -72,26 +28,38 @@ TYPE_WORDS = {
     list: "a list",
     dict: "a node",
 }
+SEVERAL_TYPES = ("reg.start",)  # their own constructors check them
+TOLD = ("reg.", "data.name", "data.augmentation")  # their constructors list what they may be instead of null
 
 
 def _has_type_of(value: Any, default: Any) -> bool:
     if isinstance(default, bool):
         return isinstance(value, bool)
     if isinstance(default, int):
-        return _is_int(value)
+        return is_int(value)
     if isinstance(default, float):
-        return _is_number(value)
+        return is_number(value)
     return isinstance(value, type(default))
+
+
+def shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def refuse(key: str, allowed: str, value: Any) -> ConfigError:
     """Make the error of an option: its name, what is allowed, what came."""
-    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-    return ConfigError(f"Expected option `{key}` to be {allowed}, but got `{shown}`.")
+    return ConfigError(f"Expected option `{key}` to be {allowed}, but got `{shown(value)}`.")
+
+
+def parents(keys: Iterable[str]) -> list[str]:
+    """The nodes above options, by dotted name, the outermost first."""
+    found = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
+    return sorted(found, key=lambda name: name.count("."))
 
 
 def check_config(cfg: DictConfig, overrides: list[str]) -> None:
-    """Check types and ranges of a composed config.
+    """Check names, types and ranges of a composed config.
 
     A value must have the type its option has by default, where the default is not null.
 
@@ -102,37 +70,84 @@ def check_config(cfg: DictConfig, overrides: list[str]) -> None:
     Raises:
         ConfigError: naming the first option that is wrong, what it may be, and what it is.
     """
-    values, before = flat_config(cfg), flat_config(defaults(overrides))
-    for key in values:
-        if key not in before and (
-            key.startswith("metric.") or key.split(".")[0] not in {k.split(".")[0] for k in before}
-        ):
-            raise ConfigError(f"Unknown option `{key}`.{did_you_mean(key, before)}")
-    for key, value in values.items():
-        if key in RULES:
-            if not RULES[key].test(value):
-                raise refuse(key, RULES[key].words, value)
-            continue
-        default = before.get(key)
-        if default is None or value is None or key.startswith(SEVERAL_TYPES) or value == default:
-            continue
-        if not _has_type_of(value, default):
-            raise refuse(key, TYPE_WORDS.get(type(default), type(default).__name__), value)
+    usual = defaults(overrides)
+    values, before = flat_config(cfg), flat_config(usual)
+    nodes = parents(before)
+    _check_nodes(values, nodes)
+    _check_names(values, {*before, *nodes})
+    _check_present(cfg, values, before, nodes)
+    for key, rule in RULES.items():
+        if key in values and not rule.test(values[key]):
+            raise refuse(key, rule.words, values[key])
+    raw, usual_raw = (flatten(OmegaConf.to_container(node, resolve=False)) for node in (cfg, usual))
+    for key, default in before.items():
+        value = values.get(key)
+        referring = isinstance(raw.get(key), str) and "${" in raw[key] and raw[key] == usual_raw[key]
+        if key in RULES or key not in values or default is None or value == default or referring:
+            continue  # what it refers to is checked under its own name
+        allowed = TYPE_WORDS.get(type(default), type(default).__name__)
+        if value is None and not key.startswith((*FOREIGN, *TOLD)):
+            raise refuse(key, allowed, value)
+        if value is not None and not key.startswith(SEVERAL_TYPES) and not _has_type_of(value, default):
+            raise refuse(key, allowed, value)
     if cfg.stop is not None and not OmegaConf.is_dict(cfg.stop):
         raise refuse("stop", "null or a callback (`_target_` and its arguments)", cfg.stop)
     _check_sub_batches(cfg)
+
+
+def _check_nodes(values: dict[str, Any], nodes: list[str]) -> None:
+    """What has options below it keeps them."""
+    for node in nodes:
+        if node in values and not (values[node] is None and node in ("model.scheduler", "stop", "study")):
+            group = node.replace(".", "/")
+            choices = config_groups().get(group, [])
+            how = f"choose one, such as `{group}={choices[0]}`, or " if choices else ""
+            raise refuse(node, f"a node: {how}set an option of it", values[node])
+
+
+def _check_names(values: dict[str, Any], known: set[str]) -> None:
+    """No option that nothing reads."""
+    closed = CLOSED if values.get("reg._target_") else (*CLOSED, "reg")
+    for key in values:
+        new = next((name for name in (*parents([key]), key) if name not in known), None)
+        if new is None:
+            continue
+        parent, _, name = new.rpartition(".")
+        if parent in closed:
+            raise ConfigError(f"Unknown option `{key}`.{did_you_mean(key, known)}")
+        if parent == "trainer" and name in OURS:
+            raise ConfigError(f"Expected no option `{key}`, which is set by the program itself.")
+        if parent == "logger" and new == key:
+            raise refuse(key, "a node with a `_target_`", values[key])
+
+
+def _check_present(cfg: DictConfig, values: dict[str, Any], before: dict[str, Any], nodes: list[str]) -> None:
+    """Options are set, not deleted, and their values no nodes."""
+    for key in before:
+        if key in values or key.startswith(FOREIGN):
+            continue
+        if key in NODE_OR_NULL and OmegaConf.is_dict(OmegaConf.select(cfg, key)):
+            continue
+        if any(value.startswith(f"{key}.") for value in values):
+            if before[key] is None:
+                continue  # no node by default, such as `stop`
+            raise refuse(key, TYPE_WORDS.get(type(before[key]), "a value"), OmegaConf.select(cfg, key))
+        there = {*values, *parents(values)}
+        gone = next(name for name in (*parents([key]), key) if name not in there)
+        how = f"choose another, such as `{gone}=none`," if gone == "reg" else "set it"
+        raise ConfigError(f"Expected option `{gone}` to be there, but it was deleted; {how} instead.")
 
 
 def _check_sub_batches(cfg: DictConfig) -> None:
     """Every sub-batch needs a sample, in one process: M at most the batch size."""
     parts = OmegaConf.select(cfg, "reg.num_sub_batches")
     batch = OmegaConf.select(cfg, "data.batch_size")
-    if _is_int(parts) and _is_int(batch) and parts > batch:
+    if is_int(parts) and is_int(batch) and parts > batch:
         raise refuse("reg.num_sub_batches", f"at most data.batch_size={batch}", parts)
 
 
 def check_data(cfg: DictConfig, num_train: int) -> None:
-    """Check what depends on the size of the training set.
+    """Check what depends on the number of images that are measured.
 
     Args:
         cfg: the composed config.
@@ -145,3 +160,28 @@ def check_data(cfg: DictConfig, num_train: int) -> None:
     measured = cfg.metric.at_end != "none" or cfg.metric.every_n_validations is not None
     if measured and size > num_train:
         raise refuse("metric.subset_size", f"at most the {num_train} training images", size)
+
+
+def check_epoch(cfg: DictConfig, sizes: dict[str, int], world_size: int) -> None:
+    """Check what depends on the number of images that are trained on.
+
+    Args:
+        cfg: the composed config.
+        sizes: number of images by the name of the limit: ``train``, ``val``, ``test``.
+        world_size: number of processes.
+
+    Raises:
+        ConfigError: if a batch, or an epoch, would have too few samples.
+    """
+    images = sizes["train"]
+    if images < 2:
+        raise refuse("data.train_size", "at least 2: batch-norm has no statistics of one image", images)
+    parts = OmegaConf.select(cfg, "reg.num_sub_batches")
+    largest = min(cfg.data.batch_size, math.ceil(images / world_size))
+    if OmegaConf.select(cfg, "reg._target_") and is_int(parts) and parts // world_size > largest:
+        raise refuse("reg.num_sub_batches", f"at most {largest * world_size}, the images of a batch", parts)
+    for name, size in sizes.items():
+        limit = OmegaConf.select(cfg, f"trainer.limit_{name}_batches")
+        batches = math.ceil(size / world_size / cfg.data.batch_size)
+        if isinstance(limit, float) and 0 < limit * batches < 1:
+            raise refuse(f"trainer.limit_{name}_batches", f"at least 1/{batches}: one batch of {batches}", limit)

@@ -1,4 +1,4 @@
-"""End a run whose training loss is no longer a number."""
+"""End a run whose loss or weights are no longer numbers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from lightning_fisher.experiment.errors import ConfigError
 
 
 class FiniteLoss(Callback):
-    """Raise when a step of the epoch had an infinite loss or NaN; the device is asked once an epoch.
+    """Raise when a loss of the epoch, or a weight at its end, is infinite or NaN; the device is asked once an epoch.
 
-    Comes before the callbacks that measure the network, for which there is nothing left to measure.
+    Comes before the callbacks that measure the network, for which there is nothing left to measure, and before those
+    that write checkpoints: the last and the best one stay what they were. All processes raise together.
     """
 
     def __init__(self) -> None:
@@ -31,16 +32,29 @@ class FiniteLoss(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask before validation."""
-        self._check(trainer)
+        if not trainer.sanity_checking:
+            self._check(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask for the loss that the best checkpoint goes by; running statistics can overflow before weights do."""
+        loss = trainer.callback_metrics.get("val_loss")
+        if not trainer.sanity_checking and loss is not None and not bool(torch.isfinite(loss)):
+            raise _diverged(trainer, "the validation loss was")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask at the end of an epoch without validation."""
-        self._check(trainer)
+        self._check(trainer, pl_module)
 
-    def _check(self, trainer: Trainer) -> None:
-        if self._diverged is not None and bool(self._diverged):
-            rate = float(trainer.optimizers[0].param_groups[0]["lr"])
-            raise ConfigError(
-                f"Training diverged: the loss was not finite in epoch {trainer.current_epoch + 1} "
-                f"(learning rate {rate:g}); lower model.optimizer.lr or reg.beta."
-            )
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loss = self._diverged is not None and bool(self._diverged)
+        weights = not bool(torch.stack([torch.isfinite(p).all() for p in pl_module.parameters()]).all())
+        if trainer.strategy.reduce_boolean_decision(loss or weights, all=False):
+            raise _diverged(trainer, "the loss was" if loss or not weights else "a weight was")
+
+
+def _diverged(trainer: Trainer, what: str) -> ConfigError:
+    rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+    return ConfigError(
+        f"Training diverged: {what} not finite in epoch {trainer.current_epoch + 1} (learning rate {rate:g}); "
+        "lower model.optimizer.lr or reg.beta."
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,7 @@ except ImportError:
     fcntl = None
 
 LOCK = ".lock"
+HEADER = "# config hash: "  # how the config of a run begins
 
 
 @dataclass
@@ -58,12 +59,13 @@ def discard(folder: Path) -> None:
     """
     if not folder.is_dir():
         return
-    if [entry.name for entry in folder.iterdir()] == ["multirun.yaml"]:
-        (folder / "multirun.yaml").unlink()
-    for path in (folder.resolve(), *folder.resolve().parents):
-        if path == Path.cwd() or any(path.iterdir()):
-            return
-        path.rmdir()
+    with suppress(OSError):  # what may not be removed stays
+        if [entry.name for entry in folder.iterdir()] == ["multirun.yaml"]:
+            (folder / "multirun.yaml").unlink()
+        for path in (folder.resolve(), *folder.resolve().parents):
+            if path == Path.cwd() or any(path.iterdir()):
+                return
+            path.rmdir()
 
 
 def clear(folder: Path) -> None:
@@ -75,17 +77,44 @@ def clear(folder: Path) -> None:
             entry.unlink()
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the half-written files of a process that was killed."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
+        path.unlink(missing_ok=True)
+
+
+def _header(folder: Path) -> str:
+    """The first line of the config in a folder; empty if there is none."""
+    with suppress(OSError), open(folder / "config.yaml", encoding="utf-8", errors="replace") as file:
+        return file.readline().rstrip()
+    return ""
+
+
+def check_own(folder: Path) -> None:
+    """Refuse a folder that holds something else than a run: files would get lost in it, or be lost to a restart.
+
+    Raises:
+        ConfigError: naming the folder.
+    """
+    if _header(folder).startswith(HEADER) or (folder / "result.json").is_file():
+        return
+    own = (LOCK, "run.log", "error*.log", "*.tmp")  # of a run that ended before its config was written
+    foreign = [path.name for path in sorted(folder.iterdir()) if not any(path.match(name) for name in own)]
+    if foreign:
+        raise ConfigError(
+            f"Expected option `hydra.run.dir` to be an empty folder or one of a run, but got `{folder}`, which holds "
+            f"other files (`{foreign[0]}`)."
+        )
+
+
 def check_same(folder: Path, config_hash: str) -> None:
     """Refuse a folder that holds a run of another configuration.
 
     Raises:
         ConfigError: naming the folder.
     """
-    config = folder / "config.yaml"
-    if not config.is_file():
-        return
-    first = config.read_text(encoding="utf-8").splitlines()[0]
-    if first.startswith("# config hash: ") and not first.endswith(config_hash):
+    first = _header(folder)
+    if first.startswith(HEADER) and not first.endswith(config_hash):
         raise ConfigError(
             f"Expected option `hydra.run.dir` to be an empty folder or one of this same run, but got `{folder}`, "
             "which holds a run of another configuration: choose another folder, or restart=true replaces it."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from pathlib import Path
 from statistics import fmean
@@ -90,8 +91,11 @@ class History(Callback):
             self.write()
 
     def _mean_penalties(self) -> dict[str, float]:
+        """Means over the epoch; steps whose penalty was left out (nan) don't count."""
         keys = self._penalties[-1] if self._penalties else {}
-        return {key: fmean(float(step[key]) for step in self._penalties if key in step) for key in keys}
+        values = {key: [float(step[key]) for step in self._penalties if key in step] for key in keys}
+        finite = {key: [value for value in steps if math.isfinite(value)] for key, steps in values.items()}
+        return {key: fmean(steps) if steps else math.nan for key, steps in finite.items()}
 
     def write(self) -> None:
         """Write ``history.csv``: a column for every value that any epoch has."""

@@ -10,7 +10,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "conf"
+ROOT = Path(__file__).resolve().parents[2]  # the folder the package is in: the checkout, or site-packages
+_INSTALLED = ROOT / "lightning_fisher" / "conf"  # where a wheel has what a checkout has in conf/
+CONFIG_DIR = _INSTALLED if _INSTALLED.is_dir() else ROOT / "conf"
 CONFIG_NAME = "config"
 
 

@@ -37,6 +37,8 @@ def versions() -> dict[str, str | None]:
 def git_commit() -> dict[str, Any]:
     """The commit of this checkout and whether the working tree differs from it; None outside a repository."""
     here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():  # installed: a repository around it is somebody else's
+        return {"commit": None, "modified": None}
 
     def git(*arguments: str) -> str | None:
         try:

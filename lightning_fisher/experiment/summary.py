@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from lightning_fisher.experiment.build import Run
 from lightning_fisher.experiment.dashboard import FILE_NAME as FIGURE
 from lightning_fisher.experiment.row import FILE_NAME as ROW
+from lightning_fisher.experiment.terminal import print_pairs
 
 # key, heading, format, key of the spread
 SHOWN = (
@@ -32,8 +33,8 @@ SHOWN = (
 )
 
 
-def row_table(row: dict[str, Any]) -> str:
-    """Format the main values of a row, one a line."""
+def row_table(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """The main values of a row as names and texts."""
     lines = []
     for key, heading, form, spread in SHOWN:
         if row.get(key) is None:
@@ -41,8 +42,8 @@ def row_table(row: dict[str, Any]) -> str:
         value = form.format(row[key])
         if spread is not None and row.get(spread) is not None:
             value += f" ± {form.format(row[spread])}"
-        lines.append(f"  {heading:<28}{value}")
-    return "\n".join(lines)
+        lines.append((heading, value))
+    return lines
 
 
 def phases(row: dict[str, Any]) -> str:
@@ -84,7 +85,7 @@ def print_plan(cfg: DictConfig, choices: dict[str, Any], run: Run, folder: Path,
 def print_row(row: dict[str, Any], folder: Path, note: str = "") -> None:
     """Print the result of a run, and where its files are."""
     print(f"\n{phases(row)}")
-    print(row_table(row))
+    print_pairs(row_table(row))
     print(f"row     {shown(folder / ROW)}")
     print(f"figure  {shown(folder / FIGURE)}")
     if note:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -16,10 +17,9 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
 from lightning_fisher.experiment import folders
-from lightning_fisher.experiment.options import CONFIG_DIR
 from lightning_fisher.experiment.row import complete_row, write_atomically
 from lightning_fisher.experiment.run_name import config_hash
 
@@ -40,21 +40,38 @@ class SweepCallback(Callback):
     """Note where a sweep begins. Hydra calls it in the process of the command, not in those of the jobs."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget how the jobs of an earlier sweep in this folder ended."""
+        """Forget how the jobs of an earlier sweep in this folder ended; every job stands in this one folder.
+
+        The name of the folder may be made of what the sweep varies (the network, say): it is that of the command.
+        """
         folder = Path(config.hydra.sweep.dir).absolute()
+        with read_write(config):
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(config.hydra.sweep.dir)}")
         shutil.rmtree(folder / JOBS, ignore_errors=True)
         _sweep.folder = folder
         folders.enter(folder)
 
 
+def own_configs() -> list[str]:
+    """Return the arguments by which a job finds the user's own configs too: the command's ``--config-dir``."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+
+
+def _quoted(path: Path | str) -> str:
+    """Quote a path for Hydra's override grammar."""
+    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
+
+
 def job_command(overrides: list[str], folder: Path) -> list[str]:
-    """Return the command of one job: what a user would type to run it alone."""
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    """Return the command of one job: what a user would type to run it alone, from a checkout or installed."""
     return [
         sys.executable,
-        str(CONFIG_DIR.parent / "run.py"),
+        "-m",
+        "lightning_fisher.experiment",
         *overrides,
-        f"hydra.run.dir='{quoted}'",
+        f"hydra.run.dir={_quoted(folder)}",
         "hydra.mode=RUN",
     ]
 
@@ -79,12 +96,14 @@ def job_environment(jobs_at_once: int = 1) -> dict[str, str]:
 
 
 def run_in_own_process(cfg: DictConfig) -> None:
-    """Run the job Hydra is at as ``python run.py <its overrides>``, unless its row is complete.
+    """Run the job Hydra is at in a process of its own, unless its row is complete.
 
     Its own process makes several devices safe (Lightning starts the other ranks by repeating the command), and
     whatever happens to it does not reach the other jobs. How it ended is noted in the sweep's folder; nothing
     is raised.
     """
+    if _sweep.folder is None:  # a launcher's worker, which would outlive a sweep that is killed
+        _end_without(os.getppid())
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     if complete_row(folder, config_hash(cfg)) is not None and not cfg.restart:
@@ -93,7 +112,7 @@ def run_in_own_process(cfg: DictConfig) -> None:
         return
     overrides = [str(override) for override in hydra_config.overrides.task]
     start = time.monotonic()
-    code = _run(job_command(overrides, folder), folder)
+    code = _run(job_command([*own_configs(), *overrides], folder), folder)
     complete = code == 0 and complete_row(folder, config_hash(cfg)) is not None
     _note(folder, "complete" if complete else "failed", code, time.monotonic() - start)
 
@@ -128,12 +147,20 @@ def _run(command: list[str], folder: Path) -> int:
                 log.write(line)
         return process.wait()
     except BaseException:
-        process.send_signal(signal.SIGINT)
+        _stop(process)
+        raise
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End a job of an interrupted sweep; a terminal's Ctrl-C has reached it already."""
+    try:
+        process.wait(1.0)
+    except subprocess.TimeoutExpired:
+        process.terminate()
         try:
             process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-        raise
 
 
 def _note(folder: Path, state: str, code: int, seconds: float) -> None:
@@ -146,6 +173,12 @@ def _note(folder: Path, state: str, code: int, seconds: float) -> None:
 def read_jobs(folder: Path) -> list[dict[str, Any]]:
     """Return how the jobs of the last sweep in a folder ended, in order of their names."""
     return [json.loads(path.read_text()) for path in sorted((folder / JOBS).glob("*.json"))]
+
+
+def abandon() -> bool:
+    """Forget the sweep of this process, which was interrupted; whether there was one."""
+    folder, _sweep.folder = _sweep.folder, None
+    return folder is not None
 
 
 def finish() -> bool:
@@ -174,13 +207,19 @@ def finish() -> bool:
 
 
 def end_with_parent() -> None:
-    """End this process when the sweep that started it is gone, however it went (kill -9 included)."""
-    parent = os.environ.pop(PARENT, None)  # not for this process's own children, whose parent is another
-    if parent is None:
-        return
+    """End this process when the sweep, or the first process, that started it is gone, however it went (kill -9 too)."""
+    parent = os.environ.get(PARENT)
+    os.environ[PARENT] = str(os.getpid())  # of the other processes of this run, which repeat its command
+    if parent is not None:
+        _end_without(int(parent))
+
+
+@functools.cache  # once a parent
+def _end_without(parent: int) -> None:
+    """End this process when its parent is gone."""
 
     def watch() -> None:
-        while os.getppid() == int(parent):
+        while os.getppid() == parent:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGKILL)
 

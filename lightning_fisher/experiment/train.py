@@ -5,22 +5,27 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import seed_everything
+from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_fisher.experiment import folders, loggers
 from lightning_fisher.experiment.build import Run, build
-from lightning_fisher.experiment.checkpoints import resumable
-from lightning_fisher.experiment.checks import check_config, check_data
+from lightning_fisher.experiment.checkpoints import FOLDER, resumable
+from lightning_fisher.experiment.checks import check_config
 from lightning_fisher.experiment.dashboard import dashboard
-from lightning_fisher.experiment.errors import ConfigError, name_option
+from lightning_fisher.experiment.errors import ConfigError, explain, name_option
 from lightning_fisher.experiment.outcome import make_row
+from lightning_fisher.experiment.rehearsal import check_checkpoint, check_run, load_data
 from lightning_fisher.experiment.row import complete_row, write_atomically, write_row
 from lightning_fisher.experiment.run_name import config_hash
 from lightning_fisher.experiment.summary import print_plan, print_row
@@ -61,22 +66,31 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
             print_row(row, folder, "Complete already; restart=true trains it again.")
         return row
     with folders.lock(folder) if first else folders.unlocked():
-        if cfg.restart and first:
-            folders.clear(folder)
+        if first:
+            folders.check_own(folder)
+            folders.clear(folder) if cfg.restart else folders.remove_leftovers(folder)
         seed_everything(cfg.seed, workers=True, verbose=False)
         run = build(cfg, folder, OmegaConf.select(cfg, "study.name"), digest)
         load_data(run, cfg)
         check_run(run)
         checkpoint = resumable(folder) if not cfg.restart else None
         folders.check_same(folder, digest)
+        if checkpoint is not None:
+            check_checkpoint(run.module, checkpoint)
         if first:
             write_atomically(
-                folder / "config.yaml", f"# config hash: {digest}\n" + OmegaConf.to_yaml(cfg, resolve=True)
+                folder / "config.yaml", f"{folders.HEADER}{digest}\n" + OmegaConf.to_yaml(cfg, resolve=True)
             )
             write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(overrides))
             print_plan(cfg, choices, run, folder, checkpoint)
-        fit(run, checkpoint)
-        test(run)
+        try:
+            with run.ranks.together():
+                fit(run, checkpoint)
+                test(run)
+        except ConfigError:
+            if first and not any((folder / FOLDER).glob("*.ckpt")):
+                folders.clear(folder)  # it never came to anything
+            raise
         if not run.trainer.is_global_zero:
             return None
         row = make_row(cfg, run, overrides, choices, digest)
@@ -85,47 +99,6 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
         write_row(folder, row)
         print_row(row, folder)
         return row
-
-
-def load_data(run: Run, cfg: DictConfig) -> None:
-    """Load the data set, so that what is missing or does not fit is told before anything is written.
-
-    Raises:
-        ConfigError: in one line.
-    """
-    try:
-        run.datamodule.prepare_data()
-        run.datamodule.setup("fit")
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(name_option("data", error)) from error
-    check_data(cfg, len(run.datamodule.clean_set))
-
-
-def check_run(run: Run) -> None:
-    """Try what would otherwise fail after the folder was begun: optimizer, network, and what the regulariser supports.
-
-    Raises:
-        ConfigError: in one line.
-    """
-    data, module = run.datamodule, run.module
-    height, width = (data.image_size, data.image_size) if isinstance(data.image_size, int) else data.image_size
-    key = "model.optimizer"
-    try:
-        optimizer = module.make_optimizer(list(module.net.parameters()))
-        key = "model"
-        if module.make_scheduler is not None:
-            module.make_scheduler(optimizer)
-        key = "model.net"
-        with torch.no_grad():
-            module.net.eval()(torch.zeros(2, data.channels, height, width))
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(name_option(key, error)) from error
-    module.train()
-    if run.regularizer is not None:
-        try:
-            run.regularizer.setup(run.trainer, run.module, "fit")
-        except ValueError as error:
-            raise ConfigError(name_option("reg", error)) from error
 
 
 def quieten() -> None:
@@ -140,13 +113,34 @@ def fit(run: Run, checkpoint: Path | None) -> None:
 
     Raises:
         KeyboardInterrupt: if the user interrupted the training.
+        ConfigError: if Lightning refuses a combination of options, or an image cannot be read.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    run.ranks.checkpoint = checkpoint
+    if isinstance(run.trainer.precision_plugin, DoublePrecision):
+        run.module.double()  # Lightning does so after it has loaded the checkpoint, which would round it to float32
+    with interruptible(run):
+        try:
+            run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=checkpoint, weights_only=True)
+        except MisconfigurationException as error:
+            raise ConfigError(name_option("trainer", error)) from error
+        except ValueError as error:  # an image that cannot be read
+            line = explain(error)
+            raise error if line is None else ConfigError(line) from error
+
+
+@contextmanager
+def interruptible(run: Run) -> Iterator[None]:
+    """Undo that Lightning turns an interruption into an exit.
+
+    Raises:
+        KeyboardInterrupt: if there was one.
+    """
     try:
-        run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=checkpoint)
+        yield
     except SystemExit:
-        if run.trainer.interrupted:  # Lightning turns Ctrl-C into an exit
+        if run.trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
 
@@ -156,5 +150,6 @@ def test(run: Run) -> None:
     start = time.perf_counter()
     if run.trainer.is_global_zero and run.measurement is not None:
         print("measuring the finished network", flush=True)
-    run.trainer.test(run.module, datamodule=run.datamodule, verbose=False)
+    with interruptible(run):
+        run.trainer.test(run.module, datamodule=run.datamodule, verbose=False)
     run.history.test_seconds = time.perf_counter() - start

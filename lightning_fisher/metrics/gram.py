@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from typing import Any, ClassVar, get_args
 
@@ -13,6 +12,7 @@ from lightning_fisher.functional.curvature import frobenius_norm, spectral_radiu
 from lightning_fisher.functional.gram import BatchNorm
 from lightning_fisher.functional.logdet import RankPolicy, fisher_log_det
 from lightning_fisher.functional.loss import LossFn, num_samples
+from lightning_fisher.metrics.arguments import require_choice, require_integer, require_positive
 from lightning_fisher.metrics.subsets import SubsetMetric
 
 
@@ -58,18 +58,10 @@ class GramMetric(SubsetMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if logit_norm is not None and not 0 < logit_norm < math.inf:
-            raise ValueError(f"Expected argument `logit_norm` to be a positive number or None, but got {logit_norm}.")
-        for name, value, allowed in (
-            ("batch_norm", batch_norm, get_args(BatchNorm)),
-            ("rank_policy", rank_policy, get_args(RankPolicy)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"Expected argument `{name}` to be one of {allowed}, but got {value!r}.")
-        if chunk_size is not None and chunk_size < 2:
-            raise ValueError(
-                f"Expected argument `chunk_size` to be an integer of at least 2 or None, but got {chunk_size}."
-            )
+        require_positive("logit_norm", logit_norm, or_none=True)
+        require_choice("batch_norm", batch_norm, get_args(BatchNorm))
+        require_choice("rank_policy", rank_policy, get_args(RankPolicy))
+        require_integer("chunk_size", chunk_size, 2, or_none=True)
         self.logit_norm = logit_norm
         self.batch_norm: BatchNorm = batch_norm
         self.chunk_size = chunk_size

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.functional.curvature import hessian_frobenius_norm, hessian_spectral_radius
 from lightning_fisher.functional.loss import LossFn
+from lightning_fisher.metrics.arguments import require_integer, require_positive
 from lightning_fisher.metrics.subsets import SubsetMetric, mean_and_std
 
 
@@ -52,8 +53,8 @@ class HessianFrobeniusMetric(SubsetMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _at_least_one("num_probes", num_probes)
-        _at_least_one("chunk_size", chunk_size)
+        require_integer("num_probes", num_probes, 1)
+        require_integer("chunk_size", chunk_size, 1, or_none=True)
         self.num_probes = num_probes
         self.seed = seed
         self.chunk_size = chunk_size
@@ -125,10 +126,9 @@ class HessianSpectralRadiusMetric(SubsetMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not tol > 0:
-            raise ValueError(f"Expected argument `tol` to be a positive number, but got {tol}.")
-        _at_least_one("max_iter", max_iter)
-        _at_least_one("chunk_size", chunk_size)
+        require_positive("tol", tol)
+        require_integer("max_iter", max_iter, 1)
+        require_integer("chunk_size", chunk_size, 1, or_none=True)
         self.tol = tol
         self.max_iter = max_iter
         self.seed = seed
@@ -158,8 +158,3 @@ class HessianSpectralRadiusMetric(SubsetMetric):
             "hessian_spectral_radius_std": std,
             "hessian_spectral_radius_converged": self.subsets("converged").mean(),
         }
-
-
-def _at_least_one(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.functional.loss import num_samples
 from lightning_fisher.functional.robustness import Method, robustness
+from lightning_fisher.metrics.arguments import require_choice, require_integer, require_positive
 from lightning_fisher.metrics.subsets import SubsetMetric, mean_and_std
 
 
@@ -54,13 +55,10 @@ class RobustnessMetric(SubsetMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if method not in get_args(Method):
-            raise ValueError(f"Expected argument `method` to be one of {get_args(Method)}, but got {method!r}.")
-        if not tol > 0:
-            raise ValueError(f"Expected argument `tol` to be a positive number, but got {tol}.")
-        for name, value in (("max_iter", max_iter), ("chunk_size", chunk_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value}.")
+        require_choice("method", method, get_args(Method))
+        require_positive("tol", tol)
+        require_integer("max_iter", max_iter, 1)
+        require_integer("chunk_size", chunk_size, 1, or_none=True)
         self.method: Method = method
         self.tol = tol
         self.max_iter = max_iter

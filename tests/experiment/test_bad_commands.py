@@ -7,47 +7,126 @@ from pathlib import Path
 import pytest
 
 from tests.experiment.conftest import Command
+from tests.experiment.refusals import refusal
 
-MISTAKES = [
+Mistake = tuple[list[str], list[str]]
+
+# What is wrong, by kind: the command, and what its line must say.
+NAMES: list[Mistake] = [
     (["reg.betta=2"], ["`reg.betta`", "`reg.beta`"]),
     (["mdl=resnet20"], ["`mdl`", "`model`"]),
     (["+foo=1"], ["`foo`"]),
+    (["+a.b.c=1"], ["`a.b.c`"]),
     (["+metric.foo=1"], ["`metric.foo`"]),
+    (["+model.lr=0.01"], ["`model.lr`"]),
+    (["+reg.typo=1"], ["`reg.typo`"]),
+    (["reg=none", "+reg.typo=1"], ["`reg.typo`"]),
+    (["+model.optimizer.foo=1"], ["`model.optimizer.foo`"]),
+    (["+trainer.foo=1"], ["`trainer.foo`"]),
+    (["+trainer.callbacks=[]"], ["`trainer.callbacks`", "set by the program"]),
+    (["+logger.mine=1"], ["`logger.mine`", "node"]),
     (["model=resnet21"], ["`model`", "resnet20", "`resnet21`"]),
     (["model/scheduler=nope"], ["`model/scheduler`", "milestones", "`nope`"]),
     (["logger=[csv,nope]"], ["`logger`", "tensorboard", "`nope`"]),
     (["reg=nope", "reg.beta=1"], ["`reg`", "fisher", "`nope`"]),
+    (["reg=null"], ["by name", "`reg=none`", "null"]),
+    (["reg._target_=nowhere.Nothing"], ["reg", "nowhere.Nothing"]),
+    (["+data._partial_=true"], ["`data._target_`", "ImageDataModule"]),
+]
+SWEEPS: list[Mistake] = [
+    (["-m", "seed=0,1", "model=resnet8,nope"], ["`model`", "`nope`"]),
+    (["-m", "reg.betta=1,2"], ["`reg.betta`", "`reg.beta`"]),
+    (["-m", "hydra/launcher=nope"], ["`hydra/launcher`", "basic", "`nope`"]),
+]
+TYPES: list[Mistake] = [
     (["reg.beta=abc"], ["`reg.beta`", "a number", "`abc`"]),
+    (["reg.beta=true"], ["`reg.beta`", "a number", "`true`"]),
+    (["reg.beta={a: 1}"], ["`reg.beta`", "a number", "{'a': 1}"]),
+    (["reg.beta=null"], ["`reg.beta`", "number", "null"]),
+    (["reg.num_sub_batches=2.5"], ["`reg.num_sub_batches`", "an integer", "`2.5`"]),
+    (["seed=1.5"], ["`seed`", "integer", "`1.5`"]),
+    (["metric.hessian=maybe"], ["`metric.hessian`", "true or false", "`maybe`"]),
+    (["metric=5"], ["`metric`", "a node", "`5`"]),
+    (["model.net=null"], ["`model.net`", "a node", "`null`"]),
+    (["model.scheduler=cosine"], ["`model.scheduler`", "`model/scheduler=cosine`"]),
+    (["model.optimizer.lr=null"], ["`model.optimizer.lr`", "number", "`null`"]),
+    (["model.milestones=0.5"], ["`model.milestones`", "[0.5,0.75]", "`0.5`"]),
+    (["stop=3"], ["`stop`", "3"]),
+    (["trainer.devices=true"], ["`trainer.devices`", "auto", "`true`"]),
+    (["trainer.deterministic=always"], ["`trainer.deterministic`", "warn", "`always`"]),
+    (["restart=null"], ["`restart`", "true or false", "`null`"]),
+    (["~reg.beta"], ["`reg.beta`", "deleted"]),
+    (["~metric"], ["`metric`", "deleted"]),
+    (["~seed"], ["`seed`", "there is none"]),
+]
+RANGES: list[Mistake] = [
     (["reg.beta=-1"], ["`reg.beta`", "-1"]),
     (["reg.beta=nan"], ["`reg.beta`", "nan"]),
+    (["reg.alpha=0"], ["`reg.alpha`", "positive", "0"]),
+    (["reg.alpha=1e-60"], ["`reg.alpha`", "float32", "1e-60"]),
     (["reg.start=never"], ["`reg.start`", "first_lr_drop", "never"]),
+    (["reg.gradient=half"], ["`reg.gradient`", "full, shared", "half"]),
+    (["reg.perturbed=9"], ["`reg.perturbed`", "8", "9"]),
+    (["reg.every_n_steps=0"], ["`reg.every_n_steps`", "0"]),
     (["reg.beta_schedule=linear"], ["`reg.ramp_epochs`"]),
     (["reg.num_sub_batches=100"], ["`reg.num_sub_batches`", "data.batch_size=64", "`100`"]),
+    (["reg.num_sub_batches=10", "data.train_size=9", "metric.subset_size=5"], ["`reg.num_sub_batches`", "9", "`10`"]),
     (["trainer.devices=2", "reg.num_sub_batches=7"], ["`reg.num_sub_batches`", "2 processes", "7"]),
     (["metric.subset_size=5000"], ["`metric.subset_size`", "800", "`5000`"]),
+    (["metric.subset_size=1"], ["`metric.subset_size`", "at least 2", "`1`"]),
     (["metric.batch_norm=train"], ["`metric.batch_norm`", "eval or batch", "`train`"]),
     (["metric.logit_norm=0"], ["`metric.logit_norm`", "positive", "`0`"]),
     (["seed=-1"], ["`seed`", "at least 0", "`-1`"]),
-    (["seed=1.5"], ["`seed`", "integer", "`1.5`"]),
+    (["seed=4294967296"], ["`seed`", "4294967295", "`4294967296`"]),
+    (["model.max_epochs=0"], ["`model.max_epochs`", "at least 1", "`0`"]),
+    (["model.max_epochs=1e3"], ["`model.max_epochs`", "integer", "`1000.0`"]),
+    (["model.milestones=[0.9,0.1]"], ["`model.milestones`", "ascending", "[0.9, 0.1]"]),
+    (["model.label_smoothing=2"], ["`model.label_smoothing`", "0 to 1", "`2`"]),
+    (["model.scheduler_interval=never"], ["`model.scheduler_interval`", "epoch or step", "`never`"]),
+    (["model.optimizer.lr=-1"], ["`model.optimizer.lr`", "-1"]),
+    (["model.optimizer.momentum=-1"], ["model.optimizer", "momentum", "-1"]),
+    (["model.name=../../elsewhere"], ["`model.name`", "letters"]),
+    (["trainer.precision=7"], ["`trainer.precision`", "bf16-mixed", "`7`"]),
+    (["trainer.strategy=nope"], ["trainer", "nope"]),
+    (["trainer.limit_train_batches=0"], ["`trainer.limit_train_batches`", "at least 1", "`0`"]),
+    (["+trainer.max_steps=0"], ["`trainer.max_steps`", "at least 1", "`0`"]),
+]
+TOGETHER: list[Mistake] = [
+    (["+trainer.overfit_batches=0.001"], ["trainer", "0.001", "limit_train_batches"]),
+    (["model.net.depth=9"], ["`model.net.depth`", "9"]),
+    (["model.net.num_classes=5"], ["`model.net`", "data.num_classes=10", "[2, 5]"]),
+    (["model.net.in_channels=3"], ["model.net", "3 channels"]),
+    (["model/scheduler=plateau", "model.scheduler_monitor=nothing"], ["`model.scheduler_monitor`", "train_loss"]),
+    (["trainer.precision=16-true"], ["FisherRegularizer", "float32", "16-true"]),
+    (["trainer.limit_train_batches=0.01"], ["`trainer.limit_train_batches`", "1/13", "`0.01`"]),
+    (["data.confusion_size=5000"], ["`data.confusion_size`", "5000"]),
+    (["data.augmentation=crop"], ["`data.augmentation`", "4-crop-f", "crop"]),
+    (["data.mean=[0.5]"], ["`mean` and `std`", "both"]),
+]
+SCORING: list[Mistake] = [
+    (["score.checkpoint=nowhere"], ["`score.checkpoint`", "`nowhere`"]),
+    (["score.checkpoint=nowhere", "score.top=0"], ["`score.top`", "at least 1", "`0`"]),
+]
+SYNTAX: list[Mistake] = [
     (["seed=1,2"], ["`seed`", "-m", "`1,2`"]),
     (["seed"], ["option=value", "seed"]),
     (["seed=[1"], ["option=value", "[1"]),
-    (["model.max_epochs=0"], ["`model.max_epochs`", "at least 1", "`0`"]),
-    (["model.optimizer.lr=-1"], ["model.optimizer", "-1"]),
-    (["model.net.depth=9"], ["`model.net.depth`", "9"]),
-    (["data=cifar10"], ["data", "CIFAR-10", "data.data_dir"]),
-    (["data=arrays", "data.path=nope.npz"], ["data", "nope.npz"]),
-    (["data.confusion_size=5000"], ["`data.confusion_size`", "5000"]),
-    (["data.augmentation=crop"], ["`data.augmentation`", "4-crop-f", "crop"]),
-    (["stop=3"], ["`stop`", "3"]),
-    (["trainer.precision=7"], ["trainer", "7"]),
-    (["hydra.run.dir=/dev/null/run"], ["`hydra.run.dir`", "writable", "/dev/null/run"]),
-    (["-m", "seed=0,1", "model=resnet8,nope"], ["`model`", "`nope`"]),
-    (["-m", "reg.betta=1,2"], ["`reg.betta`", "`reg.beta`"]),
+    (["seed==1"], ["option=value", "seed==1"]),
+    (["seed='1"], ["option=value", "seed='1"]),
+    (["seed=${nope}"], ["`nope`", "refers to"]),
+    (["--nope"], ["--help", "--nope"]),
+    (["--config-dir=/nowhere"], ["/nowhere"]),
 ]
+# Whole commands: some of every kind, and what only the command line knows. The others stop before the folder.
+COMMANDS = [*SYNTAX, *SWEEPS, *NAMES[:5], *TYPES[:3], *RANGES[:3], *TOGETHER[:4], *SCORING]
+CONFIGS = [*NAMES[5:], *TYPES[3:], *RANGES[3:], *TOGETHER[4:]]
 
 
-@pytest.mark.parametrize(("arguments", "expected"), MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
+def ids(mistakes: list[Mistake]) -> list[str]:
+    return [" ".join(arguments) for arguments, _ in mistakes]
+
+
+@pytest.mark.parametrize(("arguments", "expected"), COMMANDS, ids=ids(COMMANDS))
 def test_mistake_is_one_line(arguments: list[str], expected: list[str], command: Command, tmp_path: Path) -> None:
     result = command(*arguments)
     assert result.code == 1
@@ -58,6 +137,34 @@ def test_mistake_is_one_line(arguments: list[str], expected: list[str], command:
         assert text in lines[0]
     assert "Traceback" not in result.err + result.out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("arguments", "expected"), CONFIGS, ids=ids(CONFIGS))
+def test_option_is_refused(arguments: list[str], expected: list[str], tmp_path: Path) -> None:
+    """Without Hydra's main function, which takes most of the time of a command that is refused."""
+    line = refusal(arguments, tmp_path)
+    assert line is not None
+    assert "\n" not in line
+    for text in expected:
+        assert text in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_refused_without_a_reason(tmp_path: Path) -> None:
+    assert refusal([], tmp_path) is None
+    assert (
+        refusal(["reg=none", "model.optimizer.lr=0.2", "~trainer.accelerator", "logger=[csv,wandb]"], tmp_path) is None
+    )
+    stop = "+stop._target_=lightning_fisher.callbacks.convergence.StopAtConvergence"
+    assert refusal([stop, "model/scheduler=plateau", "trainer.devices=[0]", "reg.start=3"], tmp_path) == (
+        "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."
+    )
+    assert refusal([stop, "model/scheduler=plateau", "trainer.devices=auto", "reg.start=3"], tmp_path) is None
+
+
+def test_how_many_there_are() -> None:
+    mistakes = [tuple(arguments) for arguments, _ in [*COMMANDS, *CONFIGS]]
+    assert len(mistakes) == len(set(mistakes)) > 90
 
 
 def test_debug_shows_the_traceback(command: Command) -> None:

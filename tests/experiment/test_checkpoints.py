@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_fisher.experiment.checkpoints import FOLDER, AtomicCheckpointIO, resumable
+from lightning_fisher.experiment.checkpoints import FOLDER, RunCheckpointIO, resumable
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def save(folder: Path, epoch: int) -> None:
-    AtomicCheckpointIO().save_checkpoint({"epoch": epoch, "weights": torch.ones(3)}, folder / "last.ckpt")
+    RunCheckpointIO().save_checkpoint({"epoch": epoch, "weights": torch.ones(3)}, folder / "last.ckpt")
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

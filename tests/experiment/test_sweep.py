@@ -79,9 +79,21 @@ def test_another_configuration_does_not_count_as_complete(command: Command, tmp_
 def test_job_command_is_what_a_user_would_type(tmp_path: Path) -> None:
     folder = tmp_path / "it's=odd, (really)"
     command = sweep.job_command(["seed=1", "logger=[csv,wandb]"], folder)
-    assert command[:2] == [sys.executable, str(CONFIG_DIR.parent / "run.py")]
-    parsed = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(command[2:])}
+    assert command[:3] == [sys.executable, "-m", "lightning_fisher.experiment"]
+    parsed = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(command[3:])}
     assert parsed == {"seed": 1, "logger": ["csv", "wandb"], "hydra.run.dir": str(folder), "hydra.mode": "RUN"}
+
+
+def test_jobs_find_the_own_configs_of_the_command(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(sweep, "_run", lambda job, folder: commands.append(job) or 1)
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "mine.yaml").write_text("defaults: [resnet8]\nname: mine\n")
+    command("--config-dir=own", "-m", "model=mine")
+    assert f"--config-dir={tmp_path / 'own'}" in commands[0]
+    assert "model=mine" in commands[0]
 
 
 def test_jobs_inside_slurm_start_their_own_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +142,8 @@ STUDIES = {  # jobs of the full and of the small form
     "table3": (30, 12),
     "step_cost": (2, 4),
     "label_noise": (45, 18),
+    "label_noise_beta": (30, 70),
+    "step_forms": (20, 20),
     "digits_noise": (6, 6),
 }
 

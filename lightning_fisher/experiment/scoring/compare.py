@@ -1,0 +1,168 @@
+"""Two networks side by side: their cards, and the paired differences."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.lines import Line2D
+
+from lightning_fisher.experiment import plot_style as style
+from lightning_fisher.experiment.report_tables import markdown, show
+from lightning_fisher.experiment.row import plain, write_atomically
+from lightning_fisher.experiment.scoring import page
+from lightning_fisher.experiment.scoring.card import DATA_NAME as CARD_DATA
+from lightning_fisher.experiment.scoring.card import FORMAT, QUANTITIES, Card, percent, spread_of
+from lightning_fisher.experiment.scoring.figures import LOG10, decades, spectrum_band
+from lightning_fisher.experiment.scoring.paired import LEVEL, Difference, paired_difference
+from lightning_fisher.experiment.summary import shown
+from lightning_fisher.experiment.terminal import WIDTH, print_table
+
+FILE_NAME = "comparison.md"
+DATA_NAME = "comparison.json"
+UNEQUAL_LOSSES = 1.5  # a larger factor between the training losses: γ̂ compares losses, not minima
+
+
+def differences(first: Card, second: Card) -> dict[str, Difference]:
+    """Every quantity's paired difference, second less first: errors and losses over images, metrics over subsets."""
+    found = {}
+    for name, one, other in (("test", first.test, second.test), ("train", first.train, second.train)):
+        found[f"{name}_error"] = paired_difference(100 * one.wrong.double(), 100 * other.wrong.double())
+        found[f"{name}_loss"] = paired_difference(one.losses, other.losses)
+    for key, values in first.subsets.values.items():
+        found[key] = paired_difference(values, second.subsets.values[key])
+    return found
+
+
+def headings(first: Card, second: Card) -> list[str]:
+    """The headings of the comparison's table."""
+    return ["lower is better", "1", "2", f"2 − 1 [{100 * LEVEL:.0f} %]", "over"]
+
+
+def table(first: Card, second: Card) -> list[list[str]]:
+    """The lines of the comparison: quantity, both values, the difference with its interval, over what."""
+    found = differences(first, second)
+    lines = []
+    for name, heading in (("test", "test"), ("train", "training")):
+        evaluations = [getattr(card, name) for card in (first, second)]
+        n = f"{len(evaluations[0].losses):,} images"
+        errors = [f"{percent(e.wrong):.2f}" for e in evaluations]
+        lines.append([f"{heading} error (%)", *errors, _difference(found[f"{name}_error"], "{:+.2f}"), n])
+        losses = [f"{float(e.losses.mean()):.4g}" for e in evaluations]
+        lines.append([f"{heading} loss (nats)", *losses, _difference(found[f"{name}_loss"], "{:+.3g}"), n])
+    over = f"{first.metric['num_subsets']} subsets of {first.metric['subset_size']}"
+    for key, heading, form in QUANTITIES:
+        if key in found:
+            values = [show(spread_of(card.subsets.values[key]), form) for card in (first, second)]
+            signed = form.replace(":", ":+").replace(".4g", ".3g")
+            lines.append([heading, *values, _difference(found[key], signed), over])
+    return lines
+
+
+def _difference(found: Difference, form: str) -> str:
+    mark = " *" if found.clear else ""
+    return f"{form.format(found.mean)} [{form.format(found.low)}, {form.format(found.high)}]{mark}"
+
+
+def notes(first: Card, second: Card) -> list[str]:
+    """What to mind when reading the comparison."""
+    found = [
+        "Intervals are over the same subsets and images for both (Student's, of the paired differences; * leaves out "
+        "zero). They do not cover the seeds of the trainings: for that, compare several runs of each.",
+    ]
+    losses = sorted(float(card.train.losses.mean()) for card in (first, second))
+    if first.metric["logit_norm"] is None and losses[1] > UNEQUAL_LOSSES * losses[0]:
+        found.append(
+            f"The training losses differ ({losses[0]:.3g} and {losses[1]:.3g}), and γ̂ falls with the loss: "
+            "metric.logit_norm=0.04 compares at one norm of the logits."
+        )
+    errors = [percent(card.train.wrong) for card in (first, second)]
+    if max(errors) > page.MISFIT:
+        found.append(
+            f"The training errors are {errors[0]:.2f} % and {errors[1]:.2f} %: γ̂ is that of a minimum which fits its "
+            "labels, and a few images that it misfits outweigh the rest."
+        )
+    if first.subject.network != second.subject.network or first.parameters != second.parameters:
+        found.append("The networks differ in kind: γ̂ orders minima of one network, less surely those of two.")
+    return found
+
+
+def plot_comparison(first: Card, second: Card, path: Path) -> Path:
+    """Plot both spectra, and every metric with a line from each subset of the one to the same of the other."""
+    shown_keys = [q for q in QUANTITIES if q[0] in first.subsets.values and not q[0].startswith("hessian")]
+    found = differences(first, second)
+    names = [f"1  {first.subject.name}", f"2  {second.subject.name}"]
+    with matplotlib.rc_context(style.RC):
+        figure, axes = style.grid(2 + len(shown_keys), columns=4, width=3.1, height=2.9)
+        for look, (card, name) in enumerate(zip((first, second), names, strict=True)):
+            spectrum_band(axes[0], card.subsets.log_eigenvalues / LOG10, look, name)
+            spectrum_band(axes[1], card.subsets.cosine_eigenvalues.clamp_min(0).log10(), look, name)
+        axes[0].set(title=r"Eigenvalues of $\xi$", xlabel="number, from the largest")
+        axes[1].set(title=r"Eigenvalues of $C$ (cosines)", xlabel="number, from the largest")
+        for axis in axes[:2]:
+            decades(axis)
+        for axis, (key, heading, form) in zip(axes[2:], shown_keys, strict=True):
+            pairs = np.stack([card.subsets.values[key].numpy() for card in (first, second)])
+            better, worse = pairs[1] < pairs[0], pairs[1] >= pairs[0]
+            for chosen, color in ((better, style.GREEN), (worse, style.GREY)):
+                axis.plot([1, 2], pairs[:, chosen], color=color, linewidth=0.8, alpha=0.7)
+            for look in range(2):
+                color, marker, _ = style.SERIES[look]
+                axis.plot(np.full(pairs.shape[1], look + 1), pairs[look], marker, color=color, markersize=4, alpha=0.8)
+            if bool((pairs > 0).all()) and pairs.max() / pairs.min() > 30:
+                axis.set_yscale("log")
+            signed = form.replace(":", ":+").replace(".4g", ".3g").replace(".2f", ".1f")
+            axis.set_title(f"{heading}\n{_difference(found[key], signed)}")
+            axis.set(xticks=[1, 2], xlim=(0.6, 2.4))
+            axis.grid(False, axis="x")
+        handles, labels = axes[0].get_legend_handles_labels()
+        handles += [Line2D([], [], color=color, linewidth=0.8) for color in (style.GREEN, style.GREY)]
+        labels += ["a subset: 2 is smaller", "a subset: 2 is larger"]
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        return style.save(figure, path)
+
+
+def write_comparison(first: Card, second: Card, folder: Path) -> Path:
+    """Write the page, the numbers and the figure of a comparison; the cards themselves lie in folders beside them."""
+    figure = plot_comparison(first, second, folder / "comparison.png")
+    folders = [f"{i}-{card.subject.name}" for i, card in enumerate((first, second), start=1)]
+    blocks = [
+        "# Two networks compared",
+        "\n".join(f"{i}. [{card.subject.name}]({own}/{page.FILE_NAME}): {' '.join(page.about(card)[:1])}"
+                  for i, (card, own) in enumerate(zip((first, second), folders, strict=True), start=1)),
+        "\n".join(f"- {sentence}" for sentence in page.about(first)[1:]),
+        markdown(headings(first, second), table(first, second)),
+        "\n".join(f"- {note}" for note in notes(first, second)),
+        f"![comparison]({figure.name})",
+        f"Above each panel: 2 − 1 with its {100 * LEVEL:.0f} % interval.",
+        "## Made by",
+        page.made_by(second.made),
+    ]  # fmt: skip
+    write_atomically(folder / FILE_NAME, "\n\n".join(blocks) + "\n")
+    found: dict[str, Any] = {key: one._asdict() for key, one in differences(first, second).items()}
+    data = {
+        "format": FORMAT,
+        "names": [first.subject.name, second.subject.name],
+        "cards": [f"{own}/{CARD_DATA}" for own in folders],
+        "level": LEVEL,
+        "differences": found,
+        "notes": notes(first, second),
+    }
+    write_atomically(folder / DATA_NAME, json.dumps(plain(data), indent=1) + "\n")
+    return figure
+
+
+def print_comparison(first: Card, second: Card, folder: Path) -> None:
+    """Print the comparison's table, what to mind, and where it is."""
+    print_table(headings(first, second), table(first, second))
+    for i, card in enumerate((first, second), start=1):
+        print(f"{i}  {card.subject.name}")
+    for note in notes(first, second):
+        print(textwrap.fill(note, WIDTH))
+    for name in (FILE_NAME, "comparison.png"):
+        print(f"comparison  {shown(folder / name)}")
+    print(flush=True)

@@ -1,0 +1,43 @@
+"""Ranks of which one fails: what the others do."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_fisher import FisherMonitor, FisherRegularizer
+from tests.callbacks.tiny import Classifier, loader, mlp, multi_step, seeded
+from tests.distributed.fits import BATCHES, MONITOR, MONITORED, M, share, trainer_of
+
+
+class Fails(Classifier):
+    """Raises, or dies, at the n-th call of `training_step`, extra passes included."""
+
+    how, at, calls = "", 0, 0
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
+        Fails.calls += 1
+        if self.calls == self.at:
+            if self.how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError("this rank fails")
+        return super().training_step(batch, batch_idx)
+
+
+def fail(rank: int, world: int, folder: Path, who: int, how: str, at: int) -> None:
+    """Train until rank ``who`` fails at its n-th call; epoch 1 is regularised."""
+    torch.set_num_threads(1)
+    module = Fails(seeded(mlp), scheduler=multi_step(1))
+    if rank == who:
+        module.how, module.at = how, at
+    callbacks = [FisherRegularizer(5.0, num_sub_batches=M), FisherMonitor(MONITORED, **MONITOR)]
+    trainer = trainer_of(world, folder, *callbacks)
+    try:
+        trainer.fit(module, loader([share(batch, rank, world) for batch in BATCHES]))
+    finally:
+        print(f"training_step is its own again: {'training_step' not in vars(module)}", flush=True)

@@ -1,0 +1,206 @@
+"""Any value under any option: the config is accepted, or refused in one line that names the option."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import pytest
+from hydra.utils import instantiate
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_fisher import FisherMetric, FisherMonitor, FisherRegularizer
+from lightning_fisher.experiment.build import make_module, make_trainer
+from lightning_fisher.experiment.checks import check_config
+from lightning_fisher.experiment.errors import ConfigError, explain
+from lightning_fisher.experiment.measure import make_monitor
+from lightning_fisher.experiment.options import config_groups
+from lightning_fisher.experiment.rehearsal import check_optimizer
+from lightning_fisher.experiment.run_name import config_hash, flat_config
+from lightning_fisher.metrics import HessianFrobeniusMetric, HessianSpectralRadiusMetric, RobustnessMetric
+from tests.experiment.refusals import checked
+
+# The same examples every time; the longest takes a second on a busy machine.
+steady = functools.partial(
+    settings, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from([-(2**63), -5, -1, 0, 1, 2, 3, 8, 64, 100, 2**31, 2**32, 10**30]),
+    st.sampled_from([-1.0, 0.0, 1e-320, 1e-4, 0.5, 1.0, 1.5, 8.0, 1e300, float("nan"), float("inf"), -float("inf")]),
+    st.sampled_from(
+        [
+            "",
+            " ",
+            "auto",
+            "none",
+            "null",
+            "1",
+            "1e3",
+            "ten",
+            "first_lr_drop",
+            "epoch:3",
+            "step:-1",
+            "../..",
+            "ü",
+            "a: b",
+        ]
+    ),
+    st.text(alphabet=st.characters(exclude_characters="$\\", exclude_categories=["Cs"]), max_size=6),
+)
+VALUES = st.one_of(
+    SCALARS,
+    st.lists(SCALARS, max_size=3),
+    st.dictionaries(
+        st.sampled_from(["a", "lr", "_target_"]), st.one_of(st.none(), st.integers(0, 3), st.just("a")), max_size=2
+    ),
+)
+
+
+@functools.cache
+def base(*overrides: str) -> DictConfig:
+    return checked(list(overrides))
+
+
+def options() -> list[str]:
+    """Every option and every node of the default config."""
+    keys = list(flat_config(base()))
+    nodes = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
+    return sorted({*keys, *nodes})
+
+
+def changed(changes: dict[str, Any]) -> DictConfig:
+    cfg = copy.deepcopy(base())
+    OmegaConf.set_struct(cfg, False)
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    return cfg
+
+
+def check(cfg: DictConfig) -> None:
+    with mock.patch("lightning_fisher.experiment.checks.defaults", lambda overrides: base()):
+        check_config(cfg, [])
+
+
+def line_about(error: Exception) -> str:
+    """The line a user would see; raises what has none."""
+    line = explain(error, [], config_groups())
+    if line is None:
+        raise error
+    return line
+
+
+def make(cfg: DictConfig, folder: Any) -> None:
+    """What a run makes of a config that was accepted; a network of any size is not among it."""
+    cfg.model.net = base().model.net
+    instantiate(cfg.data)
+    check_optimizer(make_module(cfg.model))
+    if OmegaConf.select(cfg, "reg._target_"):
+        instantiate(cfg.reg)
+    make_monitor(cfg.metric, "all", cfg.metric.every_n_validations or 1)
+    make_trainer(cfg.trainer, [], [], folder)
+    config_hash(cfg)
+
+
+@steady(max_examples=300)
+@given(changes=st.dictionaries(st.sampled_from(options()), VALUES, min_size=1, max_size=2))
+def test_any_value_of_any_option(changes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    try:
+        cfg = changed(changes)
+    except Exception:  # two options of which one is above the other
+        return
+    try:
+        check(cfg)
+    except ConfigError as error:
+        line = str(error)
+        assert "\n" not in line
+        assert any(key.split(".")[0] in line for key in changes), line
+        return
+    except Exception as error:
+        assert "\n" not in line_about(error)
+        return
+    with mock.patch("lightning_fisher.experiment.build.RunCheckpointIO", mock.MagicMock):
+        try:
+            make(cfg, tmp_path_factory.getbasetemp())
+        except Exception as error:
+            assert "\n" not in line_about(error)
+
+
+@steady(max_examples=25)
+@given(
+    key=st.one_of(st.sampled_from(options()), st.text(max_size=5)),
+    sign=st.sampled_from(["", "", "", "+", "++", "~"]),
+    value=st.one_of(
+        st.text(alphabet=st.sampled_from("01.e-+nulrtfas'\"[]{},:=$ \\()"), max_size=8),
+        st.text(max_size=5),
+    ),
+)
+def test_any_text_of_any_override(key: str, sign: str, value: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Through Hydra's grammar; whether a value makes sense is asked above."""
+    try:
+        checked([f"{sign}{key}={value}"])
+    except Exception as error:
+        assert "\n" not in line_about(error)
+
+
+@steady(max_examples=8)
+@given(
+    st.lists(
+        st.sampled_from([f"{g}={c}" for g, names in config_groups().items() for c in names if "study" not in g]),
+        max_size=3,
+    )
+)
+def test_any_choice_of_groups(choices: list[str]) -> None:
+    """Any of them together compose and pass their own checks, or are refused in a line."""
+    try:
+        checked(choices)
+    except Exception as error:
+        assert "\n" not in line_about(error)
+
+
+ARGUMENTS: list[tuple[Callable[..., Any], list[str]]] = [
+    (
+        FisherRegularizer,
+        [
+            "beta",
+            "alpha",
+            "num_sub_batches",
+            "start",
+            "beta_schedule",
+            "ramp_epochs",
+            "gradient",
+            "perturbed",
+            "every_n_steps",
+        ],
+    ),
+    (FisherMonitor, ["num_subsets", "subset_size", "every_n_validations", "seed"]),
+    (FisherMetric, ["logit_norm", "batch_norm", "chunk_size", "rank_policy"]),
+    (RobustnessMetric, ["method", "tol", "max_iter", "chunk_size"]),
+    (HessianFrobeniusMetric, ["num_probes", "chunk_size"]),
+    (HessianSpectralRadiusMetric, ["tol", "max_iter", "chunk_size"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "names"), ARGUMENTS, ids=[kind.__name__ for kind, _ in ARGUMENTS])
+@steady(max_examples=60)
+@given(data=st.data())
+def test_any_argument_of_the_library(kind: Callable[..., Any], names: list[str], data: st.DataObject) -> None:
+    """Without the checks of the configs: a constructor takes a value or names the argument that is wrong."""
+    arguments = data.draw(st.dictionaries(st.sampled_from(names), VALUES, min_size=1, max_size=2))
+    try:
+        kind(**arguments)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        assert any(f"`{name}`" in str(error) for name in (*arguments, "ramp_epochs")), error
+
+
+def test_the_fuzzer_reaches_the_options() -> None:
+    assert len(options()) > 80
+    assert {"reg.beta", "trainer.devices", "metric", "seed"} <= set(options())
