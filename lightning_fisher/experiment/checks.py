@@ -71,15 +71,18 @@ def check_config(cfg: DictConfig, overrides: list[str]) -> None:
         ConfigError: naming the first option that is wrong, what it may be, and what it is.
     """
     usual = defaults(overrides)
-    values, before = flat_config(cfg), flat_config(usual)
+    before = flat_config(usual)
     nodes = parents(before)
-    _check_nodes(values, nodes)
+    raw, usual_raw = (flatten(OmegaConf.to_container(node, resolve=False)) for node in (cfg, usual))
+    _check_nodes(raw, nodes)  # before anything that refers to them is resolved
+    values = flat_config(cfg)
     _check_names(values, {*before, *nodes})
     _check_present(cfg, values, before, nodes)
+    there = {*values, *parents(values)}
     for key, rule in RULES.items():
-        if key in values and not rule.test(values[key]):
-            raise refuse(key, rule.words, values[key])
-    raw, usual_raw = (flatten(OmegaConf.to_container(node, resolve=False)) for node in (cfg, usual))
+        value = values[key] if key in values else OmegaConf.select(cfg, key) if key in there else None
+        if key in there and not rule.test(value):
+            raise refuse(key, rule.words, value)
     for key, default in before.items():
         value = values.get(key)
         referring = isinstance(raw.get(key), str) and "${" in raw[key] and raw[key] == usual_raw[key]

@@ -53,8 +53,6 @@ def log_gradient_norms(
         raise ValueError(f"Expected argument `chunk_size` to be a positive integer, but got {chunk_size!r}.")
     parts = []
     for chunk in chunks(num_samples(inputs), chunk_size):
-        scaled = scaled_gram(
-            module, take(inputs, chunk), take(targets, chunk), loss_fn=loss_fn, logit_norm=logit_norm
-        )
+        scaled = scaled_gram(module, take(inputs, chunk), take(targets, chunk), loss_fn=loss_fn, logit_norm=logit_norm)
         parts.append(scaled.gram.diagonal().log() / 2 + scaled.log_scales)
     return torch.cat(parts)

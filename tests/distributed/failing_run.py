@@ -1,36 +1,30 @@
-"""``python -m tests.distributed.failing_run ARGUMENTS``: run.py, of which one process fails at a step.
+"""``python -m tests.distributed.failing_run ARGUMENTS``: run.py, of which one process fails in a step.
 
-``FAIL=RANK:HOW:N``: at its n-th call of `training_step` the process of that rank raises, or kills itself.
+``FAIL=RANK:HOW:N``: in the step of the n-th batch the process of that rank raises, or kills itself.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-from typing import Any
+from pathlib import Path
 
 import torch
 
 from lightning_fisher.experiment import main
-from lightning_fisher.module import ImageClassifier
+from tests.resume.killing import Call, Send
+
+STEP = "lightning_fisher.module:ImageClassifier.training_step"
+
+
+def fail(folder: Path) -> None:
+    raise RuntimeError("this rank fails")
 
 
 def arm() -> None:
-    rank, how, number = os.environ.get("FAIL", "-:-:0").split(":")
-    if os.environ.get("LOCAL_RANK", "0") != rank:
-        return
-    step, calls = ImageClassifier.training_step, 0
-
-    def training_step(self: ImageClassifier, batch: Any, batch_idx: int) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == int(number):
-            if how == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise RuntimeError("this rank fails")
-        return step(self, batch, batch_idx)
-
-    ImageClassifier.training_step = training_step  # type: ignore[method-assign]
+    rank, how, batch = os.environ.get("FAIL", "-:-:0").split(":")
+    if os.environ.get("LOCAL_RANK", "0") == rank:
+        action = Send() if how == "killed" else fail
+        Call(STEP, 2, batch=int(batch), action=action).arm(Path.cwd() / "anything")
 
 
 if __name__ == "__main__":

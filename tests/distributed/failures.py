@@ -16,13 +16,19 @@ from tests.distributed.fits import BATCHES, MONITOR, MONITORED, M, share, traine
 
 
 class Fails(Classifier):
-    """Raises, or dies, at the n-th call of `training_step`, extra passes included."""
+    """Raises, or dies, in the step of a batch, in its second call of `training_step` where there are extra passes.
 
-    how, at, calls = "", 0, 0
+    Counts on the class: what an extra pass changes on the module is undone.
+    """
+
+    how, at, call, calls = "", 0, 1, 0
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        Fails.calls = 0
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
         Fails.calls += 1
-        if self.calls == self.at:
+        if self.how and self.trainer.fit_loop.total_batch_idx + 1 == self.at and Fails.calls == self.call:
             if self.how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("this rank fails")
@@ -30,11 +36,11 @@ class Fails(Classifier):
 
 
 def fail(rank: int, world: int, folder: Path, who: int, how: str, at: int) -> None:
-    """Train until rank ``who`` fails at its n-th call; epoch 1 is regularised."""
+    """Train until rank ``who`` fails at the n-th batch, from 1; from the fifth on they are regularised."""
     torch.set_num_threads(1)
     module = Fails(seeded(mlp), scheduler=multi_step(1))
     if rank == who:
-        module.how, module.at = how, at
+        module.how, module.at, module.call = how, at, 2 if at > len(BATCHES) else 1
     callbacks = [FisherRegularizer(5.0, num_sub_batches=M), FisherMonitor(MONITORED, **MONITOR)]
     trainer = trainer_of(world, folder, *callbacks)
     try:

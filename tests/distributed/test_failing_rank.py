@@ -10,7 +10,7 @@ import pytest
 from tests.processes import run_ranks
 
 SECONDS = 60  # they need one; gloo itself would wait for half an hour
-PLAIN, REGULARISED = 2, 10  # the n-th call of `training_step`: in the first epoch, in the extra passes of the second
+PLAIN, REGULARISED = 3, 6  # the batch: of the first epoch, of the second
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tests.resume.test_kill import STEP
 WORLD = 2
 DDP = [*OPTIONS, "trainer=ddp", f"trainer.devices={WORLD}", "trainer.accelerator=cpu"]
 MODULE = "tests.distributed.failing_run"
-REGULARISED = 8  # the n-th call of `training_step`: two plain epochs of two steps, then extra passes
+REGULARISED = 5  # the first batch with extra passes: two plain epochs of two batches come before
 CONTINUES = "The same command continues from the last checkpoint."
 
 
@@ -70,7 +70,7 @@ def continues(folder: Path, whole: Path) -> None:
 @pytest.mark.parametrize("who", [0, 1])
 def test_killed_and_continued(who: int, whole: Path, tmp_path: Path) -> None:
     """Whichever process it was, the other ends with one line, and both continue."""
-    ranks = torchrun(tmp_path, points={who: Call(STEP, REGULARISED)})
+    ranks = torchrun(tmp_path, points={who: Call(STEP, 2, batch=REGULARISED)})
     codes = [rank.wait() for rank in ranks]
     assert codes[who] == -signal.SIGKILL
     assert codes[1 - who] == 1, ranks[1 - who].output
@@ -143,7 +143,7 @@ class FindsNothing:
 
 def test_folders_that_are_not_shared(tmp_path: Path) -> None:
     """Otherwise one process would begin anew beside another that continues."""
-    ranks = torchrun(tmp_path, points={0: Call(STEP, REGULARISED)})
+    ranks = torchrun(tmp_path, points={0: Call(STEP, 2, batch=REGULARISED)})
     assert [rank.wait() for rank in ranks] == [-signal.SIGKILL, 1]
     ranks = torchrun(tmp_path, points={1: FindsNothing()})
     assert [rank.wait(60) for rank in ranks] == [1, 1], ranks[0].output

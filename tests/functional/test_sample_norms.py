@@ -51,7 +51,7 @@ def test_a_zero_gradient_is_minus_infinity():
 
 def test_samples_that_interact_are_refused():
     module, inputs, targets = REFUSED[0].build()
-    with pytest.raises(ValueError, match="interact|statistics|batch"):
+    with pytest.raises(ValueError, match=r"interact|statistics|batch"):
         log_gradient_norms(module, inputs, targets)
 
 

@@ -21,7 +21,8 @@ def exact(cosine, log_norms):
     with mpmath.workdps(60):
         n = len(cosine)
         norms = [mpmath.exp(mpmath.mpf(float(v))) for v in log_norms]
-        xi = mpmath.matrix([[mpmath.mpf(float(cosine[i, j])) * norms[i] * norms[j] for j in range(n)] for i in range(n)])
+        entries = [[mpmath.mpf(float(cosine[i, j])) * norms[i] * norms[j] for j in range(n)] for i in range(n)]
+        xi = mpmath.matrix(entries)
         return sorted((float(mpmath.log(v)) for v in mpmath.eigsy(xi, eigvals_only=True)), reverse=True)
 
 

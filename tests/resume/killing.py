@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+STEP_OF_BATCH = "lightning.pytorch.core.module:LightningModule.optimizer_step"
 NOTE = "where.txt"  # beside the run folder: where it happened
 
 
@@ -35,22 +36,21 @@ class Call:
     n: int
     when: str = "before"
     only: str = ""  # counts calls with an argument that ends with this
+    batch: int = 0  # counts calls from the step of this batch on, over all epochs, from 1
     action: Callable[[Path], None] = Send()  # of the run folder
 
     def arm(self, folder: Path) -> None:
         """Replace the function; where the action lets it, the call goes on."""
-        module_name, _, path = self.target.partition(":")
-        *owners, name = path.split(".")
-        owner: Any = importlib.import_module(module_name)
-        for attribute in owners:
-            owner = getattr(owner, attribute)
+        owner, name = find(self.target)
         original: Callable[..., Any] = getattr(owner, name)
+        steps = count_steps() if self.batch else [0]
         calls = 0
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
-            calls += not self.only or any(str(getattr(a, "name", a)).endswith(self.only) for a in args)
+            counts = not self.only or any(str(getattr(a, "name", a)).endswith(self.only) for a in args)
+            calls += counts and steps[0] >= self.batch
             due = calls == self.n
             calls += due  # once
             if due and self.when == "before":
@@ -65,6 +65,30 @@ class Call:
             return result
 
         setattr(owner, name, wrapper)
+
+
+def find(target: str) -> tuple[Any, str]:
+    """The module or class, and the name in it."""
+    module_name, _, path = target.partition(":")
+    *owners, name = path.split(".")
+    owner: Any = importlib.import_module(module_name)
+    for attribute in owners:
+        owner = getattr(owner, attribute)
+    return owner, name
+
+
+def count_steps() -> list[int]:
+    """One number, which grows by one when a batch's step begins (its extra passes are in it)."""
+    owner, name = find(STEP_OF_BATCH)
+    original, steps = getattr(owner, name), [0]
+
+    @functools.wraps(original)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        steps[0] += 1
+        return original(*args, **kwargs)
+
+    setattr(owner, name, counted)
+    return steps
 
 
 @dataclass(frozen=True)

@@ -23,32 +23,37 @@ SUBSET = "lightning_fisher.metrics.gram:GramMetric.update"
 REPLACE = "lightning_fisher.callbacks.atomic_checkpoint:AtomicCheckpointIO.replace"
 LAST, BEST = ".last.ckpt.tmp", ".best.ckpt.tmp"
 
-POINTS = {
-    "in a plain step": Call(STEP, 6),
-    "at the drop": Call(BATCH, 9),
-    "in a regularised step": Call(STEP, 11),
-    "inside the monitor": Call(SUBSET, 6),
+# Where, and the epoch of the checkpoint that there is by then.
+POINTS: dict[str, tuple[Call, int | None]] = {
+    "in a plain step": (Call(STEP, 1, batch=6), 0),
+    "at the drop": (Call(BATCH, 9), 1),
+    "in the extra passes": (Call(STEP, 3, batch=10), 1),
+    "inside the monitor": (Call(SUBSET, 2, batch=12), 1),
 }
-MORE_POINTS = {
-    "before the first step": Call(BATCH, 1),
-    "in the first epoch": Call(STEP, 3),
-    "before the last batch before the drop": Call(BATCH, 8),
-    "after the last batch before the drop": Call(BATCH_END, 8, "after"),
-    "after the first regularised step": Call(BATCH_END, 9, "after"),
-    "in the last step": Call(BATCH_END, 16),
-    "in validation": Call("lightning_fisher.module:ImageClassifier.validation_step", 3),
-    "inside the first measurement": Call(SUBSET, 1, "after"),
-    "the random state being collected": Call("lightning_fisher.callbacks.random_state:get_random_state", 2),
-    "the first checkpoint half written": Call("torch:save", 1, "half", only=LAST),
-    "the best checkpoint half written": Call("torch:save", 1, "half", only=BEST),
-    "the last checkpoint half written": Call("torch:save", 4, "half", only=LAST),
-    "between the two renames": Call(REPLACE, 3, only="last.ckpt"),
-    "after the renames": Call(REPLACE, 2, "after", only="last.ckpt"),
-    "the curve being written": Call("lightning_fisher.experiment.history:write_atomically", 3),
-    "in the final test": Call("lightning_fisher.module:ImageClassifier.test_step", 2),
-    "in the final measurement": Call(SUBSET, 10),
-    "before the figure": Call("lightning_fisher.experiment.train:dashboard", 1),
-    "before the row": Call("lightning_fisher.experiment.train:write_row", 1),
+MORE_POINTS: dict[str, tuple[Call, int | None]] = {
+    "before the first step": (Call(BATCH, 1), None),
+    "in the first epoch": (Call(STEP, 1, batch=3), None),
+    "before the last batch before the drop": (Call(BATCH, 8), 0),
+    "after the last batch before the drop": (Call(BATCH_END, 8, "after"), 0),
+    "in the first regularised step": (Call(STEP, 1, "after", batch=9), 1),
+    "after the first regularised step": (Call(BATCH_END, 9, "after"), 1),
+    "in the last step": (Call(BATCH_END, 16), 2),
+    "in validation": (Call("lightning_fisher.module:ImageClassifier.validation_step", 1, batch=12), 1),
+    "inside the first measurement": (Call(SUBSET, 1, "after", batch=4), None),
+    "the random state being collected": (
+        Call("lightning_fisher.callbacks.random_state:get_random_state", 1, batch=8),
+        0,
+    ),
+    "the first checkpoint half written": (Call("torch:save", 1, "half", only=LAST), None),
+    "the best checkpoint half written": (Call("torch:save", 1, "half", only=BEST), None),
+    "the last checkpoint half written": (Call("torch:save", 4, "half", only=LAST), 2),
+    "between the two renames": (Call(REPLACE, 3, only="last.ckpt"), None),
+    "after the renames": (Call(REPLACE, 2, "after", only="last.ckpt"), 1),
+    "the curve being written": (Call("lightning_fisher.experiment.history:write_atomically", 3), 1),
+    "in the final test": (Call("lightning_fisher.module:ImageClassifier.test_step", 2), 3),
+    "in the final measurement": (Call(SUBSET, 4, batch=16), 3),
+    "before the figure": (Call("lightning_fisher.experiment.train:dashboard", 1), 3),
+    "before the row": (Call("lightning_fisher.experiment.train:write_row", 1), 3),
 }
 
 
@@ -63,7 +68,9 @@ def kill(folder: Path, point: Call | Event) -> str:
 @pytest.mark.parametrize("name", [*POINTS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_POINTS)])
 def test_killed_at(name: str, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    kill(run, {**POINTS, **MORE_POINTS}[name])
+    point, epoch = {**POINTS, **MORE_POINTS}[name]
+    kill(run, point)
+    assert (state(run)["epoch"] if (run / "checkpoints" / "last.ckpt").exists() else None) == epoch
     complete(run)
     assert_same(run, whole)
     assert not list(run.rglob(".*.tmp")), "half a file is left"
@@ -87,7 +94,7 @@ def test_killed_in_float64(tmp_path: Path) -> None:
     """Lightning loads a checkpoint into float32 weights before it makes them float64."""
     options = [*OPTIONS, "trainer.precision=64-true"]
     complete(tmp_path / "whole", options)
-    child = begin(tmp_path / "run", Call(STEP, 11), options)
+    child = begin(tmp_path / "run", Call(STEP, 3, batch=10), options)
     assert child.wait() == -signal.SIGKILL, child.output
     complete(tmp_path / "run", options)
     assert_same(tmp_path / "run", tmp_path / "whole")

@@ -26,19 +26,19 @@ SLURM = {  # what `srun` of one task sets; Lightning recognises it
 }
 
 POINTS = {
-    "Ctrl-C in a regularised step": Call(STEP, 11, action=Send(signal.SIGINT)),
+    "Ctrl-C in a regularised step": Call(STEP, 3, batch=10, action=Send(signal.SIGINT)),
     "SIGTERM while a checkpoint is written": Call("torch:save", 3, "half", only=LAST, action=Send(signal.SIGTERM)),
 }
 MORE_POINTS = {
-    "SIGTERM in a regularised step": Call(STEP, 11, action=Send(signal.SIGTERM)),
-    "SIGTERM inside the monitor": Call(SUBSET, 6, action=Send(signal.SIGTERM)),
+    "SIGTERM in a regularised step": Call(STEP, 3, batch=10, action=Send(signal.SIGTERM)),
+    "SIGTERM inside the monitor": Call(SUBSET, 2, batch=12, action=Send(signal.SIGTERM)),
     "SIGTERM in validation": Call(
         "lightning_fisher.module:ImageClassifier.validation_step", 3, action=Send(signal.SIGTERM)
     ),
     "Ctrl-C in the final test": Call(
         "lightning_fisher.module:ImageClassifier.test_step", 2, action=Send(signal.SIGINT)
     ),
-    "SIGTERM in the final measurement": Call(SUBSET, 10, action=Send(signal.SIGTERM)),
+    "SIGTERM in the final measurement": Call(SUBSET, 4, batch=16, action=Send(signal.SIGTERM)),
     "SIGTERM before the row": Call("lightning_fisher.experiment.train:write_row", 1, action=Send(signal.SIGTERM)),
 }
 
@@ -74,7 +74,7 @@ def test_interrupted_before_the_first_checkpoint(point: str, tmp_path: Path) -> 
 def test_slurm_preemption(signum: int, whole: Path, tmp_path: Path) -> None:
     """Lightning would answer SIGUSR1 with a checkpoint in the middle of the epoch, which does not continue exactly."""
     run = tmp_path / "run"
-    interrupt(run, Call(STEP, 11, action=Send(signum)), CONTINUES, **SLURM)
+    interrupt(run, Call(STEP, 3, batch=10, action=Send(signum)), CONTINUES, **SLURM)
     assert not list(run.rglob("hpc_ckpt*"))
     complete(run)
     assert_same(run, whole)

@@ -83,7 +83,7 @@ def plot_spectrum(card: Card, path: Path) -> Path:
         axes[1].axhline(0, color=style.GREY, linestyle=":", linewidth=1, label="orthogonal gradients: all 1")
         for axis in axes[:2]:
             decades(axis)
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
             axis.legend(frameon=False, loc="lower left")
         _parts(axes[2], card)
         handles, names = axes[2].get_legend_handles_labels()
@@ -113,7 +113,8 @@ def plot_influential(card: Card, images: LabelledImages, path: Path, columns: in
     columns = min(columns, len(first))
     with matplotlib.rc_context(style.RC):
         figure, axes = style.grid(len(first), columns=columns, width=1.35, height=1.9 if wrong is None else 2.1)
-        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.11)  # type: ignore[union-attr, call-arg]
+        figure.set_figheight(figure.get_figheight() + 0.9)  # for what stands above and below the images
+        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.11)  # type: ignore[union-attr, call-arg]
         for place, (axis, i) in enumerate(zip(axes, first.tolist(), strict=True)):
             axis.imshow(_shown(pixels[place]), cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
             axis.grid(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,8 +57,8 @@ def weights_file(path: Path, which: str) -> Path:
 
 def run_folder(file: Path) -> Path | None:
     """The run folder that a checkpoint lies in, None where it lies in none."""
-    folder = file.resolve().parent.parent
-    return folder if file.resolve().parent.name == FOLDER and (folder / "config.yaml").is_file() else None
+    within = Path(os.path.abspath(file)).parent  # by the name it was given: links are not followed
+    return within.parent if within.name == FOLDER and (within.parent / "config.yaml").is_file() else None
 
 
 def labels(cfg: DictConfig) -> list[str]:
@@ -70,7 +71,7 @@ def labels(cfg: DictConfig) -> list[str]:
 
 def label(path: Path) -> str:
     """A short name of a checkpoint: that of its run folder, and of the file if it is not the last one."""
-    folder = path.resolve() if path.is_dir() else run_folder(path) if path.is_file() else None
+    folder = Path(os.path.abspath(path)) if path.is_dir() else run_folder(path) if path.is_file() else None
     if folder is None:
         return path.stem
     return folder.name if path.is_dir() or path.stem == "last" else f"{folder.name}-{path.stem}"
