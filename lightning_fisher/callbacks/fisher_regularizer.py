@@ -60,11 +60,11 @@ class FisherRegularizer(Callback):
         beta_schedule: β after the switch: ``"constant"``, or a ``"linear"`` or ``"cosine"`` ramp from 0.
         ramp_epochs: Length of the ramp, in epochs (fractions count).
         gradient: Where the gradient of ``L`` comes from. ``"full"``: a pass of the whole batch, as the authors do;
-            three evaluations. ``"shared"``: the mean of the ``g_i``; two evaluations. The same number where samples
-            don't interact; batch-norm normalises each sub-batch of N/M samples by itself (ghost batch-norm) and moves its
-            running statistics M times a step. `training_step` then runs once a sub-batch, in float32 whatever the
-            Trainer's precision; what it logs is logged once, as the mean over the sub-batches, and what it returns is
-            merged (`merge_outputs`).
+            three evaluations. ``"shared"``: the mean of the ``g_i``; two evaluations. The same where samples don't
+            interact; batch-norm normalises each sub-batch of N/M samples by itself (ghost batch-norm) and moves
+            its running statistics M times a step. `training_step` then runs once a sub-batch, in float32 whatever
+            the Trainer's precision; what it logs is logged once, as the mean over the sub-batches, and what it
+            returns is merged (`merge_outputs`).
         perturbed: Only k of the M sub-batches, drawn anew every step, are evaluated at ``w − α g_i``; their penalty
             counts M/k times: an unbiased estimate of ``∇R_α``, whose variance grows as M/k. ``1 + 2k/M`` evaluations
             (``"shared"``: ``1 + k/M``). Over all processes together, like M. ``None``: all M.

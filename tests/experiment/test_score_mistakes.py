@@ -36,19 +36,11 @@ MISTAKES = [
     (["score.checkpoint=run", "hydra.run.dir=run"], ["`hydra.run.dir`", "holds the checkpoint"]),
     (["score.checkpoint=run", "hydra.run.dir=run", "restart=true"], ["`hydra.run.dir`", "holds the checkpoint"]),
     (["score.checkpoint=pickled.pt"], ["Python objects", "not executed"]),
-    (["score.checkpoint=truncated.pt"], ["cannot be read"]),
-    (["score.checkpoint=nothing.pt"], ["holds none", "state_dict"]),
-    (["score.checkpoint=nan.pt"], ["finite weights", "NaN"]),
     (["score.checkpoint=evil"], ["conf/", "`os.mkdir`", "score.module"]),
     (["score.checkpoint=evil_data"], ["conf/", "`os.mkdir`"]),
     (["score.checkpoint=broken"], ["config.yaml", "no model and data"]),
     (["score.module=torchvision.models.resnet1"], ["`score.module`", "torchvision.models.resnet1"]),
-    (["score.module=nope.Net"], ["`score.module`", "No module named 'nope'"]),
-    (["score.module=torchvision.models"], ["`score.module`", "class or function"]),
-    (["score.module=collections.OrderedDict"], ["`score.module`", "gave OrderedDict"]),
     (["score.module=torch.nn.Identity"], ["trainable parameters"]),
-    ([*RESNET18, "score.kwargs={num_clases: 10}"], ["`score.kwargs`", "num_clases"]),
-    ([*RESNET18, "score.kwargs=3"], ["`score.kwargs`", "`3`"]),
     ([*RESNET18, *TEN], ["[1, 8, 8]", "data=digits", "3 channels"]),
     (["score.module=torch.nn.Linear", "score.kwargs={in_features: 8, out_features: 3}"], ["10 logits", "[1, 8, 3]"]),
 ]
@@ -59,11 +51,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mistakes")
     run = train(folder, "run", "reg=none", "metric.at_end=none", "model.max_epochs=1")
     (folder / "empty").mkdir()
-    weights = {k: v for k, v in torch.load(run / "checkpoints/last.ckpt")["state_dict"].items() if k.startswith("net.")}
     torch.save(nn.Linear(2, 2), folder / "pickled.pt")
-    torch.save({"epoch": 1}, folder / "nothing.pt")
-    torch.save({k: v * torch.nan if v.is_floating_point() else v for k, v in weights.items()}, folder / "nan.pt")
-    (folder / "truncated.pt").write_bytes((folder / "nan.pt").read_bytes()[:5000])
     config = (run / "config.yaml").read_text()
     evil = config.replace("lightning_fisher.models.resnet", "os.mkdir").replace("    depth: 8", "    path: made")
     for name, text in (

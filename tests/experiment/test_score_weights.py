@@ -1,15 +1,18 @@
-"""Which weights of a file are the network's."""
+"""Which weights of a file are the network's, and what is no network."""
 
 from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from lightning_fisher.experiment.errors import ConfigError
+from lightning_fisher.experiment.scoring.imported import make_module
 from lightning_fisher.experiment.scoring.weights import load, read_checkpoint, select, state_dict
 
 NAMES = {"a.weight", "b"}
@@ -56,6 +59,52 @@ def test_the_weights_arrive(tmp_path: Path) -> None:
     load(here, read_checkpoint(tmp_path / "file.ckpt"), tmp_path / "file.ckpt", None)
     for name, value in there.state_dict().items():
         assert torch.equal(here.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read"),
+        (b"nonsense" * 100, "cannot be read|not executed"),
+        ("truncated", "cannot be read"),
+        ({"epoch": 1}, "holds none"),
+        ([1, 2], "holds none"),
+        ({"weight": torch.full((1, 1), torch.nan), "bias": torch.zeros(1)}, "finite weights, but `weight`"),
+        ({"weight": torch.zeros(1, 2), "bias": torch.zeros(1)}, r"`weight` is \[1, 1\] in the network and \[1, 2\]"),
+        (nn.Linear(1, 1), "Python objects, which are not executed"),
+    ],
+    ids=["empty", "nonsense", "truncated", "no weights", "a list", "nan", "shape", "pickled"],
+)
+def test_other_files_are_refused_in_one_line(content: object, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "file.pt"
+    if content == "truncated":
+        torch.save(WEIGHTS, file)
+        content = file.read_bytes()[:-200]
+    file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+    net = nn.Linear(1, 1)
+    before = [p.clone() for p in net.parameters()]
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(net, read_checkpoint(file), file, None)
+    assert len(str(caught.value).splitlines()) == 1
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("path", "kwargs", "message"),
+    [
+        ("nope.Net", None, "No module named 'nope'"),
+        ("torchvision.models", None, "class or function"),
+        ("collections.OrderedDict", None, "gave OrderedDict"),
+        ("torchvision.models.resnet18", {"num_clases": 10}, "`score.kwargs`.*num_clases"),
+        ("torchvision.models.resnet18", 3, "`score.kwargs`.*`3`"),
+        ("", None, "`score.module`"),
+    ],
+)
+def test_import_paths_that_make_no_network(path: str, kwargs: Any, message: str) -> None:
+    node = OmegaConf.create(kwargs) if isinstance(kwargs, dict) else kwargs
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_module(path, node)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 class Evil:
