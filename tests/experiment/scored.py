@@ -15,7 +15,8 @@ from tests.experiment.conftest import QUICK, Result
 
 BASE = [option for option in QUICK if not option.startswith("reg.")]
 FIGURES = ("plot_spectrum", "plot_influential", "plot_gradients")
-NOISY = [*BASE, "data.label_noise=0.1", "data.validation_size=0", "data.train_size=300", "model.net.width=4"]
+DATA = ["data.label_noise=0.1", "data.validation_size=0", "data.train_size=300", "data.confusion_size=20"]
+NOISY = [*BASE, *DATA, "model.net.width=4"]
 SCORE = ["metric.num_subsets=2", "metric.subset_size=10", "score.top=6"]  # the subsets of the training
 
 

@@ -112,6 +112,7 @@ class Evil:
         return (Path.touch, (Path("executed"),))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_nothing_a_file_holds_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": WEIGHTS, "extra": Evil()}, tmp_path / "evil.pt")

@@ -1,0 +1,3 @@
+"""Fixtures of the tests of security."""
+
+from tests.experiment.conftest import command  # noqa: F401
