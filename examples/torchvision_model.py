@@ -33,12 +33,12 @@ class Classifier(LightningModule):
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:
-    """200 training and 300 test digits, as colour images of 16 × 16."""
+    """150 training and 350 test digits, as colour images of 16 × 16."""
     images, labels = load_digits(return_X_y=True)
     images = torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8)[:500]
     images = F.interpolate(images, 16).expand(-1, 3, -1, -1)
     labels = torch.tensor(labels)[:500]
-    return TensorDataset(images[:200], labels[:200]), TensorDataset(images[200:], labels[200:])
+    return TensorDataset(images[:150], labels[:150]), TensorDataset(images[150:], labels[150:])
 
 
 def main() -> None:

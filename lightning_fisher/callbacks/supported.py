@@ -96,6 +96,11 @@ def require_trainable(trainer: Trainer, pl_module: LightningModule) -> None:
             f"FisherRegularizer needs one optimizer over the module's parameters, but {name}.configure_optimizers "
             f"gives {len(used)}; return one, with parameter groups where they differ."
         )
+    if isinstance(used[0], torch.optim.SparseAdam):
+        raise ValueError(
+            f"FisherRegularizer gives dense gradients, but {name}.configure_optimizers returns SparseAdam, which takes "
+            "sparse ones only; use another optimizer."
+        )
     if trainer.world_size > 1:
         gathered: Any = pl_module.all_gather(torch.tensor(float(trainer.num_training_batches), device=pl_module.device))
         counts = gathered.tolist()

@@ -272,6 +272,39 @@ def test_weights_of_another_kind_are_refused_before_training(fit, kind):
     fit(module, image_batches([16]), regularizer())
 
 
+class Embeds(Classifier):
+    """A table whose gradient is sparse; the class of an image is looked up by its brightest pixel."""
+
+    def __init__(self, optimizer):
+        super().__init__(nn.Embedding(36, 3, sparse=True), optimizer)
+
+    def forward(self, x):
+        return self.net(x.flatten(1).argmax(1))
+
+
+def test_sparse_gradients(fit, assert_close_states):
+    def plain_sgd(parameters):
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    data, module = image_batches([16] * 4), Embeds(plain_sgd)
+    net = nn.Embedding(36, 3)
+    net.load_state_dict(module.net.state_dict())
+    dense = nn.Sequential(nn.Flatten(), OneHot(), net)
+    got = fit(module, data, regularizer(), precision="64-true")
+    expected = [{"weight": state["2.weight"]} for state in loop(dense, data, plain_sgd)]
+    assert_close_states(got.states, expected)
+
+
+class OneHot(nn.Module):
+    def forward(self, x):
+        return x.argmax(1)
+
+
+def test_an_optimizer_of_sparse_gradients_only_is_refused_before_training(fit):
+    with pytest.raises(ValueError, match=r"SparseAdam.*another optimizer"):
+        fit(Embeds(lambda parameters: torch.optim.SparseAdam(list(parameters))), image_batches([16]), regularizer())
+
+
 @pytest.mark.parametrize("start", [0, "first_lr_drop", "epoch:60"])
 def test_batches_that_are_too_small_are_refused_at_the_first_one(fit, start):
     """Not epochs later, at the switch."""

@@ -67,7 +67,7 @@ def continues(folder: Path, whole: Path) -> None:
     assert_same(folder / "run", whole)
 
 
-@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("who", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_killed_and_continued(who: int, whole: Path, tmp_path: Path) -> None:
     """Whichever process it was, the other ends with one line, and both continue."""
     ranks = torchrun(tmp_path, points={who: Call(STEP, 2, batch=REGULARISED)})

@@ -139,6 +139,13 @@ def test_a_comparison_says_what_to_mind(tmp_path: Path) -> None:
     assert len(calm) == 1
 
 
+def test_one_subset_has_no_spread() -> None:
+    one = made(subsets=subsets(t=1))
+    one.metric["num_subsets"] = 1
+    assert ["γ̂ (nats)", "-69.08", "1 subset of 6"] in page.table(one)
+    assert ["γ̂ (nats)", "-69.08", "-69.08", "+0.00", "1 subset of 6"] in compare.table(one, one)
+
+
 @pytest.mark.parametrize(("exponent", "text"), [(-12.0, "$10^{-12}$"), (0.0, "$10^{0}$"), (0.5, "3.2"), (1.1, "13")])
 def test_ticks_of_logarithms(exponent: float, text: str) -> None:
     assert figures._power(exponent) == text

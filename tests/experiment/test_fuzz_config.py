@@ -120,7 +120,7 @@ def make(cfg: DictConfig, folder: Any) -> None:
     config_hash(cfg)
 
 
-@steady(max_examples=300)
+@steady(max_examples=200)
 @given(changes=st.dictionaries(st.sampled_from(options()), VALUES, min_size=1, max_size=2))
 def test_any_value_of_any_option(changes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
     try:
@@ -152,7 +152,7 @@ def test_any_text_of_any_override(key: str, sign: str, value: str) -> None:
 CHOICES = [f"{group}={name}" for group, names in config_groups().items() for name in names if "study" not in group]
 
 
-@steady(max_examples=8)
+@steady(max_examples=5)
 @given(choices=st.lists(st.sampled_from(CHOICES), max_size=3))
 def test_any_choice_of_groups(choices: list[str]) -> None:
     """Any of them together compose and pass their own checks, or are refused in a line."""

@@ -25,12 +25,12 @@ LAST, BEST = ".last.ckpt.tmp", ".best.ckpt.tmp"
 
 # Where, and the epoch of the checkpoint that there is by then.
 POINTS: dict[str, tuple[Call, int | None]] = {
-    "in a plain step": (Call(STEP, 1, batch=6), 0),
     "at the drop": (Call(BATCH, 9), 1),
     "in the extra passes": (Call(STEP, 3, batch=10), 1),
     "inside the monitor": (Call(SUBSET, 2, batch=12), 1),
 }
 MORE_POINTS: dict[str, tuple[Call, int | None]] = {
+    "in a plain step": (Call(STEP, 1, batch=6), 0),
     "before the first step": (Call(BATCH, 1), None),
     "in the first epoch": (Call(STEP, 1, batch=3), None),
     "before the last batch before the drop": (Call(BATCH, 8), 0),

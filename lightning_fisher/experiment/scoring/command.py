@@ -57,9 +57,10 @@ def score(cfg: DictConfig) -> None:
         raise refuse("trainer.devices", "1 when scoring (a sweep scores several networks at once)", cfg.trainer.devices)
     digest = config_hash(cfg)
     paths = checkpoints(cfg)
-    if len(paths) == 1 and not cfg.restart and complete_row(folder, digest) is not None:
-        print((folder / page.FILE_NAME).read_text(encoding="utf-8").partition("\n## ")[0])
-        print(f"card    {shown(folder / page.FILE_NAME)}\nComplete already; restart=true measures it again.")
+    written = folder / page.FILE_NAME
+    if len(paths) == 1 and not cfg.restart and complete_row(folder, digest) is not None and written.is_file():
+        print(written.read_text(encoding="utf-8").partition("\n## ")[0])
+        print(f"card    {shown(written)}\nComplete already; restart=true measures it again.")
         return
     subjects = [make_subject(cfg, path, overrides, choices) for path in paths]
     if len(subjects) == 2:

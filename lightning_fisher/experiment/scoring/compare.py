@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def table(first: Card, second: Card) -> list[list[str]]:
         lines.append([f"{heading} error (%)", *errors, _difference(found[f"{name}_error"], "{:+.2f}"), n])
         losses = [f"{float(e.losses.mean()):.4g}" for e in evaluations]
         lines.append([f"{heading} loss (nats)", *losses, _difference(found[f"{name}_loss"], "{:+.3g}"), n])
-    over = f"{first.metric['num_subsets']} subsets of {first.metric['subset_size']}"
+    over = page.over_subsets(first)
     for key, heading, form in QUANTITIES:
         if key in found:
             values = [show(spread_of(card.subsets.values[key]), form) for card in (first, second)]
@@ -64,6 +65,8 @@ def table(first: Card, second: Card) -> list[list[str]]:
 
 
 def _difference(found: Difference, form: str) -> str:
+    if math.isnan(found.low):
+        return form.format(found.mean)
     mark = " *" if found.clear else ""
     return f"{form.format(found.mean)} [{form.format(found.low)}, {form.format(found.high)}]{mark}"
 

@@ -23,11 +23,17 @@ def table(card: Card) -> list[list[str]]:
         wrong, n = int(evaluation.wrong.sum()), len(evaluation.wrong)
         lines.append([f"{name} error (%)", f"{percent(evaluation.wrong):.2f}", f"{wrong:,} of {n:,} images"])
         lines.append([f"{name} loss (nats)", f"{float(evaluation.losses.mean()):.4g}", f"{n:,} images"])
-    over = f"{card.metric['num_subsets']} subsets of {card.metric['subset_size']}"
+    over = over_subsets(card)
     for key, heading, form in QUANTITIES:
         if key in card.subsets.values:
             lines.append([heading, show(spread_of(card.subsets.values[key]), form), over])
     return lines
+
+
+def over_subsets(card: Card) -> str:
+    """What the metrics are over: ``10 subsets of 100``."""
+    count = card.metric["num_subsets"]
+    return f"{count} subset{'s' if count > 1 else ''} of {card.metric['subset_size']}"
 
 
 def about(card: Card) -> list[str]:
