@@ -7,7 +7,8 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from yaml_options import ConfigFile, Option, read_config
+
+from lightning_fisher.experiment.config_files import ConfigFile, Option, read_config
 
 CONF = Path(__file__).parents[2] / "conf"
 PLACE = "configuration"

@@ -66,12 +66,6 @@ def split_batch(batch: Any, sizes: list[int]) -> list[Any]:
     return parts
 
 
-def part_sizes(count: int, parts: int) -> list[int]:
-    """``parts`` sizes that differ by one at the most and add up to ``count``, the larger first."""
-    small, larger = divmod(count, parts)
-    return [small + 1] * larger + [small] * (parts - larger)
-
-
 def _children(item: Any) -> Iterator[Any]:
     if isinstance(item, Mapping):
         yield from item.values()

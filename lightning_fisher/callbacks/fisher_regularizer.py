@@ -175,7 +175,7 @@ class FisherRegularizer(Callback):
             self.switch_step, self.switch_epoch = trainer.global_step, trainer.current_epoch
             self._switch_time = _time(trainer, batch_idx)
             pl_module.print(
-                f"FisherRegularizer: regularised phase begins at epoch {self.switch_epoch}, step {self.switch_step} "
+                f"FisherRegularizer: regularised phase begins after {self.switch_epoch} epochs, at step {self.switch_step} "
                 f"(learning rate {rate:g}, β = {self.beta:g}, α = {self.alpha:g}, M = {self.num_sub_batches})"
             )
         beta = self.current_beta(_time(trainer, batch_idx))

@@ -14,12 +14,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_fisher.callbacks.attributes import AttributeSnapshot
-from lightning_fisher.callbacks.batches import batch_size, part_sizes, split_batch
+from lightning_fisher.callbacks.batches import batch_size, split_batch
 from lightning_fisher.callbacks.collected_logs import CollectedLogs, merge_outputs
 from lightning_fisher.callbacks.extra_passes import carry_gradient, silenced
 from lightning_fisher.functional import Penalty, penalty_of_losses
 from lightning_fisher.functional.regularized import combine
-from lightning_fisher.functional.sub_batches import Part, draw_perturbed, merge_unperturbed
+from lightning_fisher.functional.sub_batches import Part, draw_perturbed, merge_unperturbed, part_sizes
 
 SplitFn = Callable[[Any, int], list[Any]]
 TrainingStep = Callable[..., Any]
@@ -71,8 +71,8 @@ class RegularizedStep:
             def one(part: Any) -> Any:
                 return training_step(copy.deepcopy(part), *args, **kwargs)
 
+            found = self._penalty(trainer, module, parameters, batch, one)
             if self.shared:
-                found = self._penalty(trainer, module, parameters, batch, one)
                 if found is None:
                     return None
                 penalty, output = found
@@ -81,7 +81,6 @@ class RegularizedStep:
                 gradient = combine(penalty.loss_gradient, penalty.gradient, weight)
                 loss = carry_gradient(penalty.loss.to(parameters[0].dtype), 1.0, parameters, gradient)
             else:
-                found = self._penalty(trainer, module, parameters, batch, one)
                 output = training_step(batch, *args, **kwargs)
                 if output is None or found is None:  # a batch the module skips
                     return output

@@ -2,49 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
+from lightning_fisher.experiment.paired import mean_difference
 from lightning_fisher.experiment.report_rows import Row, grouped
 from lightning_fisher.experiment.report_tables import MISSING, markdown
 
-LEVEL = 0.95
 QUANTITIES = (
     ("test_error", "test error (points)", "{:+.2f}"),
     ("train_error", "train error (points)", "{:+.2f}"),
     ("gamma", "γ̂ (nats)", "{:+.1f}"),
     ("gamma_direction", "its direction part", "{:+.1f}"),
 )
-
-
-class Difference(NamedTuple):
-    """Mean of paired differences with its Student t interval (infinite for one pair), over n pairs."""
-
-    mean: float
-    low: float
-    high: float
-    lower: int
-    n: int
-
-
-def paired(differences: Sequence[float]) -> Difference:
-    """Mean difference and its 95 % Student t interval, ``d̄ ± t_{n−1} s / √n``; how many are below zero.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    from scipy import stats
-
-    n = len(differences)
-    if not n:
-        raise ValueError("Expected argument `differences` to hold at least one value, but got none.")
-    mean = statistics.fmean(differences)
-    half = math.inf
-    if n > 1:
-        half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
-    return Difference(mean, mean - half, mean + half, sum(d < 0 for d in differences), n)
 
 
 def methods(keys: Sequence[str]) -> list[str]:
@@ -72,7 +41,7 @@ def differences_table(rows: Sequence[Row], keys: Sequence[str]) -> str:
             found = [_pairs(runs, groups[0][1], key) for key, *_ in shown]
             if found and found[0]:
                 cells = [_cell(d, form) for d, (_, _, form) in zip(found, shown, strict=True)]
-                first = paired(found[0])
+                first = mean_difference(found[0])
                 lower = f"{first.lower} of {first.n}"
                 lines.append([*map(str, setting), *map(str, method), str(first.n), cells[0], lower, *cells[1:]])
         baseline = ", ".join(f"{key} = {v}" for key, v in zip(by, groups[0][0], strict=True))
@@ -85,6 +54,6 @@ def differences_table(rows: Sequence[Row], keys: Sequence[str]) -> str:
 def _cell(differences: Sequence[float], form: str) -> str:
     if not differences:
         return MISSING
-    found: Any = paired(differences)
+    found = mean_difference(differences)
     interval = f" [{form.format(found.low)}, {form.format(found.high)}]" if found.n > 1 else ""
     return form.format(found.mean) + interval

@@ -17,10 +17,10 @@ from lightning_fisher.functional.curvature import (
     spectral_radius,
 )
 from lightning_fisher.functional.divergence import Divergence, gradient_divergence
+from lightning_fisher.functional.errors import NonFiniteError
 from lightning_fisher.functional.exact import exact_gamma
 from lightning_fisher.functional.gram import ScaledGram, gram_matrix, scaled_gram
 from lightning_fisher.functional.logdet import FisherLogDet, fisher_log_det, log_det
-from lightning_fisher.functional.loss import NonFiniteError
 from lightning_fisher.functional.passes import Penalty, penalty_of_losses
 from lightning_fisher.functional.penalty import penalty_gradient
 from lightning_fisher.functional.ranking import Interval, bootstrap_interval, kendall_tau, spearman_rho

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.functional.errors import NonFiniteError
 from lightning_fisher.functional.hvp import mean_loss_hessian
 from lightning_fisher.functional.lanczos import largest_magnitude_eigenvalue, require_symmetric
-from lightning_fisher.functional.loss import LossFn, NonFiniteError
+from lightning_fisher.functional.loss import LossFn
 
 
 class HessianFrobeniusNorm(NamedTuple):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from lightning_fisher.functional.loss import call_module, ordinary, take
+from lightning_fisher.functional.batch import call_module, ordinary, take
 from lightning_fisher.functional.precision import SAME, device_types, full_precision
 from lightning_fisher.functional.recording import standardises_one
 from lightning_fisher.functional.state import evaluation_mode, preserved_buffers, preserved_random_state

@@ -11,16 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from lightning_fisher.functional.batch import num_samples, take
+from lightning_fisher.functional.errors import require_finite, samples_of_a_batch
 from lightning_fisher.functional.evaluation import differentiable, differentiable_evaluation, evaluate
 from lightning_fisher.functional.logdet import RankPolicy
-from lightning_fisher.functional.loss import (
-    LossFn,
-    num_samples,
-    output_gradients,
-    require_finite,
-    samples_of_a_batch,
-    take,
-)
+from lightning_fisher.functional.loss import LossFn, output_gradients
 
 
 def exact_gamma(

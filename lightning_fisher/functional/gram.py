@@ -9,17 +9,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.functional.batch import num_samples, ordinary, take
+from lightning_fisher.functional.errors import InteractionError, require_finite, samples_of_a_batch
 from lightning_fisher.functional.layerwise import LayerwiseGram
-from lightning_fisher.functional.loss import (
-    InteractionError,
-    LossFn,
-    num_samples,
-    ordinary,
-    output_gradients,
-    require_finite,
-    samples_of_a_batch,
-    take,
-)
+from lightning_fisher.functional.loss import LossFn, output_gradients
 from lightning_fisher.functional.precision import SAME, device_types, full_precision, require_full_precision
 from lightning_fisher.functional.rows import chunks, collect_outputs, row_gram
 from lightning_fisher.functional.state import (

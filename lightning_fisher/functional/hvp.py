@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.functional.batch import num_samples, take
 from lightning_fisher.functional.evaluation import differentiable, differentiable_evaluation, evaluate
-from lightning_fisher.functional.loss import LossFn, mean_loss, num_samples, take
+from lightning_fisher.functional.loss import LossFn, mean_loss
 from lightning_fisher.functional.precision import require_full_precision
 from lightning_fisher.functional.state import RandomStateSnapshot
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_fisher.functional.loss import NonFiniteError
+from lightning_fisher.functional.errors import NonFiniteError
 
 
 class Eigenvalues(NamedTuple):

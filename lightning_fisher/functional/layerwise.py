@@ -16,15 +16,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import CheckpointError
 
-from lightning_fisher.functional.loss import (
-    InteractionError,
-    LossFn,
-    call_module,
-    num_samples,
-    output_gradients,
-    require_finite,
-    take,
-)
+from lightning_fisher.functional.batch import call_module, num_samples, take
+from lightning_fisher.functional.errors import InteractionError, require_finite
+from lightning_fisher.functional.loss import LossFn, output_gradients
 from lightning_fisher.functional.recording import Key, Recorder, Use
 from lightning_fisher.functional.rule import Layout, arrange, blocks, weight_gram
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,96 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from lightning_fisher.functional.batch import take
+from lightning_fisher.functional.errors import require_finite
+
 LossFn = Callable[[Any, Any], Tensor]
 IGNORE_INDEX = -100  # the default of torch.nn.functional.cross_entropy
-
-
-class InteractionError(ValueError):
-    """A sample's output or gradient depends on the other samples in the batch."""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__(
-            "Expected samples that don't interact, but the module's output for a sample depends on the other samples "
-            f"in the batch ({detail}); per-sample gradients are not defined then."
-        )
-
-
-class NonFiniteError(ValueError):
-    """Outputs, losses or gradients are infinite or undefined: the network has diverged, or an input is no number.
-
-    Attributes:
-        what: What isn't finite.
-        samples: Whose, as far as known.
-    """
-
-    def __init__(self, what: str, samples: Sequence[int] = ()) -> None:
-        shown = ", ".join(map(str, samples[:10])) + (", …" if len(samples) > 10 else "")
-        super().__init__(
-            f"Expected finite {what}, but {f'those of sample(s) {shown}' if shown else 'they'} are infinite or "
-            "undefined: has the network diverged, or does an input hold nan?"
-        )
-        self.what, self.samples = what, list(samples)
-
-
-def require_finite(values: Tensor, what: str) -> None:
-    """Refuse infinities and nan in ``[N, …]`` values, samples in dimension 0; costs a host synchronisation.
-
-    Raises:
-        NonFiniteError: Naming the samples.
-    """
-    finite = torch.isfinite(values)
-    if not bool(finite.all()):
-        raise NonFiniteError(what, torch.nonzero(~finite.reshape(len(finite), -1).all(1)).flatten().tolist())
-
-
-@contextmanager
-def samples_of_a_batch(indices: Sequence[int] | Tensor) -> Iterator[None]:
-    """Have a `NonFiniteError` name the samples by their ``indices`` in the whole batch."""
-    try:
-        yield
-    except NonFiniteError as error:
-        raise NonFiniteError(error.what, [int(indices[j]) for j in error.samples]) from None
-
-
-def call_module(module: Callable[..., Any], inputs: Any) -> Any:
-    """``module(x)``, ``module(*inputs)`` for a tuple or list, ``module(**inputs)`` for a dict."""
-    if isinstance(inputs, (tuple, list)):
-        return module(*inputs)
-    if isinstance(inputs, dict):
-        return module(**inputs)
-    return module(inputs)
-
-
-def num_samples(inputs: Any, name: str = "inputs") -> int:
-    """The size of dimension 0, which every tensor in ``inputs`` (of the argument ``name``) has to share.
-
-    Raises:
-        ValueError: If there is no tensor, or sizes differ.
-    """
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)}
-    if len(sizes) != 1 or None in sizes or 0 in sizes:
-        raise ValueError(
-            f"Expected every tensor in argument `{name}` to have the samples, at least one, in dimension 0, "
-            f"but got sizes {sorted(map(str, sizes))}."
-        )
-    return sizes.pop()  # type: ignore[return-value]
-
-
-def take(tree: Any, index: slice | Tensor) -> Any:
-    """The samples ``index`` of every tensor in a nested structure."""
-    return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) and leaf.ndim else leaf, tree)
-
-
-def ordinary(tree: Any, dtype: torch.dtype | None) -> Any:
-    """Detached tensors that autograd may save, also from inference mode; floating ones in ``dtype`` if given."""
-
-    def convert(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
-        return leaf.to(dtype) if dtype is not None and leaf.is_floating_point() else leaf
-
-    return tree_map(convert, tree)
 
 
 def mean_loss(outputs: Any, targets: Any, loss_fn: LossFn | None) -> Tensor:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_fisher.functional.loss import LossFn, call_module, mean_loss, num_samples, ordinary
+from lightning_fisher.functional.batch import call_module, num_samples, ordinary, split
+from lightning_fisher.functional.loss import LossFn, mean_loss
 from lightning_fisher.functional.passes import penalty_of_losses
+from lightning_fisher.functional.sub_batches import part_sizes
 
 
 def penalty_gradient(
@@ -68,12 +69,13 @@ def penalty_gradient(
     trainable = trainable_parameters(module, count, targets)
     with torch.inference_mode(False), torch.enable_grad():
         inputs, targets = ordinary((inputs, targets), trainable[0].dtype)
-        parts = list(zip(split(inputs, num_sub_batches), split(targets, num_sub_batches), strict=True))
+        sizes = part_sizes(count, num_sub_batches)
+        parts = list(zip(split(inputs, sizes), split(targets, sizes), strict=True))
         penalty = penalty_of_losses(
             [loss_of(module, x, y, loss_fn) for x, y in parts],
             trainable,
             alpha=alpha,
-            weights=[num_samples(x) / count for x, _ in parts],
+            weights=[size / count for size in sizes],
             module=module,
         )
     return penalty.value, for_all_parameters(module, trainable, penalty.gradient)
@@ -122,17 +124,3 @@ def check_penalty_options(alpha: float, num_sub_batches: int, count: int | None 
         raise ValueError(
             f"Expected argument `num_sub_batches` to be at most the batch's {count} samples, but got {num_sub_batches}."
         )
-
-
-def split(tree: Any, parts: int | Sequence[int]) -> list[Any]:
-    """Consecutive pieces of every tensor in a nested structure: so many, as equal as can be, or of given sizes."""
-    leaves, spec = tree_flatten(tree)
-    count = parts if isinstance(parts, int) else len(parts)
-
-    def cut(leaf: Any) -> Sequence[Any]:
-        if not isinstance(leaf, Tensor) or not leaf.ndim:
-            return [leaf] * count
-        return leaf.tensor_split(parts) if isinstance(parts, int) else leaf.split(list(parts))
-
-    pieces = [cut(leaf) for leaf in leaves]
-    return [tree_unflatten(list(piece), spec) for piece in zip(*pieces, strict=True)]

@@ -7,17 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.functional.loss import LossFn, num_samples, ordinary
+from lightning_fisher.functional.batch import num_samples, ordinary, split
+from lightning_fisher.functional.loss import LossFn
 from lightning_fisher.functional.passes import Gradient, penalty_of_losses
-from lightning_fisher.functional.penalty import (
-    check_penalty_options,
-    for_all_parameters,
-    loss_of,
-    split,
-    trainable_parameters,
-)
+from lightning_fisher.functional.penalty import check_penalty_options, for_all_parameters, loss_of, trainable_parameters
 from lightning_fisher.functional.state import dense
-from lightning_fisher.functional.sub_batches import check_perturbed, draw_perturbed, merge_unperturbed
+from lightning_fisher.functional.sub_batches import check_perturbed, draw_perturbed, merge_unperturbed, part_sizes
 
 GRADIENTS = ("full", "shared")
 
@@ -110,12 +105,10 @@ def regularized_gradient(
     scale = num_sub_batches / sum(moved)
     with torch.inference_mode(False), torch.enable_grad():
         inputs, targets = ordinary((inputs, targets), trainable[0].dtype)
-        sizes = [count // num_sub_batches + (i < count % num_sub_batches) for i in range(num_sub_batches)]
         shared = gradient == "shared"
-        parts = merge_unperturbed(sizes, moved)
-        batches = list(
-            zip(split(inputs, [p.size for p in parts]), split(targets, [p.size for p in parts]), parts, strict=True)
-        )
+        parts = merge_unperturbed(part_sizes(count, num_sub_batches), moved)
+        sizes = [part.size for part in parts]
+        batches = list(zip(split(inputs, sizes), split(targets, sizes), parts, strict=True))
         if not shared:
             batches = [batch for batch in batches if batch[2].perturbed]
         found = penalty_of_losses(

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from lightning_fisher.functional.batch import num_samples, take
+from lightning_fisher.functional.errors import require_finite, samples_of_a_batch
 from lightning_fisher.functional.evaluation import (
     differentiable,
     differentiable_evaluation,
@@ -17,7 +19,6 @@ from lightning_fisher.functional.evaluation import (
     refuse_interaction,
 )
 from lightning_fisher.functional.lanczos import largest_magnitude_eigenvalue
-from lightning_fisher.functional.loss import num_samples, require_finite, samples_of_a_batch, take
 from lightning_fisher.functional.softmax import SoftmaxJacobian
 from lightning_fisher.functional.state import frozen
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from lightning_fisher.functional.loss import InteractionError, call_module, num_samples, take
+from lightning_fisher.functional.batch import call_module, num_samples, take
+from lightning_fisher.functional.errors import InteractionError
 from lightning_fisher.functional.precision import RefuseAutocast
 from lightning_fisher.functional.rule import MAX_ELEMENTS
 from lightning_fisher.functional.state import dense

@@ -20,6 +20,12 @@ class Part(NamedTuple):
     perturbed: bool
 
 
+def part_sizes(count: int, parts: int) -> list[int]:
+    """``parts`` sizes that differ by one at the most and add up to ``count``, the larger first."""
+    small, larger = divmod(count, parts)
+    return [small + 1] * larger + [small] * (parts - larger)
+
+
 def check_perturbed(perturbed: int | None, num_sub_batches: int) -> None:
     """Refuse a number of perturbed sub-batches that doesn't fit M.
 

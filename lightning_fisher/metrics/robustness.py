@@ -7,7 +7,7 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.functional.loss import num_samples
+from lightning_fisher.functional.batch import num_samples
 from lightning_fisher.functional.robustness import Method, robustness
 from lightning_fisher.metrics.arguments import require_choice, require_integer, require_positive
 from lightning_fisher.metrics.subsets import SubsetMetric, mean_and_std

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_fisher.functional.loss import NonFiniteError
+from lightning_fisher.functional.errors import NonFiniteError
 
 
 class SubsetMetric(Metric):

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 from omegaconf import OmegaConf
 
+from lightning_fisher.experiment import config_files
 from lightning_fisher.experiment.options import flatten
 from tests.docs.pages import DOCS, ROOT
 
@@ -21,11 +22,8 @@ HYDRA = ("hydra.callbacks", "hydra.sweeper.params")
 
 @pytest.fixture
 def reader(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    pytest.importorskip("yaml")
     monkeypatch.syspath_prepend(str(DOCS / "hooks"))
-    import yaml_options
-
-    return yaml_options
+    return config_files
 
 
 @pytest.fixture

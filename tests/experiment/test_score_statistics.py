@@ -9,8 +9,8 @@ import torch
 from scipy.stats import ttest_rel
 from sklearn.metrics import roc_auc_score
 
+from lightning_fisher.experiment.paired import paired_difference
 from lightning_fisher.experiment.scoring.influence import auc, precision_at
-from lightning_fisher.experiment.scoring.paired import paired_difference
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95])

@@ -13,13 +13,13 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from lightning_fisher.experiment import plot_style as style
+from lightning_fisher.experiment.paired import LEVEL, Difference, paired_difference
 from lightning_fisher.experiment.report_tables import markdown, show
 from lightning_fisher.experiment.row import plain, write_atomically
 from lightning_fisher.experiment.scoring import page
 from lightning_fisher.experiment.scoring.card import DATA_NAME as CARD_DATA
 from lightning_fisher.experiment.scoring.card import FORMAT, QUANTITIES, Card, percent, spread_of
 from lightning_fisher.experiment.scoring.figures import LOG10, decades, spectrum_band
-from lightning_fisher.experiment.scoring.paired import LEVEL, Difference, paired_difference
 from lightning_fisher.experiment.summary import shown
 from lightning_fisher.experiment.terminal import WIDTH, print_table
 

@@ -1,8 +1,10 @@
-"""The difference of two networks over the same subsets or images, with its interval."""
+"""Paired differences with Student's interval: of two networks over the same subsets, of two methods over seeds."""
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from scipy.stats import t as student
@@ -12,24 +14,41 @@ LEVEL = 0.95
 
 
 class Difference(NamedTuple):
-    """The mean of n paired differences ``second − first`` and its confidence interval.
+    """The mean of n paired differences and its confidence interval, ``d̄ ± t_{n−1} s / √n``.
 
     Attributes:
         mean: of the differences.
         low: end of the interval; nan for n < 2.
         high: other end.
         n: pairs.
+        lower: how many of them are below zero.
     """
 
     mean: float
     low: float
     high: float
     n: int
+    lower: int
 
     @property
     def clear(self) -> bool:
         """Whether the interval leaves out zero."""
         return self.low > 0 or self.high < 0
+
+
+def mean_difference(differences: Sequence[float], level: float = LEVEL) -> Difference:
+    """Student's interval of the mean of paired differences.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    n = len(differences)
+    if not n:
+        raise ValueError("Expected argument `differences` to hold at least one value, but got none.")
+    mean, half = statistics.fmean(differences), math.nan
+    if n > 1:
+        half = float(student.ppf((1 + level) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    return Difference(mean, mean - half, mean + half, n, sum(d < 0 for d in differences))
 
 
 def paired_difference(first: Tensor, second: Tensor, level: float = LEVEL) -> Difference:
@@ -48,9 +67,4 @@ def paired_difference(first: Tensor, second: Tensor, level: float = LEVEL) -> Di
     """
     if first.shape != second.shape or first.ndim != 1:
         raise ValueError(f"Expected two vectors of one length, but got {tuple(first.shape)} and {tuple(second.shape)}.")
-    differences = second.double() - first.double()
-    n, mean = len(differences), float(differences.mean())
-    if n < 2:
-        return Difference(mean, math.nan, math.nan, n)
-    half = float(student.ppf((1 + level) / 2, n - 1)) * float(differences.std()) / math.sqrt(n)
-    return Difference(mean, mean - half, mean + half, n)
+    return mean_difference((second.double() - first.double()).tolist(), level)
