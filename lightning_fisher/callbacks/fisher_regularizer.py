@@ -175,8 +175,9 @@ class FisherRegularizer(Callback):
             self.switch_step, self.switch_epoch = trainer.global_step, trainer.current_epoch
             self._switch_time = _time(trainer, batch_idx)
             pl_module.print(
-                f"FisherRegularizer: regularised phase begins after {self.switch_epoch} epochs, at step {self.switch_step} "
-                f"(learning rate {rate:g}, β = {self.beta:g}, α = {self.alpha:g}, M = {self.num_sub_batches})"
+                f"FisherRegularizer: regularised phase begins after {self.switch_epoch} epochs, at step "
+                f"{self.switch_step} (learning rate {rate:g}, β = {self.beta:g}, α = {self.alpha:g}, "
+                f"M = {self.num_sub_batches})"
             )
         beta = self.current_beta(_time(trainer, batch_idx))
         if beta > 0 and (trainer.global_step - (self.switch_step or 0)) % self.every_n_steps == 0:

@@ -101,7 +101,8 @@ def test_resumed_equals_uninterrupted(ranks: Ranks) -> None:
     """Weights, and running statistics of each rank: every rank's random state is in the checkpoint."""
     for rank in ranks:
         whole, continued = rank["resumed"]["whole"], rank["resumed"]["continued"]
-        assert all(torch.equal(continued[name], whole[name]) for name in whole)
+        for name in whole:
+            torch.testing.assert_close(continued[name], whole[name], rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_the_ranks_draw_different_numbers(ranks: Ranks) -> None:
