@@ -98,11 +98,16 @@ def test_monitor_equals_one_process(ranks: Ranks, fit: Any) -> None:
 
 
 def test_resumed_equals_uninterrupted(ranks: Ranks) -> None:
-    """Weights, and running statistics of each rank: every rank's random state is in the checkpoint."""
+    """Weights, and running statistics of each rank: every rank's random state is in the checkpoint.
+
+    Bit for bit with two processes; gloo adds the gradients of four up in an order that isn't always the same (seen:
+    3e-17). Another random state moves the weights by more than 1e-3.
+    """
+    tolerance = 0.0 if len(ranks) == 2 else 1e-14
     for rank in ranks:
         whole, continued = rank["resumed"]["whole"], rank["resumed"]["continued"]
         for name in whole:
-            torch.testing.assert_close(continued[name], whole[name], rtol=0, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(continued[name], whole[name], rtol=0, atol=tolerance)
 
 
 def test_the_ranks_draw_different_numbers(ranks: Ranks) -> None:
