@@ -101,7 +101,7 @@ def test_resumed_equals_uninterrupted(ranks: Ranks) -> None:
     """Weights, and running statistics of each rank: every rank's random state is in the checkpoint.
 
     Bit for bit with two processes; gloo adds the gradients of four up in an order that isn't always the same (seen:
-    3e-17). Another random state moves the weights by more than 1e-3.
+    3e-17).
     """
     tolerance = 0.0 if len(ranks) == 2 else 1e-14
     for rank in ranks:
