@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -66,7 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
         for name in options.sections or SECTIONS:
             where = record.provenance(device, command)
             start = time.perf_counter()
-            found = SECTIONS[name](settings, device, backend, _say)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # deprecations inside the other packages, one a pass
+                found = SECTIONS[name](settings, device, backend, _say)
             sections[name] = {
                 "provenance": where,
                 "settings": record.plain(settings),
