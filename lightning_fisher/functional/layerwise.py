@@ -20,7 +20,7 @@ from lightning_fisher.functional.batch import call_module, num_samples, take
 from lightning_fisher.functional.errors import InteractionError, require_finite
 from lightning_fisher.functional.loss import LossFn, output_gradients
 from lightning_fisher.functional.recording import Key, Recorder, Use
-from lightning_fisher.functional.rule import Layout, arrange, blocks, weight_gram
+from lightning_fisher.functional.rule import Layout, Workspace, arrange, blocks, weight_gram
 
 PROBE = 2  # samples in the pass that finds out which dimension of each layer's input holds the samples
 
@@ -53,6 +53,7 @@ class LayerwiseGram:
             self._count, self._count, dtype=torch.float64, device=parameters[0].device if parameters else None
         )
         self._pending: defaultdict[Key, list[tuple[Use, str]]] = defaultdict(list)
+        self._workspace = Workspace()
         recorder = Recorder(parameters, self._add)
         random_state = torch.get_rng_state()
         with recorder:
@@ -159,7 +160,7 @@ class LayerwiseGram:
                 rows = use.rule.bias(G, use.arguments).reshape(self._count, -1)
                 self.gram += rows @ rows.T
             else:
-                self.gram += weight_gram(use.rule, A, G, use.arguments)
+                self.gram += weight_gram(use.rule, A, G, use.arguments, self._workspace)
         if not any(use is pending for uses in self._pending.values() for pending, _ in uses):
             use.gradient = None
 

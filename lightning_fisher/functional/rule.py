@@ -8,14 +8,32 @@ Temporaries stay below `MAX_ELEMENTS`: a weight is worked through in blocks of o
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 MAX_ELEMENTS = 2**26  # of one temporary: 256 MiB in float32
 Layout = tuple[int, int, bool]  # (batch dimension, rows a sample, sample-major)
+
+
+class Workspace:
+    """One buffer that the layers of a pass share: on a CPU fresh pages cost more than the product that fills them."""
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+
+    def like(self, tensor: Tensor, *shape: int) -> Tensor:
+        """An uninitialised tensor, valid until the next call."""
+        count, buffer = math.prod(shape), self._buffer
+        kind = tensor.dtype, tensor.device
+        if buffer is None or buffer.numel() < count or (buffer.dtype, buffer.device) != kind:
+            self._buffer = None  # let go before the larger one is made
+            buffer = self._buffer = torch.empty(count, dtype=tensor.dtype, device=tensor.device)
+        return buffer[:count].view(shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +46,7 @@ class Rule:
         leading: ``(arguments, dims of A)`` → how many leading dimensions of A and G may hold the samples.
         rows: ``(A, G, arguments, block)`` → per-sample weight gradient ``[N, …]`` of a block of output features.
         features: ``arguments`` → number of output features ``rows`` can be cut into.
-        gram: Cheaper form of ``rows · rowsᵀ``, or ``None`` where there is none for these shapes.
+        gram: ``(A, G, arguments, workspace)`` → cheaper form of ``rows · rowsᵀ``, or ``None`` where there is none.
         bias: ``(G, arguments)`` → per-sample bias gradient ``[N, …]``.
         prepare: ``(A, arguments)`` → what ``rows`` needs of A, computed in the call's own layout.
     """
@@ -39,7 +57,7 @@ class Rule:
     leading: Callable[[dict[str, Any], int], int] = lambda arguments, ndim: 1
     rows: Callable[[Tensor, Tensor, dict[str, Any], slice], Tensor] | None = None
     features: Callable[[dict[str, Any]], int] = lambda arguments: 1
-    gram: Callable[[Tensor, Tensor, dict[str, Any]], Tensor | None] = lambda A, G, arguments: None
+    gram: Callable[[Tensor, Tensor, dict[str, Any], Workspace], Tensor | None] = lambda A, G, arguments, workspace: None
     bias: Callable[[Tensor, dict[str, Any]], Tensor] | None = None
     prepare: Callable[[Tensor, dict[str, Any]], Tensor] = lambda A, arguments: A
 
@@ -74,9 +92,9 @@ def blocks(features: int, elements: int) -> Iterator[slice]:
         yield slice(start, min(start + size, features))
 
 
-def weight_gram(rule: Rule, A: Tensor, G: Tensor, arguments: dict[str, Any]) -> Tensor:
+def weight_gram(rule: Rule, A: Tensor, G: Tensor, arguments: dict[str, Any], workspace: Workspace) -> Tensor:
     """Gram matrix ``[N, N]`` of the per-sample weight gradients of one call."""
-    gram = rule.gram(A, G, arguments)
+    gram = rule.gram(A, G, arguments, workspace)
     if gram is not None:
         return gram
     assert rule.rows is not None

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_fisher.functional.rule import MAX_ELEMENTS, Rule, blocks
-from lightning_fisher.functional.rules_linear import product_gram
+from lightning_fisher.functional.rule import MAX_ELEMENTS, Rule, Workspace, blocks
+from lightning_fisher.functional.rules_linear import product_gram, products_pay
+
+CACHED = 2**18  # elements of unfolded inputs in flight on a CPU: 1 MiB in float32, which a core's cache holds
 
 
 def _tuple(value: Any, dims: int) -> list[int]:
@@ -65,12 +67,12 @@ def _conv_rows(A: Tensor, G: Tensor, arguments: dict[str, Any], block: slice) ->
     return grads[1].view(count, -1)
 
 
-def _prefers_products(A: Tensor, G: Tensor, kernel: torch.Size) -> bool:
-    """Small maps with many channels: a batched product beats the grouped convolution (`benchmarks`, on CPU)."""
+def _prefers_columns(A: Tensor, G: Tensor, kernel: torch.Size) -> bool:
+    """Small maps with many channels: a batched product beats the grouped convolution (`benchmarks`, on a CPU)."""
     return math.prod(kernel) > 1 and math.prod(G.shape[2:]) <= 64 and min(A.shape[1], G.shape[1]) >= 32
 
 
-def _conv_gram(A: Tensor, G: Tensor, arguments: dict[str, Any]) -> Tensor | None:
+def _conv_gram(A: Tensor, G: Tensor, arguments: dict[str, Any], workspace: Workspace) -> Tensor | None:
     """The product form on unfolded inputs where it pays, else one product ``G · columns`` a sample where that does."""
     weight = arguments["weight"]
     if A.ndim > weight.ndim or int(arguments["groups"]) != 1:
@@ -78,24 +80,28 @@ def _conv_gram(A: Tensor, G: Tensor, arguments: dict[str, Any]) -> Tensor | None
     kernel = weight.shape[2:]
     count, d_out = G.shape[:2]
     length, d_in = math.prod(G.shape[2:]), weight[0].numel()
-    pays = count * length**2 * (d_in + d_out) < (length + count) * d_in * d_out
-    if pays and weight.ndim == 4 and count * d_in * length <= MAX_ELEMENTS:
+    if products_pay(count, length, d_in, d_out) and weight.ndim == 4 and count * d_in * length <= MAX_ELEMENTS:
         A, stride, padding, dilation = _geometry(A, arguments)
         columns = F.unfold(A, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
         return product_gram(columns.transpose(1, 2), G.flatten(2).transpose(1, 2))
-    if not _prefers_products(A, G, kernel) or count * d_in * length > MAX_ELEMENTS:
+    if not _prefers_columns(A, G, kernel) or d_in * length > MAX_ELEMENTS:
         return None
     total = A.new_zeros(count, count)
     G = G.flatten(2)
-    columns = _columns(A, arguments)
+    windows = _windows(A, arguments)
+    at_once = CACHED * torch.get_num_threads() if A.device.type == "cpu" else MAX_ELEMENTS
+    step = max(1, at_once // (d_in * length))
     for block in blocks(d_out, count * d_out * d_in):
-        rows = (G[:, block] @ columns).flatten(1)
-        total.addmm_(rows, rows.T)
+        rows = workspace.like(A, count, G[0, block].shape[0], d_in)
+        for part in (slice(start, start + step) for start in range(0, count, step)):
+            torch.bmm(G[part, block], windows[part].reshape(-1, length, d_in), out=rows[part])
+        flat = rows.flatten(1)
+        total.addmm_(flat, flat.T)
     return total
 
 
-def _columns(A: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """What every output position sees of the input, channels last: ``[N, L, k · C_in]``, copied in long runs."""
+def _windows(A: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """What every output position sees of the input, channels last: a view ``[N, *outputs, *kernel, C_in]``."""
     A, stride, padding, dilation = _geometry(A, arguments)
     kernel = arguments["weight"].shape[2:]
     A = F.pad(A, [side for p in reversed(padding) for side in (p, p)]).movedim(1, -1).contiguous()
@@ -104,9 +110,8 @@ def _columns(A: Tensor, arguments: dict[str, Any]) -> Tensor:
         for size, spacing, k, step in zip(A.shape[1:], dilation, kernel, stride, strict=False)
     ]
     strides = A.stride()[1:-1]
-    shape = (A.shape[0], *outputs, *kernel, A.shape[-1])
-    windows = A.as_strided(
-        shape,
+    return A.as_strided(
+        (A.shape[0], *outputs, *kernel, A.shape[-1]),
         (
             A.stride(0),
             *(s * step for s, step in zip(strides, stride, strict=True)),
@@ -114,7 +119,6 @@ def _columns(A: Tensor, arguments: dict[str, Any]) -> Tensor:
             1,
         ),
     )
-    return windows.reshape(A.shape[0], math.prod(outputs), -1)
 
 
 def _conv_bias(G: Tensor, arguments: dict[str, Any]) -> Tensor:

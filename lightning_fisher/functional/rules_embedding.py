@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_fisher.functional.rule import MAX_ELEMENTS, Rule
+from lightning_fisher.functional.rule import MAX_ELEMENTS, Rule, Workspace
 
 
 def _embedding_rows(A: Tensor, G: Tensor, arguments: dict[str, Any], block: slice) -> Tensor:
@@ -24,7 +24,7 @@ def _embedding_rows(A: Tensor, G: Tensor, arguments: dict[str, Any], block: slic
     return rows.scatter_add_(1, index.unsqueeze(2).expand_as(G), G * inside.unsqueeze(2))
 
 
-def _embedding_gram(A: Tensor, G: Tensor, arguments: dict[str, Any]) -> Tensor | None:
+def _embedding_gram(A: Tensor, G: Tensor, arguments: dict[str, Any], workspace: Workspace) -> Tensor | None:
     """``Σ_{l,m} [i_jl = i_km] g_jl·g_km``: never touches the vocabulary."""
     vocabulary, width = arguments["weight"].shape
     count = A.shape[0]

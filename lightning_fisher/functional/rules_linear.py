@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_fisher.functional.rule import MAX_ELEMENTS, Rule
+from lightning_fisher.functional.rule import MAX_ELEMENTS, Rule, Workspace
 
 
 def _positions(A: Tensor, G: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,16 +19,21 @@ def _linear_rows(A: Tensor, G: Tensor, arguments: dict[str, Any], block: slice) 
     return G[..., block].transpose(1, 2) @ A
 
 
-def _linear_gram(A: Tensor, G: Tensor, arguments: dict[str, Any]) -> Tensor | None:
+def _linear_gram(A: Tensor, G: Tensor, arguments: dict[str, Any], workspace: Workspace) -> Tensor | None:
     A, G = _positions(A, G)
     return product_gram(A, G)
+
+
+def products_pay(count: int, length: int, d_in: int, d_out: int) -> bool:
+    """Whether products of all pairs of positions cost less than the gradients and their Gram matrix."""
+    return count * length**2 * (d_in + d_out) < (length + count) * d_in * d_out
 
 
 def product_gram(A: Tensor, G: Tensor) -> Tensor | None:
     """``Σ_{l,m} (a_jl·a_km)(g_jl·g_km)`` where that costs less than the gradients ``Σ_l g_l a_lᵀ`` themselves."""
     count, length, d_in = A.shape
     d_out = G.shape[2]
-    if count * length**2 * (d_in + d_out) >= (length + count) * d_in * d_out:
+    if not products_pay(count, length, d_in, d_out):
         return None
     if length == 1:
         A, G = A.squeeze(1), G.squeeze(1)
