@@ -86,7 +86,7 @@ def test_library_and_command_work_without_the_checkout(
     tmp_path: Path, installed: dict[str, str], own_network: list[str]
 ) -> None:
     """The README's example without the experiments' dependencies; then, with them, packaged and own configs."""
-    example = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    example = "".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[:2])
     (tmp_path / "script.py").write_text(SCRIPT.replace("{example}", example))
     out = run(["script.py", *own_network, "--cfg=job"], tmp_path, installed)
     assert f"found in {installed['PYTHONPATH']}" in out
