@@ -93,7 +93,7 @@ def _say(line: str) -> None:
 
 def _refuse(line: str) -> int:
     print(line, file=sys.stderr)
-    return 2
+    return 1
 
 
 if __name__ == "__main__":

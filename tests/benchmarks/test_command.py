@@ -57,7 +57,7 @@ def test_quick_run_writes_results_tables_and_figure(tmp_path, capsys):
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, message, tmp_path, capsys):
-    assert main([*arguments, "--out", str(tmp_path / "none")]) == 2
+    assert main([*arguments, "--out", str(tmp_path / "none")]) == 1
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -66,6 +66,6 @@ def test_wrong_arguments_are_one_line(arguments, message, tmp_path, capsys):
 
 def test_a_file_that_is_no_result_is_refused_before_anything_runs(tmp_path, capsys):
     (tmp_path / "cpu.json").write_text("not json")
-    assert main(["--out", str(tmp_path), "--name", "cpu"]) == 2
+    assert main(["--out", str(tmp_path), "--name", "cpu"]) == 1
     assert "it is no JSON" in capsys.readouterr().err
     assert (tmp_path / "cpu.json").read_text() == "not json"

@@ -133,7 +133,10 @@ def strategy_without_its_machine(name):
 
 
 @pytest.mark.parametrize("start", [0, "first_lr_drop"])
-@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])
+@pytest.mark.parametrize(
+    "name",
+    ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAStrategy", "SingleDeviceXLAStrategy"],
+)
 def test_sharded_strategies(make_trainer, monkeypatch, name, start):
     """Weights, or gradients, that no rank holds whole."""
     module, regularizer = CountingClassifier(seeded(mlp)), FisherRegularizer(num_sub_batches=4, start=start)

@@ -42,6 +42,20 @@ def test_a_damaged_checkpoint_falls_back(damage: str, folder: Path) -> None:
     assert resumable(folder.parent) == folder / "previous.ckpt"
 
 
+def test_a_damaged_checkpoint_never_replaces_one_that_can_be_read(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    for epoch in (1, 2):
+        save(folder, epoch)
+    last = folder / "last.ckpt"
+    last.write_bytes(b"half of it")
+    assert resumable(folder.parent) == folder / "previous.ckpt"
+    assert f"Cannot read {last} (" in capsys.readouterr().out
+    assert (folder / "damaged.ckpt").read_bytes() == b"half of it"
+    assert not last.exists()
+    save(folder, 2)  # a kill right now leaves both
+    assert torch.load(folder / "previous.ckpt")["epoch"] == 1
+    assert torch.load(folder / "last.ckpt")["epoch"] == 2
+
+
 def test_a_failed_save_leaves_the_old_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(folder, 1)
 
