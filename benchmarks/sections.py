@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gram, loop, memory_jobs, scaling, step
+from benchmarks import gram, loop, memory_jobs, profile, scaling, step
 from benchmarks.settings import Settings
 
 Say = Callable[[str], None]
@@ -105,4 +105,22 @@ def run_scaling(settings: Settings, device: torch.device, compile_backend: str |
     return {"times": rows}
 
 
-SECTIONS = {"gram": run_gram, "step": run_step, "loop": run_loop, "memory": run_memory, "scaling": run_scaling}
+def run_profile(settings: Settings, device: torch.device, compile_backend: str | None, say: Say) -> Tables:
+    """Where the time of ξ goes."""
+    rows = []
+    for name in settings.gram_networks:
+        network = settings.networks[name]
+        rows += profile.shares(
+            network, samples=settings.samples, rounds=settings.scaling_rounds, device=device, say=say
+        )
+    return {"profile": rows}
+
+
+SECTIONS = {
+    "gram": run_gram,
+    "profile": run_profile,
+    "step": run_step,
+    "loop": run_loop,
+    "memory": run_memory,
+    "scaling": run_scaling,
+}

@@ -109,6 +109,19 @@ def _error(value: float) -> str:
     return "singular" if math.isnan(value) else f"{value:.1e}"
 
 
+def _profile(tables: dict[str, list[Row]]) -> list[str]:
+    parts = []
+    for (network,), rows in groups(tables["profile"], "network").items():
+        names = [name for (name,) in groups(rows, "contender")]
+        lines = [
+            [title, *(f"{row['ms']:.1f}" for row in of_kind)] for (title,), of_kind in groups(rows, "kind").items()
+        ]
+        totals = [sum(row["ms"] for row in of_name) for of_name in groups(rows, "contender").values()]
+        lines.append(["together", *(f"{total:.1f}" for total in totals)])
+        parts += [f"### {network}: milliseconds, one thread\n", table(["operations", *names], lines)]
+    return parts
+
+
 def _step(tables: dict[str, list[Row]]) -> list[str]:
     describe = lambda row: f"batch {row['batch_size']}, M = {row['M']}, {row['rounds']} rounds"  # noqa: E731
     return _times(tables["times"], describe, throughput=True)
@@ -145,4 +158,4 @@ def _scaling(tables: dict[str, list[Row]]) -> list[str]:
     return parts
 
 
-_TABLES = {"gram": _gram, "step": _step, "loop": _loop, "memory": _memory, "scaling": _scaling}
+_TABLES = {"gram": _gram, "profile": _profile, "step": _step, "loop": _loop, "memory": _memory, "scaling": _scaling}
