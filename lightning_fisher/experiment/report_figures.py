@@ -17,10 +17,13 @@ from lightning_fisher.experiment.report_rows import Row, grouped, numbers, sprea
 
 PANELS = {
     "gamma": r"$\hat\gamma$ (nats)",
+    "gamma_magnitude": r"$\hat\gamma$, magnitude part (nats)",
+    "gamma_direction": r"$\hat\gamma$, direction part (nats)",
     "robustness": "robustness",
     "frobenius_norm": "Frobenius norm",
     "spectral_radius": "spectral radius",
 }
+COLUMNS = 3  # γ̂ and its parts above, what it is compared with below
 LOGARITHMIC = 8.0  # a positive quantity that spans more than this factor gets a logarithmic axis
 
 
@@ -87,7 +90,7 @@ def plot_scenario(
     n = sorted({len(members) for members in groups.values()})
     logarithmic = False
     with matplotlib.rc_context(style.RC):
-        figure, axes = style.grid(len(panels))
+        figure, axes = style.grid(len(panels), COLUMNS)
         for axis, key in zip(axes, panels, strict=True):
             scale(axis, numbers(rows, key))
             places = x_axis(axis, list(groups), label or x)
@@ -119,7 +122,7 @@ def plot_ranking(
     groups = {group[0]: members for group, members in grouped(rows, [x], wanted).items()} if x else {"": list(rows)}
     panels = [key for key in PANELS if numbers(rows, key)]
     with matplotlib.rc_context(style.RC):
-        figure, axes = style.grid(len(panels))
+        figure, axes = style.grid(len(panels), COLUMNS)
         for axis, key in zip(axes, panels, strict=True):
             values = numbers(rows, key)
             if min(values) > 0 and max(values) / min(values) > LOGARITHMIC:
