@@ -15,12 +15,12 @@ Tables = dict[str, list[dict[str, Any]]]
 
 
 def run_gram(settings: Settings, device: torch.device, compile_backend: str | None, say: Say) -> Tables:
-    """Times of ξ, and its errors on trained networks."""
-    times, errors = [], []
+    """Times of ξ."""
+    rows = []
     for name in settings.gram_networks:
         network = settings.networks[name]
         say(f"gram: times on {network.title}")
-        times += gram.times(
+        rows += gram.times(
             network,
             samples=settings.samples,
             rounds=settings.rounds,
@@ -28,11 +28,17 @@ def run_gram(settings: Settings, device: torch.device, compile_backend: str | No
             device=device,
             say=say,
         )
+    return {"times": rows}
+
+
+def run_errors(settings: Settings, device: torch.device, compile_backend: str | None, say: Say) -> Tables:
+    """Errors of ξ on trained networks."""
+    rows = []
     for name in settings.error_networks:
         network = settings.networks[name]
-        say(f"gram: errors on {network.title}, trained for {settings.epochs} epochs")
-        errors += gram.errors(network, samples=settings.samples, epochs=settings.epochs, device=device, say=say)
-    return {"times": times, "errors": errors}
+        say(f"errors: {network.title}, trained for {settings.epochs} epochs")
+        rows += gram.errors(network, samples=settings.samples, epochs=settings.epochs, device=device, say=say)
+    return {"errors": rows}
 
 
 def run_step(settings: Settings, device: torch.device, compile_backend: str | None, say: Say) -> Tables:
@@ -118,6 +124,7 @@ def run_profile(settings: Settings, device: torch.device, compile_backend: str |
 
 SECTIONS = {
     "gram": run_gram,
+    "errors": run_errors,
     "profile": run_profile,
     "step": run_step,
     "loop": run_loop,

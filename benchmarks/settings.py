@@ -38,7 +38,7 @@ class Settings:
     samples: int = 100
     gram_networks: tuple[str, ...] = ("resnet20", "wrn28_2")
     error_networks: tuple[str, ...] = ("resnet20", "wrn28_2")
-    epochs: int = 8
+    epochs: int = 30
     batch_size: int = 128
     sub_batches: int = 8
     step_networks: tuple[str, ...] = ("resnet20",)

@@ -87,7 +87,11 @@ def _times(rows: list[Row], describe: Callable[[Row], str], throughput: bool = F
 
 
 def _gram(tables: dict[str, list[Row]]) -> list[str]:
-    parts = _times(tables["times"], lambda row: f"ξ of {row['samples']} samples, {row['rounds']} rounds")
+    return _times(tables["times"], lambda row: f"ξ of {row['samples']} samples, {row['rounds']} rounds")
+
+
+def _errors(tables: dict[str, list[Row]]) -> list[str]:
+    parts = []
     for (network,), rows in groups(tables["errors"], "network").items():
         states = groups(rows, "state", "loss", "log_det")
         header = ["contender"]
@@ -101,7 +105,7 @@ def _gram(tables: dict[str, list[Row]]) -> list[str]:
                 keys = ("gram_error", "log_det_error", "log_det_nats")
                 line += ["–"] * 3 if row is None else [_error(row[key]) for key in keys]
             lines.append(line)
-        parts += [f"### {network}: relative errors against float64\n", table(header, lines)]
+        parts += [f"### {network}: relative to float64\n", table(header, lines)]
     return parts
 
 
@@ -158,4 +162,4 @@ def _scaling(tables: dict[str, list[Row]]) -> list[str]:
     return parts
 
 
-_TABLES = {"gram": _gram, "profile": _profile, "step": _step, "loop": _loop, "memory": _memory, "scaling": _scaling}
+_TABLES = {"gram": _gram, "errors": _errors, "profile": _profile, "step": _step, "loop": _loop, "memory": _memory, "scaling": _scaling}

@@ -11,7 +11,7 @@ from benchmarks.contenders_gram import OURS
 from benchmarks.contenders_step import FORMS
 from benchmarks.networks import QUICK
 
-TIMED = ["gram", "profile", "step", "loop", "scaling"]
+TIMED = ["gram", "errors", "profile", "step", "loop", "scaling"]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -52,7 +52,7 @@ def test_quick_run_writes_results_tables_and_figure(tmp_path, capsys):
     [
         (
             ["grams"],
-            "Expected sections among ['gram', 'profile', 'step', 'loop', 'memory', 'scaling'], but got ['grams'].",
+            "Expected sections among ['gram', 'errors', 'profile', 'step', 'loop', 'memory', 'scaling'], but got ['grams'].",
         ),
         (["--device", "tpu"], "Expected --device to be auto, cpu or cuda, but got 'tpu'."),
         (["--compile", "fast"], "but got 'fast'."),
