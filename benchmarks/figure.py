@@ -76,7 +76,7 @@ def _bars(axis: Axes, title: str, rows: list[Row], unit: str) -> None:
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.set_xlabel(unit)
-    axis.set_xlim(0, 1.12 * max(max(row["value"], *row.get("ends", ())) for row in rows))
+    axis.set_xlim(0, 1.12 * max(value for row in rows for value in (row["value"], *row.get("ends", ()))))
     if len(counts) > 1:
         title += " (dark: 1 thread, light: 2)"
     axis.set_title(title, loc="left")

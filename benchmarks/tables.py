@@ -162,4 +162,12 @@ def _scaling(tables: dict[str, list[Row]]) -> list[str]:
     return parts
 
 
-_TABLES = {"gram": _gram, "errors": _errors, "profile": _profile, "step": _step, "loop": _loop, "memory": _memory, "scaling": _scaling}
+_TABLES = {
+    "gram": _gram,
+    "errors": _errors,
+    "profile": _profile,
+    "step": _step,
+    "loop": _loop,
+    "memory": _memory,
+    "scaling": _scaling,
+}

@@ -52,7 +52,7 @@ def test_quick_run_writes_results_tables_and_figure(tmp_path, capsys):
     [
         (
             ["grams"],
-            "Expected sections among ['gram', 'errors', 'profile', 'step', 'loop', 'memory', 'scaling'], but got ['grams'].",
+            "['gram', 'errors', 'profile', 'step', 'loop', 'memory', 'scaling'], but got ['grams'].",
         ),
         (["--device", "tpu"], "Expected --device to be auto, cpu or cuda, but got 'tpu'."),
         (["--compile", "fast"], "but got 'fast'."),
