@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.functional.available_memory import available_memory
 from lightning_fisher.functional.batch import num_samples, ordinary, take
 from lightning_fisher.functional.errors import InteractionError, require_finite, samples_of_a_batch
-from lightning_fisher.functional.layerwise import LayerwiseGram
+from lightning_fisher.functional.layerwise import LayerwiseGram, MemoryExceededError
 from lightning_fisher.functional.loss import LossFn, output_gradients
 from lightning_fisher.functional.precision import SAME, device_types, full_precision, require_full_precision
 from lightning_fisher.functional.rows import chunks, collect_outputs, row_gram
@@ -71,7 +73,7 @@ def gram_matrix(
             consecutive chunks, so that the gradients within a chunk are coupled, as in the authors' released code.
         chunk_size: With ``"batch"`` the size of a chunk (``None``: 10). With ``"eval"`` it only bounds memory: at most
             this many samples (two at the least) are in flight; blocks of ξ are then computed pair by pair, for about
-            ``2N / chunk_size − 1`` times the work.
+            ``2N / chunk_size − 1`` times the work. ``None``: all at once, or as many as the memory available holds.
         logit_norm: ``s`` of ``z ← z / (s‖z‖₂)``, differentiated with the rest (Sec. 7.2.3 uses 0.04); ``None``: as is.
 
     Returns:
@@ -158,7 +160,18 @@ def _independent(
     count = num_samples(inputs)
     with evaluation_mode(module):
         if chunk_size is None or chunk_size >= count:
-            return _block(module, parameters, inputs, targets, loss_fn, logit_norm, tolerance)
+            room = math.inf if chunk_size is not None else available_memory(parameters[0].device)
+            try:
+                return _block(module, parameters, inputs, targets, loss_fn, logit_norm, tolerance, room)
+            except MemoryExceededError as error:
+                chunk_size = max(error.samples, 2)
+                gib = 2**30
+                warnings.warn(
+                    f"The Gram matrix of {count} samples needs about {error.needed * count / gib:.1f} GiB at once and "
+                    f"{error.room / gib:.1f} GiB are available: computed from chunks of {chunk_size} samples, pair by "
+                    "pair, which takes longer; give a `chunk_size` to choose.",
+                    stacklevel=2,
+                )
         # Blocks (a, b) of ξ need both gradients at once: pass over the two chunks together.
         device = parameters[0].device
         gram = torch.zeros(count, count, dtype=torch.float64, device=device)
@@ -183,10 +196,13 @@ def _block(
     loss_fn: LossFn | None,
     logit_norm: float | None,
     tolerance: float,
+    room: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     opaque = any(isinstance(submodule, torch.jit.ScriptModule) for submodule in module.modules())
     with frozen(parameters):
-        layerwise = LayerwiseGram(module, [] if opaque else parameters, inputs, targets, loss_fn, logit_norm, tolerance)
+        layerwise = LayerwiseGram(
+            module, [] if opaque else parameters, inputs, targets, loss_fn, logit_norm, tolerance, room
+        )
     gram = layerwise.gram.to(parameters[0].device)
     general = parameters if opaque else [parameters[i] for i in sorted(layerwise.general)]
     others = [p for p in parameters if not any(p is g for g in general)]

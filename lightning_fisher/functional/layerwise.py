@@ -20,9 +20,25 @@ from lightning_fisher.functional.batch import call_module, num_samples, take
 from lightning_fisher.functional.errors import InteractionError, require_finite
 from lightning_fisher.functional.loss import LossFn, output_gradients
 from lightning_fisher.functional.recording import Key, Recorder, Use
-from lightning_fisher.functional.rule import Layout, Workspace, arrange, blocks, weight_gram
+from lightning_fisher.functional.rule import MAX_ELEMENTS, Layout, Workspace, arrange, blocks, weight_gram
 
 PROBE = 2  # samples in the pass that finds out which dimension of each layer's input holds the samples
+MEMORY = 2.0  # what a pass takes, times the inputs of its layers: with margin for what they keep beside those
+TEMPORARIES = 2 * 4 * MAX_ELEMENTS  # bytes for the rows of a layer, whatever the number of samples
+
+
+class MemoryExceededError(Exception):
+    """A pass over all samples needs more memory than there is.
+
+    Attributes:
+        needed: Bytes a sample, about.
+        room: Bytes there are for samples.
+        samples: How many fit.
+    """
+
+    def __init__(self, needed: float, room: float) -> None:
+        super().__init__(f"a sample needs {needed:.0f} bytes, there are {room:.0f}")
+        self.needed, self.room, self.samples = needed, room, int(room / needed)
 
 
 class LayerwiseGram:
@@ -46,6 +62,7 @@ class LayerwiseGram:
         loss_fn: LossFn | None,
         logit_norm: float | None,
         tolerance: float,
+        room: float = math.inf,
     ) -> None:
         self._count = num_samples(inputs)
         self._tolerance = tolerance
@@ -54,6 +71,7 @@ class LayerwiseGram:
         )
         self._pending: defaultdict[Key, list[tuple[Use, str]]] = defaultdict(list)
         self._workspace = Workspace()
+        few = self._run_few(module, parameters, inputs, room)
         recorder = Recorder(parameters, self._add)
         random_state = torch.get_rng_state()
         with recorder:
@@ -62,7 +80,7 @@ class LayerwiseGram:
         self._check_outputs(outputs)
         self.outputs = _map_tensors(outputs, Tensor.detach)
         self.general = recorder.general
-        self._lay_out(module, parameters, inputs, recorder)
+        self._lay_out(few, recorder)
         unseen = set(range(len(parameters))) - {key[0] for use in recorder.uses for key in use.keys}
         self.general |= unseen
         self._use_count: defaultdict[Key, int] = defaultdict(int)
@@ -92,29 +110,46 @@ class LayerwiseGram:
                     f"but got shape {tuple(leaf.shape)}."
                 )
 
-    def _lay_out(self, module: nn.Module, parameters: Sequence[nn.Parameter], inputs: Any, recorder: Recorder) -> None:
-        """Find each layer's samples by running a few of them on their own and comparing."""
+    def _run_few(
+        self, module: nn.Module, parameters: Sequence[nn.Parameter], inputs: Any, room: float
+    ) -> tuple[int, Recorder, Any] | None:
+        """A pass of a few samples on their own, to compare with; ``None`` where there is only one.
+
+        Raises:
+            MemoryExceededError: If all of them need more than ``room`` bytes.
+        """
         if self._count == 1:
-            for use in recorder.uses:
-                use.layout = (0, use.input.shape[0], True) if use.input.ndim else None
-            self._reject_unusable(recorder.uses)
-            return
+            return None
         size = PROBE if self._count > PROBE else 1
         probe = Recorder(parameters)
         with probe:
             outputs = call_module(module, take(inputs, slice(0, size)))
+        layer_inputs = {use.input.data_ptr(): use.input.nbytes for use in probe.uses}
+        needed = MEMORY * sum(layer_inputs.values()) / size
+        if TEMPORARIES + needed * self._count > room:
+            raise MemoryExceededError(needed, max(room - TEMPORARIES, 0.0))
+        return size, probe, outputs
+
+    def _lay_out(self, few: tuple[int, Recorder, Any] | None, recorder: Recorder) -> None:
+        """Find each layer's samples by comparing with the pass of a few of them."""
+        if few is None:
+            for use in recorder.uses:
+                use.layout = (0, use.input.shape[0], True) if use.input.ndim else None
+            self._reject_unusable(recorder.uses)
+            return
+        size, probe, outputs = few
         same = [(a.rule, a.weight, a.bias) for a in recorder.uses] == [(b.rule, b.weight, b.bias) for b in probe.uses]
         if not same:  # control flow that depends on the data
             self.general |= {key[0] for use in recorder.uses for key in use.keys}
             return
         differences = [_difference(self.outputs, outputs, size)]
-        for use, few in zip(recorder.uses, probe.uses, strict=True):
-            use.layout = _layout(use, few, self._count, size)
+        for use, alone in zip(recorder.uses, probe.uses, strict=True):
+            use.layout = _layout(use, alone, self._count, size)
             if use.layout is None:
                 differences.append(self.gram.new_zeros(()))
                 continue
             first = arrange(use.input, use.layout, self._count)[:size]
-            differences.append(_relative(first, arrange(few.input, use.layout, size)))
+            differences.append(_relative(first, arrange(alone.input, use.layout, size)))
         # The only host synchronisation before the backward pass.
         values = torch.stack([difference.to(self.gram.device) for difference in differences]).tolist()
         if not values[0] <= self._tolerance:

@@ -29,7 +29,8 @@ class GramMetric(SubsetMetric):
             training losses differ; ``None`` leaves the logits as they are.
         batch_norm: ``"eval"``: per-sample gradients with running statistics. ``"batch"``: batch statistics on
             consecutive chunks of ``chunk_size`` samples, as the authors' code does.
-        chunk_size: Samples in a pass, at least 2. With ``"eval"`` it only limits memory.
+        chunk_size: Samples in a pass, at least 2. With ``"eval"`` it only limits memory;
+            ``None``: all of a subset, or as many as the memory available holds.
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy.
         rank_policy: What happens when a Gram matrix is singular. ``"pseudo"``: a warning, and only the
             non-zero eigenvalues count; where it is not finite or zero altogether, the subset counts as ``nan``.
