@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import TensorDataset
 
 from lightning_fisher import FisherMonitor, FisherRegularizer
-from tests.callbacks.test_regularizer_numbers import BETA, M, batches, cliff
+from tests.callbacks.numbers_loop import BETA, M, batches, cliff
 from tests.callbacks.tiny import image_batches, loader
 from tests.reference.regularised_training import snapshot
 

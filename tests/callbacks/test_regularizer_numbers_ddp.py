@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from tests.callbacks.numbers_loop import BETA, WARNING, Cliff, M, batches, without_u
 from tests.callbacks.numbers_worker import STEEP
-from tests.callbacks.test_regularizer_numbers import BETA, WARNING, Cliff, M, batches, without_u
 from tests.callbacks.tiny import seeded
 from tests.processes import run_ranks
 from tests.reference.losses import batch_loss

@@ -10,29 +10,18 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lightning_fisher import FisherMetric, FisherMonitor, FisherRegularizer
+from lightning_fisher import FisherRegularizer
+from tests.callbacks.leftovers import BATCHES, regularizer, residue
 from tests.callbacks.tiny import (
     Classifier,
     CountingClassifier,
     Ledger,
     conv_bn_net,
-    image_batches,
     loader,
     mlp,
     seeded,
 )
 from tests.reference.regularised_training import snapshot
-
-BATCHES = image_batches([8] * 4)
-
-
-def regularizer():
-    return FisherRegularizer(5.0, num_sub_batches=4, start=0)
-
-
-def residue(module):
-    """Attributes of the instance that shadow its class's methods."""
-    return sorted(name for name in vars(module) if callable(getattr(type(module), name, None)))
 
 
 class Interrupted(Classifier):
@@ -206,138 +195,6 @@ def test_plain_attributes_see_every_batch_once(fit, start):
     assert len(module.hidden[0]) == 8
     now = module.losses, module.nested, module.nested["sizes"], module.recent, module.seen
     assert all(a is b for a, b in zip(now, containers, strict=True))
-
-
-def fingerprint(module):
-    """Everything a forward pass, a copy or an export could stumble over, of every submodule."""
-    found = {}
-    for path, submodule in module.named_modules():
-        hooks = {name: len(value) for name, value in vars(submodule).items() if name.endswith("hooks")}
-        found[path] = (sorted(vars(submodule)), residue(submodule), hooks, submodule.training)
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        found[name] = (id(tensor), type(tensor), tensor.dtype, tensor.requires_grad, tensor.is_leaf)
-    return found
-
-
-class Breaks(torch.nn.Module):
-    """Fails in the n-th forward pass with sub-batches, or with a whole batch."""
-
-    def __init__(self, net, size, at):
-        super().__init__()
-        self.net, self.size, self.at, self.calls = net, size, at, Ledger()
-
-    def forward(self, x):
-        self.calls.append(len(x))
-        if self.calls.count(self.size) == self.at:
-            raise ZeroDivisionError
-        return self.net(x)
-
-
-class FailingMetric(FisherMetric):
-    """Fails in the second measurement, not in the trial."""
-
-    def update(self, *args):
-        if self.update_count > 1:
-            raise ZeroDivisionError
-        super().update(*args)
-
-
-def monitor(metrics=None):
-    x, y = image_batches([12])[0]
-    return FisherMonitor(torch.utils.data.TensorDataset(x, y), num_subsets=3, subset_size=4, metrics=metrics)
-
-
-@pytest.mark.parametrize(
-    "event", ["fit", "fit and validate", "sub-batch fails", "batch fails", "metric fails", "ctrl-c"]
-)
-@pytest.mark.usefixtures("interruptible")
-def test_the_module_is_what_it_was(fit, event):
-    """Compared with the module itself before: attributes, hooks, modes, parameters and buffers as objects."""
-    size, at = {"sub-batch fails": (2, 3), "batch fails": (8, 3)}.get(event, (0, 99))
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(36), torch.nn.Linear(36, 3))
-    module = Classifier(Breaks(net, size, at))
-    fit(module, BATCHES[:1])  # Lightning's own attributes
-    module.net.calls.clear()
-    before = fingerprint(module)
-
-    class Interrupts(Callback):
-        def on_after_backward(self, trainer, pl_module):
-            if event == "ctrl-c":
-                raise KeyboardInterrupt
-
-    callbacks = [regularizer(), monitor(FailingMetric() if event == "metric fails" else None), Interrupts()]
-    if event.startswith("fit"):
-        got = fit(module, BATCHES, *callbacks)
-        if event.endswith("validate"):
-            module.validation_step = lambda batch, batch_idx: None
-            got.trainer.validate(module, loader(BATCHES), verbose=False)
-            del module.validation_step
-    else:
-        with pytest.raises((ZeroDivisionError, KeyboardInterrupt, SystemExit)):
-            fit(module, BATCHES, *callbacks)
-    after = fingerprint(module)
-    module.train()
-    assert {name: value for name, value in after.items() if before[name] != value} == {}
-    assert after.keys() == before.keys()
-
-
-def exported(module, x):
-    return torch.export.export(module, (x,), strict=False).module()(x)
-
-
-def scripted(module, x):
-    return torch.jit.script(module)(x)
-
-
-def traced(module, x):
-    return torch.jit.trace(module, x)(x)
-
-
-def compiled(module, x):
-    return torch.compile(module, backend="eager", fullgraph=True)(x)
-
-
-def through_onnx(module, x):
-    """Run by ONNX's reference evaluator."""
-    pytest.importorskip("onnxscript")
-    onnx = pytest.importorskip("onnx")
-    program = torch.onnx.export(module, (x,), dynamo=True, verbose=False)
-    inputs = {program.model.graph.inputs[0].name: x.numpy()}
-    (result,) = onnx.reference.ReferenceEvaluator(program.model_proto).run(None, inputs)
-    return torch.from_numpy(result)
-
-
-def fitted(fit, *callbacks):
-    module = Classifier(seeded(mlp))
-    fit(module, BATCHES, *callbacks)
-    return module.eval()
-
-
-@pytest.mark.parametrize("way", [exported, scripted, traced, compiled, through_onnx], ids=lambda way: way.__name__)
-@pytest.mark.parametrize("part", ["network", "module"])
-@pytest.mark.filterwarnings("ignore")
-def test_what_could_be_exported_still_can(fit, way, part):
-    """The network and the LightningModule give, exported, what they give."""
-    x = BATCHES[0][0]
-    module = fitted(fit, regularizer(), monitor())
-    module = module.net if part == "network" else module
-    assert torch.allclose(way(module, x), module(x), rtol=1e-5, atol=1e-6)
-
-
-class Silent(Classifier):
-    """Logs nothing: compiling Lightning's logging takes seconds."""
-
-    def training_step(self, batch, batch_idx):
-        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-
-def test_a_compiled_lightning_module(fit):
-    """Trained like the plain one; its compiled `training_step` is wrapped."""
-    plain, module = Silent(seeded(mlp)), Silent(seeded(mlp))
-    for each in (plain, torch.compile(module, backend="eager")):
-        fit(each, BATCHES[:2], FisherRegularizer(5.0, num_sub_batches=2, start=0))
-    for a, b in zip(plain.parameters(), module.parameters(), strict=True):
-        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_gradients_of_a_batch_are_its_own_after_an_exception(fit):

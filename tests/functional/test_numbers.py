@@ -1,8 +1,4 @@
-"""Numbers that are none, and matrices without information: an error that says so, or nan with a warning.
-
-Rank deficiency (duplicate samples, N > W, single zero gradients) is held by `test_logdet`, frozen, tied and unused
-parameters by the cases of `tests.reference.cases_parameters`.
-"""
+"""Inputs, weights, losses and gradients that are no numbers: an error that names the samples, or nan with a warning."""
 
 from __future__ import annotations
 
@@ -22,7 +18,6 @@ from lightning_fisher.functional import (
     hessian_frobenius_norm,
     hessian_spectral_radius,
     log_det,
-    penalty_gradient,
     robustness,
     spectral_radius,
 )
@@ -32,20 +27,12 @@ from lightning_fisher.metrics import (
     RobustnessMetric,
     local_minima_metrics,
 )
-from tests.functional.compare import gram_error
 from tests.functional.snapshot import changes, snapshot
-from tests.reference.jacobian import gram, jacobian
+from tests.functional.tiny import N, X, Y, mlp
+from tests.reference.jacobian import jacobian
 from tests.reference.logdet import jacobian_log_det
 
-N, BAD = 5, 3
-X = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
-Y = torch.tensor([0, 1, 2, 1, 0])
-
-
-def mlp():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+BAD = 3
 
 
 def bad_input(value, sample=BAD):
@@ -196,151 +183,3 @@ def test_all_metrics_go_on(make):
     values = {name: float(value) for name, value in metric.compute().items()}
     assert values
     assert all(math.isnan(value) for value in values.values()), values
-
-
-# --- nothing to measure ------------------------------------------------------------------------------------------
-
-
-class Detached(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = mlp()
-
-    def forward(self, x):
-        return self.net(x).detach()
-
-
-NOTHING = {
-    "a single logit": lambda: (nn.Linear(6, 1), X, torch.zeros(N, dtype=torch.long)),
-    "no sample has a label": lambda: (mlp(), X, torch.full((N,), -100)),
-    "outputs without a graph": lambda: (Detached(), X, Y),
-    "a single sample, and it has no gradient": lambda: (mlp(), X[:1], torch.tensor([-100])),
-}
-
-
-@pytest.mark.parametrize("build", NOTHING.values(), ids=NOTHING)
-def test_gradients_that_are_all_zero_have_no_determinant_at_all(build):
-    """An empty sum would be 0, and look like a value."""
-    module, inputs, targets = build()
-    with pytest.raises(ValueError, match=r"rank 0 \(zero gradients of samples \[0"):
-        fisher_log_det(module, inputs, targets)
-    with pytest.warns(UserWarning, match=r"rank 0 .*reported as nan"):
-        got = fisher_log_det(module, inputs, targets, rank_policy="pseudo")
-    assert all(math.isnan(value) for value in (got.log_det, got.magnitude, got.direction))
-    assert int(got.rank) == 0
-    metric = FisherMetric()
-    with pytest.warns(UserWarning, match="reported as nan"):
-        metric.update(module, inputs, targets)
-    assert math.isnan(metric.compute()["gamma"])
-    assert torch.equal(gram_matrix(module, inputs, targets), torch.zeros(len(inputs), len(inputs)).double())
-
-
-def test_the_same_of_a_matrix():
-    with pytest.warns(UserWarning, match=r"rank 0 .*reported as nan"):
-        assert math.isnan(log_det(torch.zeros(3, 3), rank_policy="pseudo"))
-
-
-def test_data_of_one_class_are_nothing_special():
-    targets = torch.ones(N, dtype=torch.long)
-    expected = jacobian_log_det(jacobian(mlp().double(), X.double(), targets)).log_det
-    assert fisher_log_det(mlp(), X, targets).log_det.item() == pytest.approx(expected, abs=1e-5)
-
-
-def test_no_samples():
-    for call in (gram_matrix, fisher_log_det, FisherMetric().update, penalty_gradient):
-        with pytest.raises(ValueError, match="at least one"):
-            call(mlp(), X[:0], Y[:0])
-
-
-# --- parameters of other kinds ---------------------------------------------------------------------------------
-
-
-class ComplexWeight(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(6, 3, dtype=torch.complex64))
-
-    def forward(self, x):
-        return (x.to(self.weight.dtype) @ self.weight).abs()
-
-
-class SparseWeight(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.eye(6).to_sparse())
-        self.out = nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.out(torch.sparse.mm(self.weight, x.T).T)
-
-
-class HalfFrozen(nn.Module):
-    """A frozen body in half precision under a float32 head; the gradients are those of the head."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Linear(6, 8).bfloat16().requires_grad_(False)
-        self.head = nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.body(x.bfloat16()).to(self.head.weight.dtype)))
-
-
-CALLS = {
-    "gram_matrix": gram_matrix,
-    "fisher_log_det": fisher_log_det,
-    "FisherMetric": lambda *a: FisherMetric().update(*a),
-    "penalty_gradient": lambda *a: penalty_gradient(*a, num_sub_batches=2),
-    "hessian_frobenius_norm": hessian_frobenius_norm,
-    "hessian_spectral_radius": hessian_spectral_radius,
-}
-
-
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-@pytest.mark.parametrize(
-    ("make", "texts"),
-    [
-        (ComplexWeight, ["real", "complex64", "view_as_complex"]),
-        (SparseWeight, ["dense", "sparse_coo"]),
-        (lambda: mlp().bfloat16(), ["float32", "bfloat16", "mixed precision"]),
-        (lambda: mlp().half(), ["float32", "float16", "mixed precision"]),
-        (lambda: mlp().requires_grad_(False), ["parameters that require gradients"]),
-        (nn.Flatten, ["parameters that require gradients"]),
-    ],
-    ids=["complex", "sparse", "bfloat16", "float16", "all frozen", "none"],
-)
-def test_parameters_that_cannot_be_used_are_refused(call, make, texts):
-    with pytest.raises(ValueError, match="Expected") as caught:
-        call(make(), X, Y)
-    assert all(text in str(caught.value) for text in texts), caught.value
-
-
-@pytest.mark.parametrize("frozen", ["half precision", "complex", "sparse", "integer"])
-def test_frozen_parameters_may_be_of_any_kind(frozen):
-    module = HalfFrozen()
-    if frozen == "complex":
-        module.other = nn.Parameter(torch.ones(2, dtype=torch.complex64), requires_grad=False)
-    elif frozen == "sparse":
-        module.other = nn.Parameter(torch.eye(2).to_sparse(), requires_grad=False)
-    elif frozen == "integer":
-        module.other = nn.Parameter(torch.ones(2, dtype=torch.int32), requires_grad=False)
-    head = nn.Linear(8, 3)
-    head.load_state_dict(module.head.state_dict())
-    features = torch.tanh(module.body(X.bfloat16()).float())
-    expected = gram(jacobian(head.double(), features.double(), Y))
-    assert gram_error(gram_matrix(module, X, Y), expected) < 1e-5
-    _, gradients = penalty_gradient(module, X, Y, num_sub_batches=2)
-    moved = [name for (name, _), g in zip(module.named_parameters(), gradients, strict=True) if g.abs().sum() > 0]
-    assert moved == ["head.weight", "head.bias"]
-
-
-def test_requires_grad_changed_between_calls():
-    module = mlp()
-    whole = gram_matrix(module, X, Y)
-    module[0].requires_grad_(False)
-    part = gram_matrix(module, X, Y)
-    module[0].requires_grad_(True)
-    module[2].requires_grad_(False)
-    rest = gram_matrix(module, X, Y)
-    assert gram_error(part + rest, whole) < 1e-6
-    assert gram_error(part, whole) > 1e-2
