@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from lightning_fisher.experiment.row import read_row
+from lightning_fisher.experiment.scoring.measure import fetch
 from lightning_fisher.experiment.scoring.weights import load, read_checkpoint
 
 
@@ -26,9 +27,10 @@ def losses(folder: Path, logit_norm: float) -> tuple[torch.Tensor, torch.Tensor]
     load(net, read_checkpoint(checkpoint), checkpoint, None)
     data = instantiate(config.data)
     data.setup()
-    images, labels = data.train_set.__getitems__(range(len(data.train_set) - data.confusion_size))
+    clean = torch.arange(len(data.train_set) - data.confusion_size)
+    images, labels = fetch(data.train_set, clean, data.normalization, net)
     with torch.no_grad():
-        logits = torch.cat([net.eval()(data.normalization(part)) for part in images.split(250)]).double()
+        logits = torch.cat([net.eval()(part) for part in images.split(250)]).double()
     rescaled = logits / (logit_norm * logits.norm(dim=1, keepdim=True))
     plain, scaled = (F.cross_entropy(z, labels, reduction="none") for z in (logits, rescaled))
     return plain, scaled

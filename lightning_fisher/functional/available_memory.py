@@ -31,7 +31,7 @@ def available_memory(device: torch.device) -> float:
 def _host() -> float:
     try:
         return 1024 * _fields(MEMINFO)["MemAvailable:"]
-    except (OSError, KeyError):  # not Linux
+    except (OSError, KeyError, ValueError):  # not Linux, or not as it writes it
         return math.inf
 
 

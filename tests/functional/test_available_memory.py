@@ -88,8 +88,11 @@ def test_the_host(machine):
     assert memory.available_memory(CPU) == 8 * 2**30
 
 
-def test_neither_host_nor_container_tells(machine):
+@pytest.mark.parametrize("text", [None, "", "MemTotal: 5 kB\n", "MemAvailable: many kB\n", "a line\n\n"])
+def test_neither_host_nor_container_tells(machine, text):
     (machine / "meminfo").unlink()
+    if text is not None:
+        (machine / "meminfo").write_text(text)
     assert memory.available_memory(CPU) == math.inf
 
 
