@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal
 
-import torch
+from greenlet import getcurrent, greenlet
 from lightning.pytorch import Callback
 
 Unit = Literal["step", "epoch"]
@@ -18,10 +18,12 @@ class _ClosedError(Exception):
 
 
 class Lockstep:
-    """A `Trainer.fit` in a thread of its own that goes on by one unit whenever it is called.
+    """A `Trainer.fit` on a stack of its own that goes on by one unit whenever it is called.
 
-    Only one of the caller and the fit runs at any time. A unit lasts from one start of a batch (or epoch) to the next:
-    with everything Lightning does in between, fetching the next batch or ending the epoch included.
+    A unit lasts from one start of a batch (or epoch) to the next: with everything Lightning does in between, fetching
+    the next batch or ending the epoch included. The fit shares the caller's thread, as every thread that computes
+    brings an OpenMP team of its own, and with more teams than cores each of them waits for the operating system in
+    every operation.
 
     Args:
         fit: calls `Trainer.fit`; must give the callback it is passed to the Trainer, as the first one.
@@ -32,42 +34,21 @@ class Lockstep:
     """
 
     def __init__(self, fit: Callable[[Callback], Any], unit: Unit) -> None:
-        self._fit = fit
-        self._go, self._there = threading.Semaphore(0), threading.Semaphore(0)
-        self._closed = False
-        self._error: BaseException | None = None
-        self._count = torch.get_num_threads()
-        self._thread = threading.Thread(target=self._run, args=(_Gate(self, unit),), daemon=True)
-        self._thread.start()
-        self._wait()
-
-    def _run(self, gate: Callback) -> None:
-        torch.set_num_threads(self._count)  # a thread has its own setting
-        try:
-            self._fit(gate)
-            self._error = RuntimeError("the fit has ended")
-        except _ClosedError:
-            self._error = RuntimeError("the fit was closed")
-        except BaseException as error:
-            self._error = error
-        self._there.release()
-
-    def _wait(self) -> None:
-        self._there.acquire()
-        if self._error is not None:
-            raise self._error
+        self._fit = greenlet(lambda: fit(_Gate(self, unit)))
+        self()
 
     def pause(self) -> None:
         """Called by the fit where a unit begins."""
-        self._there.release()
-        self._go.acquire()
-        if self._closed:
-            raise _ClosedError
+        self._caller.switch()
 
     def __call__(self) -> None:
         """Go on to the start of the next unit."""
-        self._go.release()
-        self._wait()
+        self._caller = getcurrent()
+        if not self._fit.dead:
+            self._fit.parent = self._caller
+            self._fit.switch()
+        if self._fit.dead:
+            raise RuntimeError("the fit has ended")
 
     def __enter__(self) -> Lockstep:
         return self
@@ -75,10 +56,11 @@ class Lockstep:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the fit and wait until it is gone."""
-        self._closed = True
-        self._go.release()
-        self._thread.join()
+        """End the fit."""
+        if not self._fit.dead:
+            self._fit.parent = getcurrent()
+            with suppress(_ClosedError):
+                self._fit.throw(_ClosedError)
 
 
 class _Gate(Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from contextlib import ExitStack
 
 import pytest
@@ -149,6 +150,21 @@ def test_lockstep_goes_on_by_one_unit_and_ends():
         step()
         assert seen == [(0, 0)]
     assert seen == [(0, 0), "ended"]
+
+
+def test_lockstep_runs_on_the_callers_thread():
+    # A thread of its own would bring another OpenMP team, and with more teams than cores all of them get slow.
+    def fit(gate):
+        while True:
+            gate.on_train_batch_start()
+            threads.add(threading.get_ident())
+
+    threads = set()
+    with Lockstep(fit, "step") as one, Lockstep(fit, "step") as other:
+        one()
+        other()
+        one()
+    assert threads == {threading.get_ident()}
 
 
 def test_lockstep_hands_on_what_goes_wrong():
