@@ -24,22 +24,20 @@ class Divergence(NamedTuple):
 class DivergenceAccumulator:
     """Divergence of gradients that come one at a time; holds the sum of unit gradients ĝ, not M gradients.
 
-    ``Σ_{i≠k} ĝ_i·ĝ_k = ‖Σ_i ĝ_i‖² − Σ_i ‖ĝ_i‖²``.
+    ``Σ_{i≠k} ĝ_i·ĝ_k = ‖Σ_i ĝ_i‖² − n`` with the n gradients that aren't zero.
     """
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
         self._norms: list[Tensor] = []
-        self._squares: list[Tensor] = []
 
     def add(self, gradient: Sequence[Tensor]) -> None:
         """Add one gradient, given as tensors (they are not modified)."""
         flat = torch.cat([part.detach().flatten() for part in gradient]).double()
         norm = torch.linalg.vector_norm(flat)
-        unit = flat.mul_(torch.where(norm > 0, 1 / norm, 0.0))
+        inverse = torch.where(norm > 0, 1 / norm, 0.0)
         self._norms.append(norm)
-        self._squares.append(unit.dot(unit))
-        self._sum = unit if self._sum is None else self._sum.add_(unit)
+        self._sum = flat.mul_(inverse) if self._sum is None else self._sum.addcmul_(flat, inverse)
 
     def compute(self) -> Divergence:
         """The divergence of what was added, float64."""
@@ -47,7 +45,7 @@ class DivergenceAccumulator:
             raise ValueError("Expected at least one gradient, but got none.")
         norms = torch.stack(self._norms)
         count = (norms > 0).sum().double()
-        pairs = self._sum.dot(self._sum) - torch.stack(self._squares).sum()
+        pairs = self._sum.dot(self._sum) - count
         cosine = torch.where(count > 1, pairs / (count * (count - 1)), torch.nan)
         return Divergence(norms.var(correction=0), cosine)
 

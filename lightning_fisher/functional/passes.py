@@ -147,8 +147,7 @@ def penalty_of_losses(
                 with torch.no_grad():
                     torch._foreach_copy_(weights_now, originals)
                     values.append((value.double() - stepped_value.double()) * weight)
-                    pairs = zip(gradient, stepped_gradient, strict=True)
-                    _accumulate(total, [_difference(*pair) for pair in pairs], weight)
+                    _accumulate(total, _difference(gradient, stepped_gradient), weight)
         finished = True
     finally:
         with torch.no_grad():
@@ -182,13 +181,28 @@ def finite_or_left_out(value: Tensor, gradient: Gradient) -> tuple[Tensor, Gradi
 def _accumulate(total: list[Tensor | None], gradient: Sequence[Tensor | None], weight: float) -> None:
     """``total += weight · gradient``, in place."""
     with torch.no_grad():
+        sums, parts = [], []
         for i, part in enumerate(gradient):
-            if part is not None:
-                old = total[i]
-                total[i] = part * weight if old is None else old.add_(part, alpha=weight)
+            if part is None:
+                continue
+            old = total[i]
+            if old is None:
+                total[i] = part * weight
+            else:
+                sums.append(old)
+                parts.append(part)
+        if sums:
+            torch._foreach_add_(sums, parts, alpha=weight)
 
 
-def _difference(here: Tensor | None, there: Tensor | None) -> Tensor | None:
-    if here is None:
-        return None if there is None else -there
-    return here if there is None else here - there
+def _difference(here: Gradient, there: Gradient) -> list[Tensor | None]:
+    """``here − there``, where a gradient that isn't there is zero."""
+    found: list[Tensor | None] = [
+        g if g is not None else None if h is None else -h for g, h in zip(here, there, strict=True)
+    ]
+    both = [(i, g, h) for i, (g, h) in enumerate(zip(here, there, strict=True)) if g is not None and h is not None]
+    if both:
+        differences = torch._foreach_sub([g for _, g, _ in both], [h for *_, h in both])
+        for (i, *_), difference in zip(both, differences, strict=True):
+            found[i] = difference
+    return found

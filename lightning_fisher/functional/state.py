@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -67,19 +68,25 @@ class BufferSnapshot:
     """The buffers of a module, bit for bit, also where a forward pass replaces the tensor itself."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._saved = [
-            (submodule, name, buffer, None if buffer is None else buffer.detach().clone())
-            for submodule in module.modules()
-            for name, buffer in submodule._buffers.items()
+        self._owned = [
+            (submodule, name, buffer) for submodule in module.modules() for name, buffer in submodule._buffers.items()
         ]
+        # One copy a dtype and device: a network has dozens of small buffers, and each operation costs a launch.
+        self._groups: defaultdict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
+        for *_, buffer in self._owned:
+            if buffer is not None and not buffer.is_inference():  # those can't change
+                self._groups[buffer.dtype, buffer.device].append(buffer.detach())
+        self._values = {kind: [torch.empty_like(b) for b in group] for kind, group in self._groups.items()}
+        for kind, group in self._groups.items():
+            torch._foreach_copy_(self._values[kind], group)
 
     def restore(self) -> None:
         """Put every buffer back; unchanged ones cost a copy, nothing else."""
         with torch.no_grad():
-            for submodule, name, buffer, value in self._saved:
-                if buffer is not None and value is not None and not buffer.is_inference():  # those can't change
-                    buffer.copy_(value)
-                submodule._buffers[name] = buffer
+            for kind, group in self._groups.items():
+                torch._foreach_copy_(group, self._values[kind])
+        for submodule, name, buffer in self._owned:
+            submodule._buffers[name] = buffer
 
 
 @contextmanager
