@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from lightning_fisher.functional.batch import num_samples, ordinary, take
 from lightning_fisher.functional.errors import InteractionError, require_finite, samples_of_a_batch
 from lightning_fisher.functional.layerwise import LayerwiseGram, MemoryExceededError
 from lightning_fisher.functional.loss import LossFn, output_gradients
+from lightning_fisher.functional.memory_format import channels_last
 from lightning_fisher.functional.precision import SAME, device_types, full_precision, require_full_precision
 from lightning_fisher.functional.rows import chunks, collect_outputs, row_gram
 from lightning_fisher.functional.state import (
@@ -199,9 +201,31 @@ def _block(
     room: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     opaque = any(isinstance(submodule, torch.jit.ScriptModule) for submodule in module.modules())
+    how = (loss_fn, logit_norm, tolerance, room)
+    faster = None if opaque else channels_last(inputs, parameters)
+    if faster is not None:
+        # A module that depends on strides fails, or differs from the plain pass of its first sample.
+        with suppress(RuntimeError, InteractionError):
+            return _block_of(module, parameters, inputs, faster, targets, *how, opaque)
+    return _block_of(module, parameters, inputs, inputs, targets, *how, opaque)
+
+
+def _block_of(
+    module: nn.Module,
+    parameters: list[nn.Parameter],
+    inputs: Any,
+    laid_out: Any,
+    targets: Any,
+    loss_fn: LossFn | None,
+    logit_norm: float | None,
+    tolerance: float,
+    room: float,
+    opaque: bool,
+) -> tuple[Tensor, Tensor]:
+    """The block with the layers' pass over ``laid_out``, the same numbers as ``inputs``."""
     with frozen(parameters):
         layerwise = LayerwiseGram(
-            module, [] if opaque else parameters, inputs, targets, loss_fn, logit_norm, tolerance, room
+            module, [] if opaque else parameters, laid_out, targets, loss_fn, logit_norm, tolerance, room
         )
     gram = layerwise.gram.to(parameters[0].device)
     general = parameters if opaque else [parameters[i] for i in sorted(layerwise.general)]

@@ -20,7 +20,7 @@ from lightning_fisher.functional.batch import call_module, num_samples, take
 from lightning_fisher.functional.errors import InteractionError, require_finite
 from lightning_fisher.functional.loss import LossFn, output_gradients
 from lightning_fisher.functional.recording import Key, Recorder, Use
-from lightning_fisher.functional.rule import MAX_ELEMENTS, Layout, Workspace, arrange, blocks, weight_gram
+from lightning_fisher.functional.rule import MAX_ELEMENTS, Layout, Workspace, arrange, blocks, gram_of_rows, weight_gram
 
 PROBE = 2  # samples in the pass that finds out which dimension of each layer's input holds the samples
 MEMORY = 2.0  # what a pass takes, times the inputs of its layers: with margin for what they keep beside those
@@ -193,7 +193,7 @@ class LayerwiseGram:
             if name == "bias":
                 assert use.rule.bias is not None
                 rows = use.rule.bias(G, use.arguments).reshape(self._count, -1)
-                self.gram += rows @ rows.T
+                self.gram += gram_of_rows([rows])
             else:
                 self.gram += weight_gram(use.rule, A, G, use.arguments, self._workspace)
         if not any(use is pending for uses in self._pending.values() for pending, _ in uses):
@@ -221,7 +221,7 @@ class LayerwiseGram:
                 part = part.reshape(self._count, -1)
                 rows = part if rows is None else rows + part
             assert rows is not None
-            self.gram += rows @ rows.T
+            self.gram += gram_of_rows([rows])
 
 
 def _map_tensors(tree: Any, function: Any) -> Any:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from lightning_fisher.functional.batch import call_module, num_samples, take
 from lightning_fisher.functional.errors import InteractionError
 from lightning_fisher.functional.precision import RefuseAutocast
-from lightning_fisher.functional.rule import MAX_ELEMENTS
+from lightning_fisher.functional.rule import MAX_ELEMENTS, gram_of_rows
 from lightning_fisher.functional.state import dense
 
 
@@ -78,7 +78,7 @@ def row_gram(
                 _compare(result, take(outputs, chunk), tolerance)
             _fill(rows, chunk, block, result, take(directions, chunk))
         rows = rows.double()
-        gram += rows @ rows.T
+        gram += gram_of_rows([rows])
     return gram
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_fisher.functional.rule import MAX_ELEMENTS, Rule, Workspace, blocks
+from lightning_fisher.functional.rule import MAX_ELEMENTS, Rule, Workspace, at_once, blocks, gram_of_rows
 from lightning_fisher.functional.rules_linear import product_gram, products_pay
-
-CACHED = 2**18  # elements of unfolded inputs in flight on a CPU: 1 MiB in float32, which a core's cache holds
 
 
 def _tuple(value: Any, dims: int) -> list[int]:
@@ -68,8 +67,9 @@ def _conv_rows(A: Tensor, G: Tensor, arguments: dict[str, Any], block: slice) ->
 
 
 def _prefers_columns(A: Tensor, G: Tensor, kernel: torch.Size) -> bool:
-    """Small maps with many channels: a batched product beats the grouped convolution (`benchmarks`, on a CPU)."""
-    return math.prod(kernel) > 1 and math.prod(G.shape[2:]) <= 64 and min(A.shape[1], G.shape[1]) >= 32
+    """Where products beat the grouped convolution: all but few channels that lie apart (`benchmarks`, on a CPU)."""
+    inputs, outputs = A.shape[1], G.shape[1]
+    return A.stride(1) == 1 or math.prod(kernel) == 1 or inputs <= 4 or inputs * outputs > 256
 
 
 def _conv_gram(A: Tensor, G: Tensor, arguments: dict[str, Any], workspace: Workspace) -> Tensor | None:
@@ -82,43 +82,78 @@ def _conv_gram(A: Tensor, G: Tensor, arguments: dict[str, Any], workspace: Works
     length, d_in = math.prod(G.shape[2:]), weight[0].numel()
     if products_pay(count, length, d_in, d_out) and weight.ndim == 4 and count * d_in * length <= MAX_ELEMENTS:
         A, stride, padding, dilation = _geometry(A, arguments)
-        columns = F.unfold(A, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
-        return product_gram(columns.transpose(1, 2), G.flatten(2).transpose(1, 2))
-    if not _prefers_columns(A, G, kernel) or d_in * length > MAX_ELEMENTS:
+        unfolded = F.unfold(A, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
+        return product_gram(unfolded.transpose(1, 2), G.flatten(2).transpose(1, 2))
+    if not _prefers_columns(A, G, kernel):
         return None
-    total = A.new_zeros(count, count)
+    columns = _Columns(A, G, arguments)
+    if columns.elements > MAX_ELEMENTS:
+        return None
     G = G.flatten(2)
-    windows = _windows(A, arguments)
-    at_once = CACHED * torch.get_num_threads() if A.device.type == "cpu" else MAX_ELEMENTS
-    step = max(1, at_once // (d_in * length))
+    total: Tensor | None = None
     for block in blocks(d_out, count * d_out * d_in):
-        rows = workspace.like(A, count, G[0, block].shape[0], d_in)
-        for part in (slice(start, start + step) for start in range(0, count, step)):
-            torch.bmm(G[part, block], windows[part].reshape(-1, length, d_in), out=rows[part])
-        flat = rows.flatten(1)
-        total.addmm_(flat, flat.T)
+        rows = workspace.like(A, kernel[0], count, G[0, block].shape[0], d_in // kernel[0])
+        for part in columns.parts:
+            for offset, seen in enumerate(columns.of(part)):
+                torch.bmm(G[part, block], seen, out=rows[offset, part])
+        gram = gram_of_rows(rows.flatten(2))
+        total = gram if total is None else total.add_(gram)
     return total
 
 
-def _windows(A: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """What every output position sees of the input, channels last: a view ``[N, *outputs, *kernel, C_in]``."""
-    A, stride, padding, dilation = _geometry(A, arguments)
-    kernel = arguments["weight"].shape[2:]
-    A = F.pad(A, [side for p in reversed(padding) for side in (p, p)]).movedim(1, -1).contiguous()
-    outputs = [
-        (size - spacing * (k - 1) - 1) // step + 1
-        for size, spacing, k, step in zip(A.shape[1:], dilation, kernel, stride, strict=False)
-    ]
-    strides = A.stride()[1:-1]
-    return A.as_strided(
-        (A.shape[0], *outputs, *kernel, A.shape[-1]),
-        (
-            A.stride(0),
-            *(s * step for s, step in zip(strides, stride, strict=True)),
-            *(s * spacing for s, spacing in zip(strides, dilation, strict=True)),
-            1,
-        ),
-    )
+class _Columns:
+    """What every output position sees of the input, channels last, for each offset of the kernel's first dimension.
+
+    Only the other dimensions are unfolded: the rows that an output sees at one offset are those that its neighbours
+    see at others. With a stride in the first dimension that holds within each residue of the rows.
+
+    Attributes:
+        elements: Of a sample's columns.
+        parts: Samples that are unfolded together.
+    """
+
+    def __init__(self, A: Tensor, G: Tensor, arguments: dict[str, Any]) -> None:
+        A, stride, padding, dilation = _geometry(A, arguments)
+        kernel, outputs = arguments["weight"].shape[2:], G.shape[2:]
+        self._input = A.movedim(1, -1)
+        self._length = math.prod(outputs)
+        self._pointwise = math.prod(kernel) == 1 and not any(padding)
+        if self._pointwise:
+            self._input = self._input[tuple(slice(None, None, step) for step in (1, *stride))]
+        rows = outputs[0] + (kernel[0] - 1) * dilation[0] // stride[0]
+        sizes = [size + 2 * p for size, p in zip(A.shape[2:], padding, strict=True)]
+        sizes[0] = max(sizes[0], rows * stride[0])
+        shape = (stride[0], rows, *outputs[1:], *kernel[1:], A.shape[1])
+        self.elements = math.prod(shape)
+        self.parts = at_once(A, self.elements)
+        step = self.parts[0].stop
+        if self._pointwise or self.elements > MAX_ELEMENTS:
+            return
+        padded = A.new_zeros(step, *sizes, A.shape[1])
+        self._inner = padded
+        for dim, (p, size) in enumerate(zip(padding, A.shape[2:], strict=True), start=1):
+            self._inner = self._inner.narrow(dim, p, size)
+        sample, first, *others, channel = padded.stride()
+        unfolded = [s * by for steps in (stride, dilation) for s, by in zip(others, steps[1:], strict=True)]
+        self._windows = padded.as_strided((step, *shape), (sample, first, first * stride[0], *unfolded, channel))
+        self._buffer = A.new_empty(step, *shape)
+        flat = self._buffer.view(step, stride[0], rows * math.prod(outputs[1:]), -1)
+        self._offsets = []
+        for i in range(kernel[0]):
+            row, residue = divmod(i * dilation[0], stride[0])
+            start = row * math.prod(outputs[1:])
+            self._offsets.append(flat[:, residue, start : start + self._length])
+
+    def of(self, part: slice) -> Iterator[Tensor]:
+        """Columns ``[n, L, k₂ ⋯ C_in]`` of some samples, one tensor an offset; valid until the next part."""
+        if self._pointwise:
+            yield self._input[part].reshape(-1, self._length, self._input.shape[-1])
+            return
+        count = part.stop - part.start
+        self._inner[:count] = self._input[part]
+        self._buffer[:count] = self._windows[:count]
+        for columns in self._offsets:
+            yield columns[:count]
 
 
 def _conv_bias(G: Tensor, arguments: dict[str, Any]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_fisher.functional.rule import Rule
+from lightning_fisher.functional.rule import Rule, at_once
 
 
 def _normalised(function: Callable[..., Tensor]) -> Callable[[Tensor, dict[str, Any]], Tensor]:
@@ -36,6 +36,10 @@ def _batch_norm_rows(A: Tensor, G: Tensor, arguments: dict[str, Any], block: sli
     """``Σ G x̂`` a sample and channel, by the framework's own backward kernel with a channel for each."""
     mean, variance = arguments["running_mean"], arguments["running_var"]
     count, channels = A.shape[0], mean.shape[0]
+    if A.ndim == arguments["input"].ndim and A.ndim > 2 and A.stride(1) == 1:
+        return _channels_last_sums(
+            A.movedim(1, -1).flatten(1, -2), G.movedim(1, -1).flatten(1, -2), mean, variance, arguments["eps"]
+        )
     owned = A.shape[1] if A.ndim > arguments["input"].ndim else 1
     images = count * owned
     grads = torch.ops.aten.native_batch_norm_backward(
@@ -51,6 +55,17 @@ def _batch_norm_rows(A: Tensor, G: Tensor, arguments: dict[str, Any], block: sli
         [False, True, False],
     )
     return grads[1].view(count, owned, channels).sum(1)
+
+
+def _channels_last_sums(A: Tensor, G: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """``Σ G x̂`` of ``[N, L, C]``: the kernel above would need a copy with every channel by itself."""
+    rows = A.new_empty(A.shape[0], A.shape[2])
+    parts = at_once(A, 2 * A[0].numel())  # with as much of G in the cache
+    buffer = torch.empty_like(A[parts[0]])
+    for part in parts:
+        normalised = torch.sub(A[part], mean, out=buffer[: part.stop - part.start])
+        torch.sum(normalised.mul_(G[part]), 1, out=rows[part])
+    return rows * (variance + eps).rsqrt()
 
 
 def channel_norm(function: Callable[..., Tensor]) -> Rule:

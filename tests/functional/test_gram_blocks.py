@@ -44,11 +44,23 @@ def test_blocks(name, samples_at_once, features_at_once, monkeypatch, products):
     module = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(maps[0].numel(), 3)).double()
     expected = gram(jacobian(module, inputs, targets))
     d_in, features = layer.weight[0].numel(), layer.weight.shape[0]
-    in_flight = samples_at_once * d_in * maps.shape[2]
-    monkeypatch.setattr(rules_convolution, "CACHED", -(-in_flight // torch.get_num_threads()))
+    options = {name: getattr(layer, name) for name in ("weight", "bias", "stride", "padding", "dilation", "groups")}
+    in_flight = samples_at_once * rules_convolution._Columns(inputs, layer(inputs), options).elements
+    monkeypatch.setattr(rule, "CACHED", -(-in_flight // torch.get_num_threads()))
     monkeypatch.setattr(rule, "MAX_ELEMENTS", features_at_once * len(inputs) * d_in)
     # For maps this small another form is cheaper, which isn't what is tested.
     monkeypatch.setattr(rules_convolution, "products_pay", lambda *sizes: False)
     assert gram_error(gram_matrix(module, inputs, targets), expected) < 1e-9
     assert {samples for samples, _ in products} == {1: {1}, 2: {2, 1}, 11: {11}}[samples_at_once]
     assert max(outputs for _, outputs in products) == min(features_at_once, features)
+
+
+@pytest.mark.parametrize("count", [1, 31, 33, 100])
+@pytest.mark.parametrize("lengths", [[5], [4000], [4000, 7, 3000]])
+def test_gram_of_rows(count, lengths):
+    torch.manual_seed(0)
+    parts = [torch.randn(count, length) for length in lengths]
+    found = rule.gram_of_rows(iter(parts))
+    every = torch.cat(parts, 1).double()
+    assert gram_error(found, every @ every.T) < 1e-5
+    assert torch.equal(found, found.T)
