@@ -8,7 +8,7 @@ delivers the gradient. A parameter that reaches any other function is left to th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
+from lightning_fisher.functional.fixed_norm import fixed_batch_norm
 from lightning_fisher.functional.layers import RULES
 from lightning_fisher.functional.precision import RefuseAutocast
 from lightning_fisher.functional.rule import Rule
@@ -85,12 +86,14 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.multi_head_attention_forward:
             return self._attention(*args, **kwargs)
-        tracked = {self._index[id(leaf)] for leaf in _tensors((args, kwargs)) if id(leaf) in self._index}
+        tracked = {self._index[id(leaf)] for leaf in _given((args, list(kwargs.values()))) if id(leaf) in self._index}
         if func is F.batch_norm:
             _refuse_batch_statistics(*args, **kwargs)
+        rule = RULES.get(func)
+        if func is F.batch_norm and self.on_gradient is not None:
+            func = fixed_batch_norm
         if not tracked:
             return func(*args, **kwargs)
-        rule = RULES.get(func)
         if rule is not None and torch.is_grad_enabled():
             arguments = rule.bind(*args, **kwargs)
             weight, bias = (self._index.get(id(arguments.get(name)), None) for name in ("weight", "bias"))
@@ -182,6 +185,7 @@ class Recorder(TorchFunctionMode):
         return self._call(rule, F.linear, {"input": input, "weight": weight, "bias": bias}, weight_key, bias_key)
 
 
+_PLAIN = (int, float, bool, str, type(None))
 ATTENTION = Rule.from_signature(F.multi_head_attention_forward)
 
 
@@ -191,6 +195,17 @@ def _whole(index: int | None) -> Key | None:
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(tree)[0] if isinstance(leaf, Tensor)]
+
+
+def _given(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among a call's arguments: most are tensors, numbers or tuples of those, quicker than any tree."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _given(value)
+        elif not isinstance(value, _PLAIN):
+            yield from _tensors(value)
 
 
 def standardises_one(input: Tensor, running_mean: Tensor | None = None, *args: Any, **kwargs: Any) -> bool:

@@ -109,19 +109,21 @@ def gram_of_rows(parts: Iterable[Tensor]) -> Tensor:
     routine for it (``syrk``), torch has no way to it.
     """
     total: Tensor | None = None
+    below: Tensor | None = None
     for rows in parts:
         count, length = rows.shape
-        if total is None:
-            total = rows.new_zeros(count, count)
         if rows.device.type != "cpu" or length < LONG or count <= WIDTH:
-            total.addmm_(rows, rows.T)
+            total = rows @ rows.T if total is None else total.addmm_(rows, rows.T)
             continue
+        below = rows.new_zeros(count, count) if below is None else below
         for start in range(0, count, WIDTH):
             block = slice(start, start + WIDTH)
-            total[start:, block].addmm_(rows[start:], rows[block].T)
+            below[start:, block].addmm_(rows[start:], rows[block].T)
+    if below is not None:
+        both = below.tril() + below.tril(-1).T
+        total = both if total is None else total.add_(both)
     assert total is not None
-    lower = total.tril(-1)
-    return total.diagonal().diag_embed() + lower + lower.T
+    return total
 
 
 def weight_gram(rule: Rule, A: Tensor, G: Tensor, arguments: dict[str, Any], workspace: Workspace) -> Tensor:

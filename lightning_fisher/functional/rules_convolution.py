@@ -94,8 +94,9 @@ def _conv_gram(A: Tensor, G: Tensor, arguments: dict[str, Any], workspace: Works
     for block in blocks(d_out, count * d_out * d_in):
         rows = workspace.like(A, kernel[0], count, G[0, block].shape[0], d_in // kernel[0])
         for part in columns.parts:
+            gradient = G[part, block]
             for offset, seen in enumerate(columns.of(part)):
-                torch.bmm(G[part, block], seen, out=rows[offset, part])
+                torch.bmm(gradient, seen, out=rows[offset, part])
         gram = gram_of_rows(rows.flatten(2))
         total = gram if total is None else total.add_(gram)
     return total
