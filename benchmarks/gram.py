@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 from benchmarks.contenders_gram import BASELINE, CONTENDERS, OURS, Call
 from benchmarks.exact import Exact, exact_gram
 from benchmarks.networks import Network, make, random_batch
-from benchmarks.timing import interleave, rows_of, threads
+from benchmarks.process import FailedError, Process
+from benchmarks.timing import interleave, rows_of
 from benchmarks.trained import sharpened, train
 from lightning_fisher.functional import fisher_log_det, log_det
 
@@ -38,31 +41,49 @@ def times(
     network: Network, *, samples: int, rounds: int, thread_counts: Iterable[int], device: torch.device, say: Say
 ) -> list[dict[str, Any]]:
     """Time every contender on one network, in evaluation mode, with each number of threads."""
-    net = make(network, device).eval()
-    images, labels = random_batch(network, samples, device)
     names = [name for name, reason in available(say).items() if reason is None]
     rows = []
     for count in thread_counts:
-        with threads(count):
-            calls = _working(names, net, images, labels, say)
-            for row in rows_of(interleave(calls, rounds=rounds, device=device), BASELINE):
+        with ExitStack() as stack:
+            running = {}
+            for name in names:
+                with _or_left_out(name, say):
+                    running[name] = stack.enter_context(
+                        Process(partial(job, name, network, samples, device), count, device)
+                    )
+            for row in rows_of(interleave(running, rounds=rounds, clock=Process.time), BASELINE):
                 version = CONTENDERS[str(row["contender"])].version()
                 rows.append({"network": network.title, "threads": count, "samples": samples, "version": version} | row)
     return rows
 
 
+def job(name: str, network: Network, samples: int, device: torch.device, stack: ExitStack) -> Call:
+    """A contender's call on a network in evaluation mode."""
+    return prepare(name, make(network, device).eval(), *random_batch(network, samples, device))
+
+
+@contextmanager
+def _or_left_out(name: str, say: Say) -> Iterator[None]:
+    """A peer that fails is named and left out, ours is not."""
+    try:
+        yield
+    except Exception as error:
+        if name in (OURS, BASELINE):
+            raise
+        reason = (
+            str(error) if isinstance(error, FailedError) else f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        )
+        say(f"left out: {name}: {reason}")
+
+
 def _working(names: list[str], net: nn.Module, images: Tensor, labels: Tensor, say: Say) -> dict[str, Call]:
-    """The calls of the contenders that can do this network; a peer that fails is named and left out, ours is not."""
+    """The calls of the contenders that can do this network."""
     calls = {}
     for name in names:
-        try:
-            calls[name] = prepare(name, net, images, labels)
-            calls[name]()
-        except Exception as error:
-            if name in (OURS, BASELINE):
-                raise
-            calls.pop(name, None)
-            say(f"left out: {name}: {type(error).__name__}: {str(error).splitlines()[0]}")
+        with _or_left_out(name, say):
+            call = prepare(name, net, images, labels)
+            call()
+            calls[name] = call
     return calls
 
 

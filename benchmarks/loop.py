@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from benchmarks.fits import bare_trainer, quiet
 from benchmarks.lockstep import Lockstep
 from benchmarks.networks import Network, make
-from benchmarks.timing import interleave, rows_of, threads
+from benchmarks.process import time_apart
+from benchmarks.timing import rows_of
 from lightning_fisher import FisherRegularizer
 from lightning_fisher.callbacks.random_state import RandomState
 from lightning_fisher.data import AUGMENTATIONS
@@ -46,21 +47,36 @@ def times(
     """Time an epoch of every loop with each number of threads."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        data = _data(network, images, batch_size, Path(folder))
+        archive = _archive(network, images, batch_size, Path(folder))
         for count in thread_counts:
-            with threads(count), ExitStack() as stack:
-                epochs: dict[str, Callable[[], object]] = {BASELINE: _bare(network, data(), device)}
-                for name, (callbacks, options) in _lightning_loops(Path(folder)).items():
-                    fit = partial(_fit, network, data(), device, callbacks, options)
-                    epochs[name] = stack.enter_context(Lockstep(fit, "epoch"))
-                samples = interleave(epochs, rounds=rounds, device=device)
+            jobs = {name: partial(job, name, network, batch_size, archive, device) for name in (BASELINE, *LOOPS)}
+            samples = time_apart(jobs, rounds=rounds, threads=count, device=device)
             settings = {"network": network.title, "threads": count, "batch_size": batch_size, "images": images}
             for row in rows_of(samples, BASELINE):
                 rows.append(settings | row | {"images_per_second": images / float(str(row["seconds"]))})
     return rows
 
 
-def _data(network: Network, images: int, batch_size: int, folder: Path) -> Callable[[], ImageDataModule]:
+def job(
+    name: str, network: Network, batch_size: int, archive: Path, device: torch.device, stack: ExitStack
+) -> Callable[[], object]:
+    """An epoch of a loop."""
+    data = ImageDataModule(
+        "arrays",
+        num_classes=network.num_classes,
+        channels=3,
+        image_size=network.image_size,
+        batch_size=batch_size,
+        augmentation=AUGMENTATION,
+        path=str(archive),
+    )
+    if name == BASELINE:
+        return _bare(network, data, device)
+    callbacks, options = LOOPS[name](archive.parent)
+    return stack.enter_context(Lockstep(partial(_fit, network, data, device, callbacks, options), "epoch"))
+
+
+def _archive(network: Network, images: int, batch_size: int, folder: Path) -> Path:
     """Random images in an archive, as `data=arrays` reads them."""
     random = np.random.default_rng(0)
     shape = (network.image_size, network.image_size, 3)
@@ -70,15 +86,7 @@ def _data(network: Network, images: int, batch_size: int, folder: Path) -> Calla
         arrays[f"{split}_labels"] = random.integers(network.num_classes, size=count)
     archive = folder / "images.npz"
     np.savez(archive, **arrays)
-    return lambda: ImageDataModule(
-        "arrays",
-        num_classes=network.num_classes,
-        channels=3,
-        image_size=network.image_size,
-        batch_size=batch_size,
-        augmentation=AUGMENTATION,
-        path=str(archive),
-    )
+    return archive
 
 
 def _bare(network: Network, data: ImageDataModule, device: torch.device) -> Callable[[], None]:
@@ -108,15 +116,17 @@ def _bare(network: Network, data: ImageDataModule, device: torch.device) -> Call
     return epoch
 
 
-def _lightning_loops(folder: Path) -> dict[str, tuple[list[Callback], dict[str, Any]]]:
-    """The loops to compare: callbacks and options of the Trainer."""
-    full = {"logger": CSVLogger(folder), "log_every_n_steps": 10, "enable_checkpointing": True}
-    checkpoints = ModelCheckpoint(folder / "checkpoints", save_last=True)
-    return {
-        "Lightning": ([], {}),
-        "Lightning + waiting FisherRegularizer": ([FisherRegularizer()], {}),
-        "Lightning + FisherRegularizer, logger, checkpoints": ([FisherRegularizer(), RandomState(), checkpoints], full),
-    }
+def _with_everything(folder: Path) -> tuple[list[Callback], dict[str, Any]]:
+    options = {"logger": CSVLogger(folder), "log_every_n_steps": 10, "enable_checkpointing": True}
+    return [FisherRegularizer(), RandomState(), ModelCheckpoint(folder / "checkpoints", save_last=True)], options
+
+
+LOOPS: dict[str, Callable[[Path], tuple[list[Callback], dict[str, Any]]]] = {
+    "Lightning": lambda folder: ([], {}),
+    "Lightning + waiting FisherRegularizer": lambda folder: ([FisherRegularizer()], {}),
+    "Lightning + FisherRegularizer, logger, checkpoints": _with_everything,
+}
+"""Callbacks and options of the Trainer, which write to a folder."""
 
 
 def _fit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class Network:
 
     Attributes:
         title: how tables name it.
-        make: makes it, with random weights.
+        make: makes it, with random weights; picklable.
         image_size: H and W of its images; always 3 channels.
         num_classes: K.
     """
@@ -29,16 +30,16 @@ class Network:
 
 
 NETWORKS = {
-    "resnet20": Network("ResNet-20, 32×32", lambda: resnet(depth=20), 32),
-    "wrn28_2": Network("WRN-28-2, 32×32", lambda: wide_resnet(depth=28, widen_factor=2), 32),
+    "resnet20": Network("ResNet-20, 32×32", partial(resnet, depth=20), 32),
+    "wrn28_2": Network("WRN-28-2, 32×32", partial(wide_resnet, depth=28, widen_factor=2), 32),
     "wrn18_1_5": Network("WRN-18-1.5, 128×128", wide_resnet_imagenet, 128, 1000),
 }
 
 QUICK = {
-    "resnet20": Network("ResNet-8, width 4, 8×8 (quick)", lambda: resnet(depth=8, width=4), 8),
-    "wrn28_2": Network("WRN-10-1, 8×8 (quick)", lambda: wide_resnet(depth=10, widen_factor=1), 8),
+    "resnet20": Network("ResNet-8, width 4, 8×8 (quick)", partial(resnet, depth=8, width=4), 8),
+    "wrn28_2": Network("WRN-10-1, 8×8 (quick)", partial(wide_resnet, depth=10, widen_factor=1), 8),
     "wrn18_1_5": Network(
-        "WRN-18-0.125, 32×32 (quick)", lambda: wide_resnet_imagenet(num_classes=10, widen_factor=0.125), 32
+        "WRN-18-0.125, 32×32 (quick)", partial(wide_resnet_imagenet, num_classes=10, widen_factor=0.125), 32
     ),
 }
 """Tiny stand-ins under the same names, to try the scripts out; their numbers mean nothing."""

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks import gram
+from benchmarks import gram, step
 from benchmarks.contenders_gram import BASELINE as FORWARD_BACKWARD
 from benchmarks.contenders_gram import OURS
 from benchmarks.contenders_step import BASELINE as PLAIN
-from benchmarks.contenders_step import FORMS, Workload, contenders
-from benchmarks.networks import Network, make, random_batch
-from benchmarks.timing import interleave, rows_of, threads
+from benchmarks.contenders_step import FORMS
+from benchmarks.networks import Network, make
+from benchmarks.process import time_apart
+from benchmarks.timing import rows_of
 from lightning_fisher.models import resnet
 
 
 def with_samples(network: Network, sizes: Iterable[int], rounds: int, device: torch.device) -> list[dict[str, Any]]:
     """ξ of N′ samples relative to forward + backward of as many."""
-    net = make(network, device).eval()
-    rows = []
-    for size in sizes:
-        rows.append(
-            {"along": "N′", "value": size, "network": network.title} | _gram(net, network, size, rounds, device)
-        )
-    return rows
+    return [
+        {"along": "N′", "value": size, "network": network.title} | _gram(network, size, rounds, device)
+        for size in sizes
+    ]
 
 
 def with_parameters(
@@ -37,19 +34,16 @@ def with_parameters(
     """ξ of N′ samples of ResNets of growing width, relative to forward + backward."""
     rows = []
     for width in widths:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            net = resnet(depth=20, width=width).to(device).eval()
-        count = sum(p.numel() for p in net.parameters())
-        row = _gram(net, network, samples, rounds, device)
-        rows.append({"along": "W", "value": count, "network": f"ResNet-20, width {width}, N′ = {samples}"} | row)
+        wide = replace(network, title=f"ResNet-20, width {width}", make=partial(resnet, depth=20, width=width))
+        count = sum(p.numel() for p in make(wide, "meta").parameters())
+        row = _gram(wide, samples, rounds, device)
+        rows.append({"along": "W", "value": count, "network": f"{wide.title}, N′ = {samples}"} | row)
     return rows
 
 
-def _gram(net: torch.nn.Module, network: Network, samples: int, rounds: int, device: torch.device) -> dict[str, Any]:
-    images, labels = random_batch(network, samples, device)
-    calls = {name: gram.prepare(name, net, images, labels) for name in (FORWARD_BACKWARD, OURS)}
-    return rows_of(interleave(calls, rounds=rounds, device=device), FORWARD_BACKWARD)[1]
+def _gram(network: Network, samples: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    jobs = {name: partial(gram.job, name, network, samples, device) for name in (FORWARD_BACKWARD, OURS)}
+    return rows_of(time_apart(jobs, rounds=rounds, threads=1, device=device), FORWARD_BACKWARD)[1]
 
 
 def with_sub_batches(
@@ -58,14 +52,9 @@ def with_sub_batches(
     """The forms of the regularised step with M sub-batches, relative to a plain step."""
     rows = []
     for count in counts:
-        with ExitStack() as stack:
-            steps = {}
-            for name in (PLAIN, *FORMS):
-                batches = itertools.repeat(random_batch(network, batch_size, device))
-                net = copy.deepcopy(make(network, device)).train()
-                steps[name] = contenders(None)[name].prepare(Workload(net, batches, count, device, stack))
-            for row in rows_of(interleave(steps, rounds=rounds, device=device), PLAIN)[1:]:
-                rows.append({"along": "M", "value": count, "network": f"{network.title}, batch {batch_size}"} | row)
+        jobs = {name: partial(step.job, name, network, batch_size, count, device, None) for name in (PLAIN, *FORMS)}
+        for row in rows_of(time_apart(jobs, rounds=rounds, threads=1, device=device), PLAIN)[1:]:
+            rows.append({"along": "M", "value": count, "network": f"{network.title}, batch {batch_size}"} | row)
     return rows
 
 
@@ -82,9 +71,8 @@ def times(
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """All three, on one thread."""
-    with threads(1):
-        rows = with_samples(network, samples, rounds, device)
-        say("scaling: N′ done")
-        rows += with_parameters(network, widths, width_samples, rounds, device)
-        say("scaling: W done")
-        return rows + with_sub_batches(network, sub_batches, batch_size, rounds, device)
+    rows = with_samples(network, samples, rounds, device)
+    say("scaling: N′ done")
+    rows += with_parameters(network, widths, width_samples, rounds, device)
+    say("scaling: W done")
+    return rows + with_sub_batches(network, sub_batches, batch_size, rounds, device)

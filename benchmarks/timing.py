@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
+
+Contender = TypeVar("Contender")
 
 
 @dataclass
@@ -45,40 +48,42 @@ class Ratio:
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], object]],
+    contenders: Mapping[str, Contender],
     *,
+    clock: Callable[[Contender], tuple[float, float]],
     rounds: int,
     warmup: int = 1,
-    device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> dict[str, Samples]:
     """Time every contender once a round, in a new random order each round.
 
     Args:
-        contenders: functions of nothing, by name.
+        contenders: by name.
+        clock: runs one; its seconds, elapsed and of the processor.
         rounds: timed rounds.
         warmup: rounds that are run and thrown away.
-        device: where they run. On CUDA the time is taken by events, with a synchronisation before and after.
         seed: of the orders.
 
     Returns:
         The times of every contender, in the order of ``contenders``.
     """
-    device = torch.device(device)
     order = random.Random(seed)
     samples = {name: Samples() for name in contenders}
-    with _no_garbage_collection():
-        for turn in range(warmup + rounds):
-            for name in order.sample(list(contenders), len(contenders)):
-                wall, cpu = _time(contenders[name], device)
-                if turn >= warmup:
-                    samples[name].wall.append(wall)
-                    samples[name].cpu.append(cpu)
+    for turn in range(warmup + rounds):
+        for name in order.sample(list(contenders), len(contenders)):
+            wall, cpu = clock(contenders[name])
+            if turn >= warmup:
+                samples[name].wall.append(wall)
+                samples[name].cpu.append(cpu)
     return samples
 
 
-def _time(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    gc.collect()  # what one leaves behind is not the next one's to clear
+def seconds(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Seconds a call takes, elapsed and of the processor.
+
+    On CUDA the elapsed time is that between two events, with a synchronisation before and after.
+    """
+    gc.collect()  # what one call leaves behind is not the next one's to clear
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
@@ -91,21 +96,6 @@ def _time(call: Callable[[], object], device: torch.device) -> tuple[float, floa
     cpu, wall = time.process_time(), time.perf_counter()
     call()
     return time.perf_counter() - wall, time.process_time() - cpu
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Collect between the calls only, and quickly: what was there before is out of the collector's sight."""
-    was = gc.isenabled()
-    gc.disable()
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        if was:
-            gc.enable()
 
 
 @contextmanager
