@@ -200,32 +200,30 @@ def _block(
     tolerance: float,
     room: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
-    opaque = any(isinstance(submodule, torch.jit.ScriptModule) for submodule in module.modules())
     how = (loss_fn, logit_norm, tolerance, room)
-    faster = None if opaque else channels_last(inputs, parameters)
+    faster = channels_last(inputs, parameters)
     if faster is not None:
         # A module that depends on strides fails, or differs from the plain pass of its first sample.
         with suppress(RuntimeError, InteractionError):
-            return _block_of(module, parameters, inputs, faster, targets, *how, opaque)
-    return _block_of(module, parameters, inputs, inputs, targets, *how, opaque)
+            return _block_of(module, parameters, inputs, targets, *how, faster)
+    return _block_of(module, parameters, inputs, targets, *how)
 
 
 def _block_of(
     module: nn.Module,
     parameters: list[nn.Parameter],
     inputs: Any,
-    laid_out: Any,
     targets: Any,
     loss_fn: LossFn | None,
     logit_norm: float | None,
     tolerance: float,
     room: float,
-    opaque: bool,
+    faster: Any = None,
 ) -> tuple[Tensor, Tensor]:
-    """The block with the layers' pass over ``laid_out``, the same numbers as ``inputs``."""
+    opaque = any(isinstance(submodule, torch.jit.ScriptModule) for submodule in module.modules())
     with frozen(parameters):
         layerwise = LayerwiseGram(
-            module, [] if opaque else parameters, laid_out, targets, loss_fn, logit_norm, tolerance, room
+            module, [] if opaque else parameters, inputs, targets, loss_fn, logit_norm, tolerance, room, faster
         )
     gram = layerwise.gram.to(parameters[0].device)
     general = parameters if opaque else [parameters[i] for i in sorted(layerwise.general)]

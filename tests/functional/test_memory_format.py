@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_fisher.functional import gram_matrix
-from lightning_fisher.functional.memory_format import channels_last
+from lightning_fisher.functional.memory_format import channels_last, channels_last_pays
 from tests.functional.compare import gram_error
 from tests.reference.jacobian import gram, jacobian
 
@@ -79,3 +79,38 @@ def test_a_tensor_of_other_inputs_is_left_alone(batch):
 )
 def test_nothing_to_gain(inputs, weights):
     assert channels_last(inputs, weights) is None
+
+
+NARROW, WIDE = (
+    (torch.Size([64, 64, 3, 3]), torch.Size([9, 64, 16, 16])),
+    (torch.Size([512, 512, 3, 3]), torch.Size([9, 512, 2, 2])),
+)
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "pays"),
+    [
+        ([NARROW], True),
+        ([WIDE], False),
+        ([NARROW, WIDE], False),
+        ([NARROW] * 11 + [WIDE], True),
+        ([(torch.Size([512, 1, 3, 3]), WIDE[1])], True),  # one group a channel
+        ([(torch.Size([64, 64, 3]), torch.Size([9, 64, 30]))], False),  # one dimension
+        ([], False),
+    ],
+    ids=["narrow", "wide", "as much of both", "mostly narrow", "depthwise", "1d", "none"],
+)
+def test_when_it_pays(convolutions, pays):
+    assert channels_last_pays(convolutions) is pays
+
+
+def test_wide_layers_on_small_maps_run_as_they_are():
+    torch.manual_seed(0)
+    seen = []
+    conv = nn.Conv2d(256, 256, 3, padding=1)
+    conv.register_forward_pre_hook(lambda layer, args: seen.append((len(args[0]), args[0].is_contiguous())))
+    net = nn.Sequential(conv, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 3))
+    inputs, targets = torch.randn(5, 256, 2, 2), torch.arange(5) % 3
+    assert gram_error(gram_matrix(net, inputs, targets), gram(jacobian(net, inputs, targets))) < 1e-5
+    assert (5, True) in seen
+    assert (5, False) not in seen
