@@ -203,7 +203,7 @@ class LayerwiseGram:
             else:
                 self.gram += weight_gram(use.rule, A, G, use.arguments, self._workspace)
         if not any(use is pending for uses in self._pending.values() for pending, _ in uses):
-            use.gradient = None
+            use.release()
 
     def _arranged(self, use: Use) -> tuple[Tensor, Tensor]:
         assert use.layout is not None

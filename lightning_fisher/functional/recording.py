@@ -41,6 +41,12 @@ class Use:
     layout: tuple[int, int, bool] | None = None  # (batch dimension, rows a sample, sample-major)
     gradient: Tensor | None = None
 
+    def release(self) -> None:
+        """Let go of the tensors: the passes through the layers before reuse their memory."""
+        self.input = self.input.new_empty(0)
+        self.gradient = None
+        self.arguments = {}
+
     @property
     def keys(self) -> list[Key]:
         """The tracked parameters of this call."""
