@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,7 +15,6 @@ from lightning_fisher.functional.batch import num_samples, ordinary, take
 from lightning_fisher.functional.errors import InteractionError, require_finite, samples_of_a_batch
 from lightning_fisher.functional.layerwise import LayerwiseGram, MemoryExceededError
 from lightning_fisher.functional.loss import LossFn, output_gradients
-from lightning_fisher.functional.memory_format import channels_last
 from lightning_fisher.functional.precision import SAME, device_types, full_precision, require_full_precision
 from lightning_fisher.functional.rows import chunks, collect_outputs, row_gram
 from lightning_fisher.functional.state import (
@@ -200,30 +198,10 @@ def _block(
     tolerance: float,
     room: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
-    how = (loss_fn, logit_norm, tolerance, room)
-    faster = channels_last(inputs, parameters)
-    if faster is not None:
-        # A module that depends on strides fails, or differs from the plain pass of its first sample.
-        with suppress(RuntimeError, InteractionError):
-            return _block_of(module, parameters, inputs, targets, *how, faster)
-    return _block_of(module, parameters, inputs, targets, *how)
-
-
-def _block_of(
-    module: nn.Module,
-    parameters: list[nn.Parameter],
-    inputs: Any,
-    targets: Any,
-    loss_fn: LossFn | None,
-    logit_norm: float | None,
-    tolerance: float,
-    room: float,
-    faster: Any = None,
-) -> tuple[Tensor, Tensor]:
     opaque = any(isinstance(submodule, torch.jit.ScriptModule) for submodule in module.modules())
     with frozen(parameters):
         layerwise = LayerwiseGram(
-            module, [] if opaque else parameters, inputs, targets, loss_fn, logit_norm, tolerance, room, faster
+            module, [] if opaque else parameters, inputs, targets, loss_fn, logit_norm, tolerance, room
         )
     gram = layerwise.gram.to(parameters[0].device)
     general = parameters if opaque else [parameters[i] for i in sorted(layerwise.general)]

@@ -19,7 +19,6 @@ from torch.utils.checkpoint import CheckpointError
 from lightning_fisher.functional.batch import call_module, num_samples, take
 from lightning_fisher.functional.errors import InteractionError, require_finite
 from lightning_fisher.functional.loss import LossFn, output_gradients
-from lightning_fisher.functional.memory_format import channels_last_pays
 from lightning_fisher.functional.recording import Key, Recorder, Use
 from lightning_fisher.functional.rule import MAX_ELEMENTS, Layout, Workspace, arrange, blocks, gram_of_rows, weight_gram
 
@@ -45,8 +44,6 @@ class MemoryExceededError(Exception):
 class LayerwiseGram:
     """One pass over N samples.
 
-    ``faster`` are the inputs in another memory format, used where it pays.
-
     Attributes:
         gram: ``[N, N]`` float64: Gram matrix of the gradients ``∇_w ⟨direction_j, z_j⟩`` over all parameters that a
             rule covers.
@@ -66,7 +63,6 @@ class LayerwiseGram:
         logit_norm: float | None,
         tolerance: float,
         room: float = math.inf,
-        faster: Any = None,
     ) -> None:
         self._count = num_samples(inputs)
         self._tolerance = tolerance
@@ -75,9 +71,7 @@ class LayerwiseGram:
         )
         self._pending: defaultdict[Key, list[tuple[Use, str]]] = defaultdict(list)
         self._workspace = Workspace()
-        few = self._run_few(module, parameters, inputs if faster is None else faster, room)
-        if faster is not None and few is not None and channels_last_pays(few[1].convolutions):
-            inputs = faster
+        few = self._run_few(module, parameters, inputs, room)
         recorder = Recorder(parameters, self._add)
         random_state = torch.get_rng_state()
         with recorder:

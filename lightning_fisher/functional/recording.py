@@ -22,7 +22,6 @@ from lightning_fisher.functional.fixed_norm import fixed_batch_norm
 from lightning_fisher.functional.layers import RULES
 from lightning_fisher.functional.precision import RefuseAutocast
 from lightning_fisher.functional.rule import Rule
-from lightning_fisher.functional.rules_convolution import CONVOLUTION
 
 Key = tuple[int, int]  # (index of the parameter, part of it; −1: all of it)
 
@@ -86,11 +85,6 @@ class Recorder(TorchFunctionMode):
         self._index = {id(parameter): i for i, parameter in enumerate(self.parameters)}
         self._anchor = torch.zeros((), requires_grad=True)
         self._autocast = RefuseAutocast({parameter.device.type for parameter in self.parameters})
-
-    @property
-    def convolutions(self) -> list[tuple[torch.Size, torch.Size]]:
-        """Shapes of weight and output of the recorded convolutions."""
-        return [(use.arguments["weight"].shape, use.output_shape) for use in self.uses if use.rule is CONVOLUTION]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Record a known call, mark the parameters of an unknown one."""
