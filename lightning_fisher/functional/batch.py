@@ -58,3 +58,8 @@ def split(tree: Any, sizes: Sequence[int]) -> list[Any]:
         leaf.split(list(sizes)) if isinstance(leaf, Tensor) and leaf.ndim else [leaf] * len(sizes) for leaf in leaves
     ]
     return [tree_unflatten(list(piece), spec) for piece in zip(*pieces, strict=True)]
+
+
+def chunks(count: int, chunk_size: int) -> list[slice]:
+    """Consecutive slices of ``chunk_size`` samples; the last may be smaller."""
+    return [slice(start, min(start + chunk_size, count)) for start in range(0, count, chunk_size)]

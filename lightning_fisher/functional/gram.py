@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.functional.available_memory import available_memory
-from lightning_fisher.functional.batch import num_samples, ordinary, take
+from lightning_fisher.functional.batch import chunks, num_samples, ordinary, take
 from lightning_fisher.functional.errors import InteractionError, require_finite, samples_of_a_batch
 from lightning_fisher.functional.layerwise import LayerwiseGram, MemoryExceededError
 from lightning_fisher.functional.loss import LossFn, output_gradients
 from lightning_fisher.functional.precision import SAME, device_types, full_precision, require_full_precision
-from lightning_fisher.functional.rows import chunks, collect_outputs, row_gram
+from lightning_fisher.functional.rows import collect_outputs, row_gram
 from lightning_fisher.functional.state import (
     evaluation_mode,
     frozen,

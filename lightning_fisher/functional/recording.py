@@ -93,11 +93,11 @@ class Recorder(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             return self._attention(*args, **kwargs)
         tracked = {self._index[id(leaf)] for leaf in _given((args, list(kwargs.values()))) if id(leaf) in self._index}
-        if func is F.batch_norm:
-            _refuse_batch_statistics(*args, **kwargs)
         rule = RULES.get(func)
-        if func is F.batch_norm and self.on_gradient is not None:
-            func = fixed_batch_norm
+        if func is F.batch_norm and rule is not None:
+            args, kwargs = (), rule.bind(*args, **kwargs)
+            _refuse_batch_statistics(kwargs)
+            func = func if self.on_gradient is None else fixed_batch_norm
         if not tracked:
             return func(*args, **kwargs)
         if rule is not None and torch.is_grad_enabled():
@@ -222,17 +222,8 @@ def standardises_one(input: Tensor, running_mean: Tensor | None = None, *args: A
     return running_mean is None and input.shape[0] == 1
 
 
-def _refuse_batch_statistics(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    *args: Any,
-    **kwargs: Any,
-) -> None:
-    if training and not standardises_one(input, running_mean):
+def _refuse_batch_statistics(arguments: dict[str, Any]) -> None:
+    if arguments["training"] and not standardises_one(arguments["input"], arguments["running_mean"]):
         raise ValueError(
             "Expected batch-norm layers to use running statistics, but got one that uses the statistics of the batch "
             "(track_running_stats=False, or training mode forced), where samples have no gradients of their own; "

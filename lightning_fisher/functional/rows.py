@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from lightning_fisher.functional.batch import call_module, num_samples, take
+from lightning_fisher.functional.batch import call_module, chunks, num_samples, take
 from lightning_fisher.functional.errors import InteractionError
 from lightning_fisher.functional.precision import RefuseAutocast
 from lightning_fisher.functional.rule import MAX_ELEMENTS, gram_of_rows
@@ -32,11 +32,6 @@ def parameter_blocks(parameters: Sequence[Tensor], count: int) -> Iterator[list[
         size += parameter.numel()
     if block:
         yield block
-
-
-def chunks(count: int, chunk_size: int) -> list[slice]:
-    """Consecutive slices of ``chunk_size`` samples; the last may be smaller."""
-    return [slice(start, min(start + chunk_size, count)) for start in range(0, count, chunk_size)]
 
 
 def row_gram(

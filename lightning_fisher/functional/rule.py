@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_fisher.functional.batch import chunks
+
 MAX_ELEMENTS = 2**26  # of one temporary: 256 MiB in float32
 CACHED = 2**18  # of a temporary that is read again at once on a CPU: 1 MiB in float32, which a core's cache holds
 WIDTH, LONG = 32, 2048  # of blocks of a symmetric product, and from which length on they pay (`benchmarks`)
@@ -98,8 +100,7 @@ def at_once(tensor: Tensor, elements: int) -> list[slice]:
     """Slices of samples whose temporaries, ``elements`` each, a CPU's cache holds; elsewhere fewer, larger ones."""
     count = tensor.shape[0]
     limit = CACHED * torch.get_num_threads() if tensor.device.type == "cpu" else MAX_ELEMENTS
-    step = min(count, max(1, limit // max(elements, 1)))
-    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+    return chunks(count, max(1, limit // max(elements, 1)))
 
 
 def gram_of_rows(parts: Iterable[Tensor]) -> Tensor:

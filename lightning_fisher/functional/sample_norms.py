@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.functional.batch import num_samples, take
+from lightning_fisher.functional.batch import chunks, num_samples, take
 from lightning_fisher.functional.gram import scaled_gram
 from lightning_fisher.functional.loss import LossFn
-from lightning_fisher.functional.rows import chunks
 
 
 def log_gradient_norms(
