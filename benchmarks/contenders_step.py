@@ -155,6 +155,7 @@ def _lightning(work: Workload, options: dict[str, Any] | None = None) -> Step:
 
 FORMS: dict[str, dict[str, Any]] = {
     "three evaluations": {},
+    "three evaluations, by vmap": {"passes": "vmap"},
     "two evaluations (shared gradient)": {"gradient": "shared"},
     "amortised: 1 of M sub-batches": {"perturbed": 1},
     "amortised: 1 of M, shared gradient": {"gradient": "shared", "perturbed": 1},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
+from torch.utils._pytree import tree_leaves
 
 _WHOLE = (str, bytes, int, float, complex, type(None))
 
@@ -64,6 +66,11 @@ def split_batch(batch: Any, sizes: list[int]) -> list[Any]:
         parts.append(_take(batch, slice(start, start + size), count, in_lists, top=True))
         start += size
     return parts
+
+
+def fresh(batch: Any) -> Any:
+    """A copy that a `training_step` may change; of tensors that are part of a larger batch, their part only."""
+    return copy.deepcopy(batch, {id(leaf): leaf.clone() for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)})
 
 
 def _children(item: Any) -> Iterator[Any]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -14,10 +13,11 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_fisher.callbacks.attributes import AttributeSnapshot
-from lightning_fisher.callbacks.batches import batch_size, split_batch
+from lightning_fisher.callbacks.batches import batch_size, fresh, split_batch
 from lightning_fisher.callbacks.collected_logs import CollectedLogs, merge_outputs
 from lightning_fisher.callbacks.extra_passes import carry_gradient, silenced
 from lightning_fisher.functional import Penalty, penalty_of_losses
+from lightning_fisher.functional.pass_choice import PassChoice
 from lightning_fisher.functional.regularized import combine
 from lightning_fisher.functional.sub_batches import Part, draw_perturbed, merge_unperturbed, part_sizes
 
@@ -30,10 +30,17 @@ class RegularizedStep:
 
     Attributes:
         largest_batch: Samples of the largest batch so far: a smaller one is the last of an epoch.
+        choice: Whether the sub-batches' passes are a loop or one.
     """
 
     def __init__(
-        self, alpha: float, num_sub_batches: int, gradient: str, perturbed: int | None, split_fn: SplitFn | None
+        self,
+        alpha: float,
+        num_sub_batches: int,
+        gradient: str,
+        perturbed: int | None,
+        split_fn: SplitFn | None,
+        passes: str,
     ) -> None:
         self.alpha = alpha
         self.num_sub_batches = num_sub_batches
@@ -41,6 +48,7 @@ class RegularizedStep:
         self.perturbed = perturbed
         self.split_fn = split_fn
         self.largest_batch = 0
+        self.choice = PassChoice(passes)
         self._checks = 2  # thorough ones, of what the first steps change
         self._left_out: Tensor | None = None  # on the device: asked once an epoch
 
@@ -69,7 +77,7 @@ class RegularizedStep:
                 return training_step(batch, *args, **kwargs)
 
             def one(part: Any) -> Any:
-                return training_step(copy.deepcopy(part), *args, **kwargs)
+                return training_step(fresh(part), *args, **kwargs)
 
             found = self._penalty(trainer, module, parameters, batch, one)
             if self.shared:
@@ -104,12 +112,13 @@ class RegularizedStep:
 
         @functools.wraps(training_step)
         def step(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            form = RegularizedStep(self.alpha, self.num_sub_batches, "full", self.perturbed, self.split_fn)
+            passes = "vmap" if self.choice.chosen == "vmap" else "loop"
+            form = RegularizedStep(self.alpha, self.num_sub_batches, "full", self.perturbed, self.split_fn, passes)
             form.largest_batch = self.largest_batch
             parameters = [p for p in module.parameters() if p.requires_grad]
 
             def one(part: Any) -> Any:
-                return training_step(copy.deepcopy(part), *args, **kwargs)
+                return training_step(fresh(part), *args, **kwargs)
 
             try:
                 if parameters:
@@ -142,21 +151,29 @@ class RegularizedStep:
         if not self.shared:
             kept = [i for i, part in enumerate(parts) if part.perturbed]
             pieces, parts = [pieces[i] for i in kept], [parts[i] for i in kept]
-        logs = CollectedLogs(module)
+        logs, undecided = CollectedLogs(module), self.choice.chosen is None
         outputs: dict[int, Any] = {}
 
-        def loss(index: int) -> Callable[[], Tensor]:
-            def evaluate() -> Tensor:
-                training_pass = self.shared and index not in outputs
-                with logs.during(parts[index].size / count) if training_pass else nullcontext():
+        def evaluate(piece: Any) -> Tensor:
+            output = training_step(piece)
+            if output is None:
+                raise _SkippedError
+            return loss_of(output)
+
+        def live(index: int) -> Callable[[], Tensor]:
+            """The pass at ``w`` is the training pass: what it logs and returns counts."""
+
+            def at_first_and_again() -> Tensor:
+                if index in outputs:
+                    return evaluate(pieces[index])
+                with logs.during(parts[index].size / count):
                     output = training_step(pieces[index])
                 if output is None:
                     raise _SkippedError
-                if training_pass:
-                    outputs[index] = _detached(output)
+                outputs[index] = _detached(output)
                 return loss_of(output)
 
-            return evaluate
+            return at_first_and_again
 
         @contextmanager
         def extra_pass() -> Iterator[None]:
@@ -169,22 +186,34 @@ class RegularizedStep:
             attributes.refuse_lost()
 
         shares = [part.size / count for part in parts]
+        weights = [scale * share if part.perturbed else 0.0 for share, part in zip(shares, parts, strict=True)]
         try:
             with torch.enable_grad():
-                penalty = penalty_of_losses(
-                    [loss(index) for index in range(len(parts))],
-                    parameters,
-                    alpha=self.alpha,
-                    weights=[
-                        scale * share if part.perturbed else 0.0 for share, part in zip(shares, parts, strict=True)
-                    ],
-                    module=module,
-                    loss_shares=shares if self.shared else None,
-                    extra_pass=extra_pass,
-                )
+                if self.shared:
+                    penalty = penalty_of_losses(
+                        [live(index) for index in range(len(parts))],
+                        parameters,
+                        alpha=self.alpha,
+                        weights=weights,
+                        module=module,
+                        loss_shares=shares,
+                        extra_pass=extra_pass,
+                    )
+                else:
+                    penalty = self.choice.penalty(
+                        evaluate,
+                        pieces,
+                        parameters,
+                        alpha=self.alpha,
+                        weights=weights,
+                        module=module,
+                        extra_pass=extra_pass,
+                    )
         except _SkippedError:
             return None
         self._checks -= 1
+        if undecided and self.choice.chosen is not None:
+            module.print(f"FisherRegularizer: sub-batches are evaluated by {self.choice.chosen} ({self.choice.reason})")
         logs.replay()
         merged = None
         if self.shared and isinstance(outputs[0], Mapping):

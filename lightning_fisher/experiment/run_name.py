@@ -15,7 +15,7 @@ from lightning_fisher.experiment.scoring.request import fingerprints, is_scoring
 
 # What can change without changing the result: it stays out of the hash.
 NOT_HASHED = ("logger.", "debug", "restart", "hydra.", "study.", "study")
-NOT_HASHED_ENDINGS = (".root", ".num_workers", ".pin_memory", ".enable_progress_bar")
+NOT_HASHED_ENDINGS = (".root", ".num_workers", ".pin_memory", ".enable_progress_bar", "reg.passes")
 
 
 def flat_config(cfg: DictConfig) -> dict[str, Any]:

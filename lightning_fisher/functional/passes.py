@@ -122,11 +122,7 @@ def penalty_of_losses(
                 if live and weight != 0:
                     buffers = BufferSnapshot(module)
                 value, gradient = evaluate(loss) if live else evaluate_extra(loss, buffers)
-                if all(g is None for g in gradient):
-                    raise ValueError(
-                        "Expected a loss that depends on the trainable parameters, but none of them gets a gradient "
-                        "(activation checkpointing needs `use_reentrant=False`)."
-                    )
+                require_dependence(any(g is not None for g in gradient))
                 if live:
                     here_values.append(value.double() * share)
                     _accumulate(loss_total, gradient, share)
@@ -162,6 +158,19 @@ def penalty_of_losses(
         torch.stack(here_values).sum() if live else None,
         tuple(loss_total) if live else None,
     )
+
+
+def require_dependence(dependent: bool) -> None:
+    """Refuse a loss without a gradient.
+
+    Raises:
+        ValueError: If it is not ``dependent`` on the parameters.
+    """
+    if not dependent:
+        raise ValueError(
+            "Expected a loss that depends on the trainable parameters, but none of them gets a gradient "
+            "(activation checkpointing needs `use_reentrant=False`)."
+        )
 
 
 def finite_or_left_out(value: Tensor, gradient: Gradient) -> tuple[Tensor, Gradient]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.functional.batch import num_samples, ordinary, split
 from lightning_fisher.functional.loss import LossFn
+from lightning_fisher.functional.pass_choice import FIXED, PassChoice, check_passes
 from lightning_fisher.functional.passes import Gradient, penalty_of_losses
 from lightning_fisher.functional.penalty import check_penalty_options, for_all_parameters, loss_of, trainable_parameters
 from lightning_fisher.functional.state import dense
@@ -44,6 +45,7 @@ def regularized_gradient(
     perturbed: int | None = None,
     generator: torch.Generator | None = None,
     loss_fn: LossFn | None = None,
+    passes: str = "loop",
 ) -> RegularizedGradient:
     r"""Gradient of ``L(B, w) + β R_α(w)`` (Sec. 6, Algorithm 1), for a training loop of your own.
 
@@ -79,6 +81,8 @@ def regularized_gradient(
         perturbed: k, or ``None`` for all M.
         generator: Draws the k sub-batches; ``None``: torch's default generator.
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [n]``; ``None`` is the mean cross-entropy.
+        passes: ``"loop"`` or ``"vmap"``, see `penalty_gradient`; with ``gradient="shared"``, whose passes at ``w`` are
+            the training pass, only the loop.
 
     Returns:
         A `RegularizedGradient`.
@@ -98,6 +102,8 @@ def regularized_gradient(
     check_penalty_options(alpha, num_sub_batches, count)
     check_gradient(gradient)
     check_perturbed(perturbed, num_sub_batches)
+    check_passes(passes, FIXED)
+    check_passes_of(gradient, passes)
     if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta < float("inf"):
         raise ValueError(f"Expected argument `beta` to be a non-negative number, but got {beta!r}.")
     trainable = trainable_parameters(module, count, targets)
@@ -111,19 +117,28 @@ def regularized_gradient(
         batches = list(zip(split(inputs, sizes), split(targets, sizes), parts, strict=True))
         if not shared:
             batches = [batch for batch in batches if batch[2].perturbed]
-        found = penalty_of_losses(
-            [loss_of(module, x, y, loss_fn) for x, y, _ in batches],
-            trainable,
-            alpha=alpha,
-            weights=[scale * part.size / count if part.perturbed else 0.0 for *_, part in batches],
-            module=module,
-            loss_shares=[part.size / count for *_, part in batches] if shared else None,
-        )
+        weights = [scale * part.size / count if part.perturbed else 0.0 for *_, part in batches]
         if shared:
+            found = penalty_of_losses(
+                [loss_of(module, x, y, loss_fn) for x, y, _ in batches],
+                trainable,
+                alpha=alpha,
+                weights=weights,
+                module=module,
+                loss_shares=[part.size / count for *_, part in batches],
+            )
             assert found.loss is not None
             assert found.loss_gradient is not None
             loss, plain = found.loss, found.loss_gradient
         else:
+            found = PassChoice(passes).penalty(
+                lambda batch: loss_of(module, batch[0], batch[1], loss_fn)(),
+                [(x, y) for x, y, _ in batches],
+                trainable,
+                alpha=alpha,
+                weights=weights,
+                module=module,
+            )
             value = loss_of(module, inputs, targets, loss_fn)()
             found_plain = torch.autograd.grad(value, trainable, allow_unused=True)
             loss, plain = value.detach(), tuple(None if g is None else dense(g) for g in found_plain)
@@ -148,3 +163,13 @@ def check_gradient(gradient: str) -> None:
     """
     if gradient not in GRADIENTS:
         raise ValueError(f"Expected argument `gradient` to be one of {GRADIENTS}, but got {gradient!r}.")
+
+
+def check_passes_of(gradient: str, passes: str) -> None:
+    """Refuse vmap for the shared gradient: what its passes at ``w`` log and return can't be batched.
+
+    Raises:
+        ValueError: With the names of both arguments.
+    """
+    if gradient == "shared" and passes == "vmap":
+        raise ValueError('Expected argument `passes` to be "loop" or "auto" with `gradient="shared"`, but got "vmap".')

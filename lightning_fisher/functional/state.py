@@ -7,6 +7,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +111,16 @@ class RandomStateSnapshot:
         numpy = sys.modules.get("numpy")  # mixing augmentations draw from it; not a dependency
         self._numpy = None if numpy is None else numpy.random.get_state()
 
+    def unchanged(self) -> bool:
+        """Whether nothing was drawn since."""
+        now = RandomStateSnapshot(torch.device("cuda", index) for index in self._cuda)
+        tensors = zip([self._torch, *self._cuda_states], [now._torch, *now._cuda_states], strict=True)
+        return (
+            all(torch.equal(a, b) for a, b in tensors)
+            and self._python == now._python
+            and _as_values(self._numpy) == _as_values(now._numpy)
+        )
+
     def restore(self) -> None:
         """Put the generators back."""
         torch.set_rng_state(self._torch)
@@ -118,6 +129,10 @@ class RandomStateSnapshot:
         random.setstate(self._python)
         if self._numpy is not None:
             sys.modules["numpy"].random.set_state(self._numpy)
+
+
+def _as_values(numpy_state: Any) -> Any:
+    return numpy_state and [part.tolist() if hasattr(part, "tolist") else part for part in numpy_state]
 
 
 @contextmanager
