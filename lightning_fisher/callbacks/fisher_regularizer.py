@@ -15,7 +15,7 @@ from lightning_fisher.callbacks.start import Start
 from lightning_fisher.callbacks.supported import require_supported, require_trainable
 from lightning_fisher.functional.pass_choice import check_passes
 from lightning_fisher.functional.penalty import check_penalty_options
-from lightning_fisher.functional.regularized import check_gradient, check_passes_of
+from lightning_fisher.functional.regularized import check_gradient, check_passes_of, check_scaling, damping
 from lightning_fisher.functional.sub_batches import check_perturbed
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -79,6 +79,10 @@ class FisherRegularizer(Callback):
             elsewhere the first regularised step is evaluated both ways, a few times, and vmap is taken if it can do
             the `training_step`, agrees with the loop and is faster (`passes_chosen`). Steps that draw random numbers
             can't be compared, and sub-batches of different sizes can't be stacked: the loop.
+        scaling: How much what is evaluated weighs where that isn't all (``perturbed=k``, ``every_n_steps=n``).
+            ``"linear"``: M/k and n times as much, which is unbiased; its noise is that of a larger β. ``"sqrt"``:
+            √(M/k) and √n times as much: the terms ``g_i − h_i`` of ReLU networks are nearly orthogonal, and this keeps
+            their sum at its size over the steps, so that the same β does about the same in every form.
 
     Attributes:
         active: Whether the regularised phase has begun.
@@ -109,11 +113,13 @@ class FisherRegularizer(Callback):
         perturbed: int | None = None,
         every_n_steps: int = 1,
         passes: Literal["auto", "loop", "vmap"] = "auto",
+        scaling: Literal["linear", "sqrt"] = "linear",
     ) -> None:
         check_penalty_options(alpha, num_sub_batches)
         check_gradient(gradient)
         check_passes(passes)
         check_passes_of(gradient, passes)
+        check_scaling(scaling)
         check_perturbed(perturbed, num_sub_batches)
         if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 1:
             raise ValueError(f"Expected argument `every_n_steps` to be a positive integer, but got {every_n_steps!r}.")
@@ -136,6 +142,7 @@ class FisherRegularizer(Callback):
         self.perturbed = perturbed
         self.every_n_steps = every_n_steps
         self.passes = passes
+        self.scaling = scaling
         self._patch: TrainingStepPatch | None = None
         self._reset()
 
@@ -148,7 +155,7 @@ class FisherRegularizer(Callback):
         self._switch_time = 0.0  # in epochs, fractions included
         self._drop = FirstDrop()
         self._step = RegularizedStep(
-            self.alpha, self.num_sub_batches, self.gradient, self.perturbed, self.split_fn, self.passes
+            self.alpha, self.num_sub_batches, self.gradient, self.perturbed, self.split_fn, self.passes, self.scaling
         )
 
     @property
@@ -201,7 +208,8 @@ class FisherRegularizer(Callback):
             )
         beta = self.current_beta(_time(trainer, batch_idx))
         if beta > 0 and (trainer.global_step - (self.switch_step or 0)) % self.every_n_steps == 0:
-            step = self._step.wrap(trainer, pl_module, pl_module.training_step, beta, self.every_n_steps * beta)
+            weight = beta * self.every_n_steps * damping(self.scaling, self.every_n_steps)
+            step = self._step.wrap(trainer, pl_module, pl_module.training_step, beta, weight)
             self._patch = TrainingStepPatch(pl_module, step)
         elif self.beta > 0 and not self.active and self._batches == 1:  # state carried over shows in the second batch
             step = self._step.rehearse(trainer, pl_module, pl_module.training_step)

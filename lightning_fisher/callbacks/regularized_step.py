@@ -18,7 +18,7 @@ from lightning_fisher.callbacks.collected_logs import CollectedLogs, merge_outpu
 from lightning_fisher.callbacks.extra_passes import carry_gradient, silenced
 from lightning_fisher.functional import Penalty, penalty_of_losses
 from lightning_fisher.functional.pass_choice import PassChoice
-from lightning_fisher.functional.regularized import combine
+from lightning_fisher.functional.regularized import combine, damping
 from lightning_fisher.functional.sub_batches import Part, draw_perturbed, merge_unperturbed, part_sizes
 
 SplitFn = Callable[[Any, int], list[Any]]
@@ -41,6 +41,7 @@ class RegularizedStep:
         perturbed: int | None,
         split_fn: SplitFn | None,
         passes: str,
+        scaling: str,
     ) -> None:
         self.alpha = alpha
         self.num_sub_batches = num_sub_batches
@@ -49,6 +50,7 @@ class RegularizedStep:
         self.split_fn = split_fn
         self.largest_batch = 0
         self.choice = PassChoice(passes)
+        self.scaling = scaling
         self._checks = 2  # thorough ones, of what the first steps change
         self._left_out: Tensor | None = None  # on the device: asked once an epoch
 
@@ -67,7 +69,8 @@ class RegularizedStep:
             module: The module.
             training_step: Its own step.
             beta: β, as it is logged.
-            weight: What ``∇R_α`` is multiplied with: β, more where only some steps are regularised.
+            weight: What ``∇R_α`` is multiplied with: β, more where only some steps are regularised, less where not all
+                sub-batches are perturbed and `scaling` says so.
         """
 
         @functools.wraps(training_step)
@@ -83,17 +86,18 @@ class RegularizedStep:
             if self.shared:
                 if found is None:
                     return None
-                penalty, output = found
+                penalty, output, scale = found
                 assert penalty.loss is not None
                 assert penalty.loss_gradient is not None
-                gradient = combine(penalty.loss_gradient, penalty.gradient, weight)
+                gradient = combine(penalty.loss_gradient, penalty.gradient, weight * damping(self.scaling, scale))
                 loss = carry_gradient(penalty.loss.to(parameters[0].dtype), 1.0, parameters, gradient)
             else:
                 output = training_step(batch, *args, **kwargs)
                 if output is None or found is None:  # a batch the module skips
                     return output
-                penalty = found[0]
-                loss = carry_gradient(loss_of(output), weight, parameters, penalty.gradient)
+                penalty, _, scale = found
+                carried = weight * damping(self.scaling, scale)
+                loss = carry_gradient(loss_of(output), carried, parameters, penalty.gradient)
             left_out = torch.isnan(penalty.value).long()
             self._left_out = left_out if self._left_out is None else self._left_out + left_out
             _log(trainer, module, penalty, beta)
@@ -113,7 +117,9 @@ class RegularizedStep:
         @functools.wraps(training_step)
         def step(batch: Any, *args: Any, **kwargs: Any) -> Any:
             passes = "vmap" if self.choice.chosen == "vmap" else "loop"
-            form = RegularizedStep(self.alpha, self.num_sub_batches, "full", self.perturbed, self.split_fn, passes)
+            form = RegularizedStep(
+                self.alpha, self.num_sub_batches, "full", self.perturbed, self.split_fn, passes, self.scaling
+            )
             form.largest_batch = self.largest_batch
             parameters = [p for p in module.parameters() if p.requires_grad]
 
@@ -144,8 +150,8 @@ class RegularizedStep:
         parameters: list[torch.nn.Parameter],
         batch: Any,
         training_step: Callable[[Any], Any],
-    ) -> tuple[Penalty, Any] | None:
-        """The penalty; with the shared gradient also what the sub-batches' steps returned, merged."""
+    ) -> tuple[Penalty, Any, float] | None:
+        """The penalty, with the shared gradient what the sub-batches' steps returned, merged, and M/k."""
         pieces, parts, scale = self._sub_batches(trainer, batch)
         count = sum(part.size for part in parts)
         if not self.shared:
@@ -218,7 +224,7 @@ class RegularizedStep:
         merged = None
         if self.shared and isinstance(outputs[0], Mapping):
             merged = merge_outputs([outputs[i] for i in range(len(parts))], shares, [part.size for part in parts])
-        return penalty, merged
+        return penalty, merged, scale
 
     def require_splittable(self, trainer: Trainer, batch: Any) -> None:
         """Refuse a batch that can't be split into the sub-batches.

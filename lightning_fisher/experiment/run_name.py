@@ -16,6 +16,8 @@ from lightning_fisher.experiment.scoring.request import fingerprints, is_scoring
 # What can change without changing the result: it stays out of the hash.
 NOT_HASHED = ("logger.", "debug", "restart", "hydra.", "study.", "study")
 NOT_HASHED_ENDINGS = (".root", ".num_workers", ".pin_memory", ".enable_progress_bar", "reg.passes")
+# Options that came after others had run, with the value that is what there was before.
+LATER = {"reg.scaling": "linear"}
 
 
 def flat_config(cfg: DictConfig) -> dict[str, Any]:
@@ -33,16 +35,16 @@ def flat_config(cfg: DictConfig) -> dict[str, Any]:
 def config_hash(cfg: DictConfig) -> str:
     """Hash everything that determines the result: 8 hexadecimal digits of SHA-256.
 
-    Loggers, progress bars, worker counts and the folder of the data set are left out: a run continues, and
-    counts as complete, when only those change. Of a command that scores, the content of the checkpoints is part of
-    it; of one that trains, the options of scoring are not.
+    Loggers, progress bars, worker counts and the folder of the data set are left out: a run continues, and counts as
+    complete, when only those change; so are options that came later, at what there was before. Of a command that
+    scores, the content of the checkpoints is part of it; of one that trains, the options of scoring are not.
     """
     scoring = is_scoring(cfg)
     left_out = NOT_HASHED if scoring else (*NOT_HASHED, "score.")
     flat = {
         key: value
         for key, value in flat_config(cfg).items()
-        if not key.startswith(left_out) and not key.endswith(NOT_HASHED_ENDINGS)
+        if not key.startswith(left_out) and not key.endswith(NOT_HASHED_ENDINGS) and LATER.get(key, ...) != value
     }
     if scoring:
         flat["score.checkpoint.sha256"] = fingerprints(cfg)

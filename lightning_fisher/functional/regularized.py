@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from lightning_fisher.functional.state import dense
 from lightning_fisher.functional.sub_batches import check_perturbed, draw_perturbed, merge_unperturbed, part_sizes
 
 GRADIENTS = ("full", "shared")
+SCALINGS = ("linear", "sqrt")
 
 
 class RegularizedGradient(NamedTuple):
@@ -25,7 +27,8 @@ class RegularizedGradient(NamedTuple):
         loss: ``L(B, w)``, scalar.
         penalty: ``R_α(w)``, float64 scalar; an unbiased estimate where not all sub-batches are perturbed; ``nan`` where
             it or its gradient isn't finite, and ``gradient`` is the plain one.
-        gradient: ``∇L + β ∇R_α`` in the order of ``module.parameters()``; zeros where frozen or unused.
+        gradient: ``∇L + β ∇R_α``, with β as ``scaling`` has it, in the order of ``module.parameters()``; zeros where
+            frozen or unused.
     """
 
     loss: Tensor
@@ -43,6 +46,7 @@ def regularized_gradient(
     num_sub_batches: int = 8,
     gradient: str = "full",
     perturbed: int | None = None,
+    scaling: str = "linear",
     generator: torch.Generator | None = None,
     loss_fn: LossFn | None = None,
     passes: str = "loop",
@@ -66,6 +70,8 @@ def regularized_gradient(
 
     ``perturbed=k`` draws k of the M sub-batches, every choice equally likely: an unbiased estimate of ``∇R_α`` whose
     variance grows as ``M / k``. With ``"shared"`` neighbouring sub-batches that aren't perturbed are one pass.
+    ``scaling="sqrt"`` weighs it with ``β √(k / M)`` instead of β: no longer unbiased, but of the size of ``∇R_α`` where
+    the M terms ``g_i − h_i`` are orthogonal, as they nearly are in ReLU networks: the same β then does about the same.
 
     This is a training pass: buffers (batch-norm statistics) and random state move on as in one pass at ``w``.
     Gradients in ``.grad`` are not touched.
@@ -79,6 +85,7 @@ def regularized_gradient(
         num_sub_batches: M.
         gradient: ``"full"`` or ``"shared"``, see above.
         perturbed: k, or ``None`` for all M.
+        scaling: ``"linear"`` or ``"sqrt"``, see above; the same for ``perturbed=None``.
         generator: Draws the k sub-batches; ``None``: torch's default generator.
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [n]``; ``None`` is the mean cross-entropy.
         passes: ``"loop"`` or ``"vmap"``, see `penalty_gradient`; with ``gradient="shared"``, whose passes at ``w`` are
@@ -104,6 +111,7 @@ def regularized_gradient(
     check_perturbed(perturbed, num_sub_batches)
     check_passes(passes, FIXED)
     check_passes_of(gradient, passes)
+    check_scaling(scaling)
     if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta < float("inf"):
         raise ValueError(f"Expected argument `beta` to be a non-negative number, but got {beta!r}.")
     trainable = trainable_parameters(module, count, targets)
@@ -142,8 +150,9 @@ def regularized_gradient(
             value = loss_of(module, inputs, targets, loss_fn)()
             found_plain = torch.autograd.grad(value, trainable, allow_unused=True)
             loss, plain = value.detach(), tuple(None if g is None else dense(g) for g in found_plain)
+    weight = beta * damping(scaling, scale)
     return RegularizedGradient(
-        loss, found.value, for_all_parameters(module, trainable, combine(plain, found.gradient, float(beta)))
+        loss, found.value, for_all_parameters(module, trainable, combine(plain, found.gradient, weight))
     )
 
 
@@ -163,6 +172,27 @@ def check_gradient(gradient: str) -> None:
     """
     if gradient not in GRADIENTS:
         raise ValueError(f"Expected argument `gradient` to be one of {GRADIENTS}, but got {gradient!r}.")
+
+
+def damping(scaling: str, scale: float) -> float:
+    """What the weight of an unbiased estimate of the penalty is multiplied with.
+
+    Args:
+        scaling: ``"linear"``: one. ``"sqrt"``: the root of the part of the penalty that is evaluated, which gives the
+            estimate the norm of the whole where its terms are orthogonal.
+        scale: What makes the estimate unbiased: M / k, n.
+    """
+    return 1.0 if scaling == "linear" else 1.0 / math.sqrt(scale)
+
+
+def check_scaling(scaling: str) -> None:
+    """Refuse an unknown scaling.
+
+    Raises:
+        ValueError: With those there are.
+    """
+    if scaling not in SCALINGS:
+        raise ValueError(f"Expected argument `scaling` to be one of {SCALINGS}, but got {scaling!r}.")
 
 
 def check_passes_of(gradient: str, passes: str) -> None:

@@ -19,10 +19,11 @@ def flags(perturbed, count=4):
     return lambda number: draw_perturbed(count, perturbed, torch.Generator().manual_seed(number))
 
 
+@pytest.mark.parametrize("scaling", ["linear", "sqrt"])
 @pytest.mark.parametrize("every_n", [1, 3])
 @pytest.mark.parametrize("perturbed", [None, 1])
 @pytest.mark.parametrize("gradient", ["full", "shared"])
-def test_equals_the_oracle(fit, assert_close_states, gradient, perturbed, every_n):
+def test_equals_the_oracle(fit, assert_close_states, gradient, perturbed, every_n, scaling):
     """Weights and buffers after every batch; the counting buffer moves once a pass of the shared form."""
     expected = train_form(
         seeded(conv_bn_net),
@@ -33,9 +34,16 @@ def test_equals_the_oracle(fit, assert_close_states, gradient, perturbed, every_
         gradient=gradient,
         flags=flags(perturbed),
         every_n=every_n,
+        scaling=scaling,
     )
     regularizer = FisherRegularizer(
-        5.0, num_sub_batches=4, start=0, gradient=gradient, perturbed=perturbed, every_n_steps=every_n
+        5.0,
+        num_sub_batches=4,
+        start=0,
+        gradient=gradient,
+        perturbed=perturbed,
+        every_n_steps=every_n,
+        scaling=scaling,
     )
     got = fit(Classifier(seeded(conv_bn_net)), BATCHES, regularizer, max_epochs=2, precision="64-true")
     assert_close_states(got.states, expected)

@@ -172,6 +172,8 @@ ARGUMENTS: list[tuple[Callable[..., Any], list[str]]] = [
             "gradient",
             "perturbed",
             "every_n_steps",
+            "passes",
+            "scaling",
         ],
     ),
     (FisherMonitor, ["num_subsets", "subset_size", "every_n_validations", "seed"]),

@@ -157,6 +157,20 @@ def jobs_of(study: str, size: str) -> list[list[str]]:
     return [[*job, f"experiment={study}", f"size={size}"] for job in batch]
 
 
+def test_names_change_with_what_changes_the_result() -> None:
+    """And not with how the passes are made, or with an option that came later, at what there was before."""
+    register_resolvers()
+    job = ["experiment=step_forms", "size=digits", "reg.gradient=full", "reg.perturbed=1", "seed=0"]
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        names = [
+            config_hash(compose(CONFIG_NAME, overrides=[*job, *more]))
+            for more in ([], ["reg.passes=loop"], ["reg.scaling=linear"], ["reg.scaling=sqrt"], ["reg.beta=999"])
+        ]
+        before = compose(CONFIG_NAME, overrides=[*job, "~reg.passes", "~reg.scaling"])
+        assert names[:3] == [config_hash(before)] * 3
+    assert len(set(names)) == 3
+
+
 def test_every_study_is_listed() -> None:
     assert set(config_groups()["experiment"]) == set(STUDIES)
 

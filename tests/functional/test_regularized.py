@@ -36,22 +36,23 @@ def drawn(count, perturbed, seed):
 
 
 @pytest.mark.parametrize("count", [16, 18])
+@pytest.mark.parametrize("scaling", ["linear", "sqrt"])
 @pytest.mark.parametrize("perturbed", [None, 1, 2, 4])
 @pytest.mark.parametrize("gradient", ["full", "shared"])
-def test_equals_the_oracle(gradient, perturbed, count):
+def test_equals_the_oracle(gradient, perturbed, scaling, count):
     """With batch-norm, dropout and unequal parts; buffers and random state end where a training pass leaves them."""
     net, (x, y) = network().train(), batch(count)
     reference = copy.deepcopy(net)
     flags = drawn(4, perturbed, 5)
     torch.manual_seed(3)
     loss, value, expected = step_gradient(
-        reference, x, y, beta=7.0, alpha=1e-3, num_sub_batches=4, gradient=gradient, flags=flags
+        reference, x, y, beta=7.0, alpha=1e-3, num_sub_batches=4, gradient=gradient, flags=flags, scaling=scaling
     )
     draws = torch.rand(3)
     torch.manual_seed(3)
     generator = torch.Generator().manual_seed(5)
     options = {"beta": 7.0, "alpha": 1e-3, "num_sub_batches": 4, "perturbed": perturbed, "generator": generator}
-    got = regularized_gradient(net, x, y, gradient=gradient, **options)
+    got = regularized_gradient(net, x, y, gradient=gradient, scaling=scaling, **options)
     assert gradient_error(got.gradient, expected) < 1e-10
     assert got.penalty.item() == pytest.approx(value, rel=1e-9)
     assert got.loss.item() == pytest.approx(loss, rel=1e-12)

@@ -33,8 +33,10 @@ def training_pass(net, x, y):
     return loss.item(), torch.autograd.grad(loss, list(net.parameters()))
 
 
-def step_gradient(net, x, y, *, beta, alpha, num_sub_batches, gradient, flags):
+def step_gradient(net, x, y, *, beta, alpha, num_sub_batches, gradient, flags, scaling="linear"):
     """``(loss, R, gradient)`` of one batch; ``flags``: which sub-batches are perturbed."""
+    if scaling == "sqrt":
+        beta = beta * (sum(flags) / num_sub_batches) ** 0.5
     count, scale, untouched = len(y), num_sub_batches / sum(flags), torch.get_rng_state()
     total = [torch.zeros_like(p) for p in net.parameters()]
     loss, penalty = 0.0, 0.0
@@ -64,7 +66,20 @@ def step_gradient(net, x, y, *, beta, alpha, num_sub_batches, gradient, flags):
     return loss, penalty, total
 
 
-def train_form(net, batches, *, epochs, beta, optimizer, gradient, flags, every_n=1, alpha=1e-4, num_sub_batches=4):
+def train_form(
+    net,
+    batches,
+    *,
+    epochs,
+    beta,
+    optimizer,
+    gradient,
+    flags,
+    every_n=1,
+    alpha=1e-4,
+    num_sub_batches=4,
+    scaling="linear",
+):
     """Train ``net`` (float64, changed in place), regularised from the start; a list of states, one a batch.
 
     Args:
@@ -80,11 +95,12 @@ def train_form(net, batches, *, epochs, beta, optimizer, gradient, flags, every_
                     net,
                     x.double(),
                     y,
-                    beta=beta * every_n,
+                    beta=beta * (every_n if scaling == "linear" else every_n**0.5),
                     alpha=alpha,
                     num_sub_batches=num_sub_batches,
                     gradient=gradient,
                     flags=flags(number),
+                    scaling=scaling,
                 )
             else:
                 _, grads = training_pass(net, x.double(), y)
