@@ -1,8 +1,8 @@
 """How the sub-batches' gradients of the penalty lie to each other: cosines and what they say of the amortised forms.
 
 ``python results/penalty_cosines.py multirun/step_forms-digits``: a line a run (``docs/results.md``). Of a finished
-network, on its training batches in order, M = 8: the mean cosine of the g_i, that of the terms g_i − h_i, and the norm of
-their mean relative to the root mean square of their norms; 1/√8 = 0.354 where they are orthogonal, 1 where they are equal.
+network, on its training batches in order, M = 8: the mean cosine of the g_i, that of the terms g_i − h_i, and the norm
+of their mean relative to the root mean square of their norms: 1/√8 = 0.354 where they are orthogonal, 1 where equal.
 """
 
 from __future__ import annotations
