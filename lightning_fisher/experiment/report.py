@@ -12,6 +12,7 @@ from typing import Any
 from lightning_fisher.experiment.errors import ConfigError, listing
 from lightning_fisher.experiment.report_differences import differences_table
 from lightning_fisher.experiment.report_figures import plot_lines, plot_ranking, plot_scenario
+from lightning_fisher.experiment.report_groups import plot_groups
 from lightning_fisher.experiment.report_pairs import plot_pairs
 from lightning_fisher.experiment.report_ranking import ranking_table
 from lightning_fisher.experiment.report_rows import Row, grouped, load_rows, numbers, require_known, varied
@@ -93,6 +94,8 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any]) -> Report:
         made.figures.append(plot_pairs(rows, "gamma", QUANTITIES["gamma"], folder / "gamma.png"))
     elif kind == "step_cost":
         pass  # a table of a few numbers
+    elif x is not None and set(form["keys"]) - {x, by}:  # a line would be of runs that differ in something else
+        made.figures.append(plot_groups(rows, form["keys"], folder / "groups.png", quantities=QUANTITIES))
     elif x is not None and x != by:
         made.figures.append(
             plot_lines(rows, x, folder / "lines.png", quantities=QUANTITIES, by=by, label=label, wanted=wanted)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_fisher.experiment.errors import ConfigError, did_you_mean
+from lightning_fisher.experiment.later_options import before
 from lightning_fisher.experiment.row import find_rows, read_row
 
 Row = dict[str, Any]
@@ -40,7 +41,7 @@ def value(row: Row, key: str) -> Any:
     for place in (row, row.get("choices", {}), row.get("config", {})):
         if key in place and not isinstance(place[key], dict):
             return place[key]
-    return None
+    return before(row.get("config", {}), key)
 
 
 def numbers(rows: Sequence[Row], key: str) -> list[float]:

@@ -10,14 +10,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_fisher.experiment.help_page import help_page
+from lightning_fisher.experiment.later_options import is_as_before
 from lightning_fisher.experiment.options import flatten
 from lightning_fisher.experiment.scoring.request import fingerprints, is_scoring, labels
 
 # What can change without changing the result: it stays out of the hash.
 NOT_HASHED = ("logger.", "debug", "restart", "hydra.", "study.", "study")
 NOT_HASHED_ENDINGS = (".root", ".num_workers", ".pin_memory", ".enable_progress_bar", "reg.passes")
-# Options that came after others had run, with the value that is what there was before.
-LATER = {"reg.scaling": "linear"}
 
 
 def flat_config(cfg: DictConfig) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def config_hash(cfg: DictConfig) -> str:
     flat = {
         key: value
         for key, value in flat_config(cfg).items()
-        if not key.startswith(left_out) and not key.endswith(NOT_HASHED_ENDINGS) and LATER.get(key, ...) != value
+        if not key.startswith(left_out) and not key.endswith(NOT_HASHED_ENDINGS) and not is_as_before(key, value)
     }
     if scoring:
         flat["score.checkpoint.sha256"] = fingerprints(cfg)

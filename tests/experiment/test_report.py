@@ -7,6 +7,7 @@ from scipy import stats
 
 from lightning_fisher.experiment.report import main, report
 from lightning_fisher.experiment.report_ranking import correlations
+from lightning_fisher.experiment.report_rows import grouped
 from tests.experiment.synthetic import confusion, row, write
 
 PNG = b"\x89PNG"
@@ -93,3 +94,25 @@ def test_mistakes_are_one_line(
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert expected in error
+
+
+def test_runs_made_before_an_option_stand_with_those_at_what_there_was_before() -> None:
+    old = [row(reg="fisher", seed=s, **{"reg.beta": 1.0}) for s in range(2)]
+    new = [row(reg="fisher", seed=s, **{"reg.beta": 1.0, "reg.scaling": "linear"}) for s in range(2, 4)]
+    other = [row(reg="fisher", **{"reg.beta": 1.0, "reg.scaling": "sqrt"})]
+    groups = grouped([*old, *new, *other, row()], ["reg.scaling"])
+    assert {key: len(rows) for key, rows in groups.items()} == {("linear",): 4, ("sqrt",): 1, (None,): 1}
+
+
+def test_more_options_than_two_make_a_line_a_combination(tmp_path: Path) -> None:
+    study = {"name": "forms", "report": "groups", "x": "reg.beta", "by": "reg"}
+    rows = [
+        row(reg="fisher", seed=s, study=study, **{"reg.beta": beta, "reg.scaling": scaling, "test_error": beta + s})
+        for beta in (1.0, 2.0)
+        for scaling in ("linear", "sqrt")
+        for s in range(2)
+    ]
+    write(tmp_path, rows)
+    made = report(tmp_path)
+    assert [path.name for path in made.figures] == ["groups.png"]
+    assert made.figures[0].read_bytes().startswith(PNG)
