@@ -159,6 +159,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "two evaluations (shared gradient)": {"gradient": "shared"},
     "amortised: 1 of M sub-batches": {"perturbed": 1},
     "amortised: 1 of M, shared gradient": {"gradient": "shared", "perturbed": 1},
+    "amortised: 2 of M, shared gradient": {"gradient": "shared", "perturbed": 2},
 }
 
 

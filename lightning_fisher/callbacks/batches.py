@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
-from torch.utils._pytree import tree_leaves
 
 _WHOLE = (str, bytes, int, float, complex, type(None))
 
@@ -70,7 +69,15 @@ def split_batch(batch: Any, sizes: list[int]) -> list[Any]:
 
 def fresh(batch: Any) -> Any:
     """A copy that a `training_step` may change; of tensors that are part of a larger batch, their part only."""
-    return copy.deepcopy(batch, {id(leaf): leaf.clone() for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)})
+    return copy.deepcopy(batch, {id(tensor): tensor.clone() for tensor in _tensors(batch)})
+
+
+def _tensors(item: Any) -> Iterator[Tensor]:
+    if isinstance(item, Tensor):
+        yield item
+    else:
+        for child in _children(item):
+            yield from _tensors(child)
 
 
 def _children(item: Any) -> Iterator[Any]:

@@ -18,8 +18,8 @@ from torch.utils.data import Dataset, default_collate
 from torchmetrics import Metric, MetricCollection
 from tqdm import tqdm
 
-from lightning_fisher.callbacks.regularized_step import first_line
 from lightning_fisher.callbacks.supported import require_whole_weights
+from lightning_fisher.functional.errors import first_line
 from lightning_fisher.functional.state import preserved_random_state
 from lightning_fisher.metrics import FisherMetric
 

@@ -74,11 +74,13 @@ class FisherRegularizer(Callback):
             ``1 + 2/n`` evaluations (``"shared"``: ``1 + 1/n``).
         passes: How the sub-batches are evaluated with the full gradient. ``"loop"``: one after the other. ``"vmap"``:
             all at once by `torch.func.vmap`, which calls `training_step` with batched tensors: the same up to rounding
-            in two passes instead of 2 M, at the memory of 3 M gradients; for a GPU, which takes as long to be told of
-            a pass of few samples as of one of many. ``"auto"``: the loop on a CPU and with deterministic algorithms;
-            elsewhere the first regularised step is evaluated both ways, a few times, and vmap is taken if it can do
-            the `training_step`, agrees with the loop and is faster (`passes_chosen`). Steps that draw random numbers
-            can't be compared, and sub-batches of different sizes can't be stacked: the loop.
+            in two passes instead of 2 M, at the memory of 4 M gradients; for a GPU, which takes as long to be told of
+            a pass of few samples as of one of many. The step has to be one that vmap can do, and may leave tensors in
+            its modules only, not in other objects, where they would be of no use. ``"auto"``: the loop on a CPU and
+            with deterministic algorithms; elsewhere the third regularised step is evaluated both ways, a few times,
+            and vmap is taken if it can do the step, agrees with the loop and is faster, for as long as it can do it.
+            Steps that draw random numbers can't be compared: the loop. A step with collectives of its own needs the
+            same form on every process: don't leave it to ``"auto"``. Sub-batches of different sizes are a loop always.
         scaling: How much what is evaluated weighs where that isn't all (``perturbed=k``, ``every_n_steps=n``).
             ``"linear"``: M/k and n times as much, which is unbiased; its noise is that of a larger β. ``"sqrt"``:
             √(M/k) and √n times as much: the terms ``g_i − h_i`` of ReLU networks are nearly orthogonal, and this keeps
@@ -88,7 +90,8 @@ class FisherRegularizer(Callback):
         active: Whether the regularised phase has begun.
         switch_step: ``trainer.global_step`` at which it began, or ``None``.
         switch_epoch: Epoch in which it began, or ``None``.
-        passes_chosen: ``"loop"`` or ``"vmap"``, what ``passes="auto"`` has chosen on this process; ``None`` before.
+        passes_chosen: ``"loop"`` or ``"vmap"``: what was given, or what ``passes="auto"`` has chosen on this process;
+            ``None`` until it has.
         left_out: Steps of this process whose penalty was left out, as of the end of the last epoch.
 
     Raises:
@@ -112,7 +115,7 @@ class FisherRegularizer(Callback):
         gradient: Literal["full", "shared"] = "full",
         perturbed: int | None = None,
         every_n_steps: int = 1,
-        passes: Literal["auto", "loop", "vmap"] = "auto",
+        passes: Literal["auto", "loop", "vmap"] = "loop",
         scaling: Literal["linear", "sqrt"] = "linear",
     ) -> None:
         check_penalty_options(alpha, num_sub_batches)
@@ -160,7 +163,7 @@ class FisherRegularizer(Callback):
 
     @property
     def passes_chosen(self) -> str | None:
-        """``"loop"`` or ``"vmap"``; ``None``: not decided yet."""
+        """``"loop"`` or ``"vmap"``; ``None``: left to ``"auto"``, which hasn't decided."""
         return self._step.choice.chosen
 
     # --- before training ---------------------------------------------------------------------------------------
@@ -266,7 +269,7 @@ class FisherRegularizer(Callback):
             "switch_time": self._switch_time,
             "left_out": self.left_out,
             "largest_batch": self._step.largest_batch,
-            "passes_chosen": self.passes_chosen,
+            "passes_chosen": self.passes_chosen if self.passes == "auto" else None,
             "drop": self._drop.state_dict(),
         }
 

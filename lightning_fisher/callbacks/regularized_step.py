@@ -17,6 +17,7 @@ from lightning_fisher.callbacks.batches import batch_size, fresh, split_batch
 from lightning_fisher.callbacks.collected_logs import CollectedLogs, merge_outputs
 from lightning_fisher.callbacks.extra_passes import carry_gradient, silenced
 from lightning_fisher.functional import Penalty, penalty_of_losses
+from lightning_fisher.functional.errors import first_line
 from lightning_fisher.functional.pass_choice import PassChoice
 from lightning_fisher.functional.regularized import combine, damping
 from lightning_fisher.functional.sub_batches import Part, draw_perturbed, merge_unperturbed, part_sizes
@@ -214,6 +215,8 @@ class RegularizedStep:
                         weights=weights,
                         module=module,
                         extra_pass=extra_pass,
+                        # The first steps are checked more, which takes time; later all memory of training is in use.
+                        decide=self._checks <= 0,
                     )
         except _SkippedError:
             return None
@@ -277,11 +280,6 @@ def _is_ours(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("lightning_fisher.")
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _detached(output: Any) -> Any:

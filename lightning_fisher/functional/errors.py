@@ -54,3 +54,8 @@ def samples_of_a_batch(indices: Sequence[int] | Tensor) -> Iterator[None]:
         yield
     except NonFiniteError as error:
         raise NonFiniteError(error.what, [int(indices[j]) for j in error.samples]) from None
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torchmetrics import Accuracy
 
 from lightning_fisher import FisherRegularizer
+from lightning_fisher.callbacks.batches import fresh
 from lightning_fisher.functional import pass_choice
 from tests.callbacks.tiny import Classifier, conv_bn_net, image_batches, mlp, seeded, sgd
 from tests.functional.snapshot import changes, snapshot
@@ -81,13 +84,14 @@ def test_auto_decides_at_the_switch_and_stays(fit, monkeypatch, capsys):
     calls = []
     step = module.training_step
     module.training_step = lambda batch, batch_idx: calls.append(len(batch[1])) or step(batch, batch_idx)
-    regularizer = FisherRegularizer(5.0, num_sub_batches=4, start="step:2")
+    regularizer = FisherRegularizer(5.0, num_sub_batches=4, start="step:2", passes="auto")
     assert regularizer.passes_chosen is None
-    fit(module, BATCHES, regularizer)
+    fit(module, [*BATCHES, *BATCHES], regularizer)
     assert regularizer.passes_chosen == "vmap"
     plain_and_rehearsal = [16, *[4] * 8, 16]
+    regularised = [*[4] * 8, 16]
     deciding = [*[4] * 8, 4, 4, *[*[4] * 8, 4, 4] * pass_choice.ROUNDS, 16]
-    assert calls == [*plain_and_rehearsal, *deciding, *[4, 4, 16] * 2]
+    assert calls == [*plain_and_rehearsal, *regularised * 2, *deciding, *[4, 4, 16] * 5]
     assert capsys.readouterr().out.count("sub-batches are evaluated by vmap (loop 1000.0 ms, vmap 0.0 ms)") == 1
 
 
@@ -100,8 +104,11 @@ def test_a_resumed_fit_goes_on_with_the_same(fit, tmp_path):
     given = FisherRegularizer(5.0, num_sub_batches=4, start=0, passes="loop")
     given.load_state_dict(first.state_dict())
     assert given.passes_chosen == "loop"
+    undecided = FisherRegularizer(5.0, num_sub_batches=4, start=0, passes="auto")
+    undecided.load_state_dict(given.state_dict())
+    assert undecided.passes_chosen is None
     old = {key: value for key, value in first.state_dict().items() if key != "passes_chosen"}
-    third = FisherRegularizer(5.0, num_sub_batches=4, start=0)
+    third = FisherRegularizer(5.0, num_sub_batches=4, start=0, passes="auto")
     third.load_state_dict(old)
     assert third.passes_chosen is None
 
@@ -151,7 +158,7 @@ def test_a_step_that_vmap_cannot_do_is_refused_in_the_second_batch(fit):
 def test_auto_takes_the_loop_there(fit, monkeypatch):
     monkeypatch.setattr(pass_choice, "tries", lambda device: True)
     module, plain = Reads(seeded(mlp)), Reads(seeded(mlp))
-    regularizer = FisherRegularizer(5.0, num_sub_batches=4, start=0)
+    regularizer = FisherRegularizer(5.0, num_sub_batches=4, start=0, passes="auto")
     fit(module, BATCHES, regularizer)
     fit(plain, BATCHES, FisherRegularizer(5.0, num_sub_batches=4, start=0, passes="loop"))
     assert regularizer.passes_chosen == "loop"
@@ -167,3 +174,20 @@ def test_only_forms_there_are():
         FisherRegularizer(passes="both")
     with pytest.raises(ValueError, match=r'`passes`.*`gradient="shared"`'):
         FisherRegularizer(passes="vmap", gradient="shared")
+
+
+@dataclasses.dataclass
+class Record:
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+def test_the_default_is_the_loop():
+    assert FisherRegularizer().passes_chosen == "loop"
+
+
+def test_a_copy_of_a_part_holds_the_part_only():
+    whole = torch.randn(64, 3)
+    part = fresh(Record(whole[:4], torch.zeros(4)))
+    assert torch.equal(part.x, whole[:4])
+    assert part.x.untyped_storage().nbytes() == 4 * 3 * 4

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import time
+import types
 
 import pytest
 import torch
@@ -28,7 +30,7 @@ class Setup:
     def _count(self, *_):
         self.calls += 1
 
-    def evaluate(self, choice, parts=4):
+    def evaluate(self, choice, parts=4, **more):
         """The penalty, and the number of passes."""
         self.calls = 0
         x, y = self.x.tensor_split(parts), self.y.tensor_split(parts)
@@ -39,6 +41,7 @@ class Setup:
             alpha=1e-3,
             weights=[len(part) / 16 for part in y],
             module=self.net,
+            **more,
         )
         return found, self.calls
 
@@ -112,6 +115,110 @@ def test_the_loop_where_vmap_cannot(clocked):
     assert setup.error(found) < 1e-9
 
 
+class Later(nn.Module):
+    """Asks for a number once it is told to."""
+
+    steered = False
+
+    def forward(self, x):
+        return x if not self.steered or x.sum().item() > 0 else -x
+
+
+def test_the_loop_from_when_vmap_fails_on(clocked):
+    clocked(3.0, 1.0)
+    layer = Later()
+    setup, choice = Setup(layer), PassChoice("auto")
+    setup.evaluate(choice)
+    assert choice.chosen == "vmap"
+    layer.steered = True
+    found, _ = setup.evaluate(choice)
+    assert choice.chosen == "loop"
+    assert setup.error(found) < 1e-9
+    _, calls = setup.evaluate(choice)
+    assert calls == 8
+
+
+def test_the_loop_from_when_memory_ends_on(clocked, monkeypatch):
+    clocked(3.0, 1.0)
+    setup, choice = Setup(), PassChoice("auto")
+    setup.evaluate(choice)
+
+    def exhausted(*args, **kwargs):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(pass_choice, "penalty_by_vmap", exhausted)
+    found, _ = setup.evaluate(choice)
+    assert (choice.chosen, choice.reason) == ("loop", "vmap can't: no memory")
+    assert setup.error(found) < 1e-9
+    with pytest.raises(torch.OutOfMemoryError):
+        setup.evaluate(PassChoice("vmap"))
+
+
+def test_the_loop_where_the_gradients_do_not_fit(clocked, monkeypatch):
+    clocked(3.0, 1.0)
+    setup, choice = Setup(), PassChoice("auto")
+    of_one = sum(p.nbytes for p in setup.net.parameters())
+    monkeypatch.setattr(pass_choice, "available_memory", lambda device: pass_choice.COPIES * 4 * of_one - 1)
+    _, calls = setup.evaluate(choice)
+    assert (choice.chosen, calls) == ("loop", 8)
+    assert "GiB" in choice.reason
+
+
+def test_nothing_is_decided_by_a_loss_that_is_not_finite(clocked):
+    clocked(3.0, 1.0)
+    setup, choice = Setup(), PassChoice("auto")
+    images, setup.x = setup.x, setup.x * torch.nan
+    _, calls = setup.evaluate(choice)
+    assert (choice.chosen, calls) == (None, 8)
+    setup.x = images
+    setup.evaluate(choice)
+    assert choice.chosen == "vmap"
+
+
+def test_a_choice_does_not_bind_a_cpu():
+    """A run that began on a GPU may go on without one."""
+    setup, choice = Setup(), PassChoice("auto")
+    choice.chosen = "vmap"
+    _, calls = setup.evaluate(choice)
+    assert calls == 8
+
+
+def test_undecided_until_it_may_decide(clocked):
+    clocked(3.0, 1.0)
+    setup, choice = Setup(), PassChoice("auto")
+    _, calls = setup.evaluate(choice, decide=False)
+    assert (choice.chosen, calls) == (None, 8)
+    choice.chosen = "vmap"
+    _, calls = setup.evaluate(choice, decide=False)
+    assert calls == 2
+
+
+def test_batches_that_are_never_stacked_are_refused_or_left_to_the_loop(clocked):
+    """Other than those of a different size, which the last of an epoch is."""
+    clocked(3.0, 1.0)
+    setup = Setup()
+
+    def evaluate(choice):
+        batches = [(x, y, object()) for x, y in zip(setup.x.chunk(4), setup.y.chunk(4), strict=True)]
+        return choice.penalty(
+            lambda batch: cross_entropy(setup.net(batch[0]), batch[1]),
+            batches,
+            list(setup.net.parameters()),
+            alpha=1e-3,
+            weights=[1 / 4] * 4,
+            module=setup.net,
+        )
+
+    choice = PassChoice("auto")
+    assert setup.error(evaluate(choice)) < 1e-9
+    assert (choice.chosen, choice.reason) == (
+        "loop",
+        "vmap can't: the sub-batches hold objects that can't be stacked (object)",
+    )
+    with pytest.raises(ValueError, match="can't be stacked"):
+        evaluate(PassChoice("vmap"))
+
+
 def test_the_loop_where_memory_ends(clocked, monkeypatch):
     clocked(3.0, 1.0)
 
@@ -181,13 +288,29 @@ def test_agreement_is_of_gradients_and_directions():
     assert agree(found, found)
     doubled = found._replace(gradient=tuple(2 * g for g in found.gradient))
     assert not agree(found, doubled)
+    near = found._replace(gradient=tuple(g * (1 + 1e-4) for g in found.gradient))
+    assert agree(found, near)
+    off = found._replace(gradient=tuple(g * 1.01 for g in found.gradient))
+    assert not agree(found, off)
     turned = found._replace(divergence=found.divergence._replace(cosine=found.divergence.cosine + 0.1))
     assert not agree(found, turned)
     assert not agree(found, found._replace(gradient=(None, *found.gradient[1:])))
 
 
-def test_timed_waits_for_the_device():
-    assert pass_choice.timed(lambda: None, torch.device("cpu")) >= 0
+def test_timed_waits_for_the_device_before_and_after(monkeypatch):
+    """Which is told of everything at once and takes its time."""
+    events = []
+    clock = iter([10.0, 13.0])
+    device = torch.device("cuda", 1)
+    waits = types.SimpleNamespace(synchronize=lambda *which: events.append(("wait", *which)))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: waits)
+    monkeypatch.setattr(pass_choice.time, "perf_counter", lambda: events.append("clock") or next(clock))
+    assert pass_choice.timed(lambda: events.append("form"), device) == 3.0
+    assert events == [("wait", device), "clock", "form", ("wait", device), "clock"]
+
+
+def test_timed_on_a_cpu():
+    assert pass_choice.timed(lambda: time.sleep(0.01), torch.device("cpu")) >= 0.01
 
 
 @pytest.mark.parametrize("passes", ["both", None, 1])
