@@ -137,7 +137,7 @@ def penalty_by_vmap(
             del stepped
             value = ((here.double() - there.double()) * weight).sum()
             spread, moved = DivergenceAccumulator(), [g for g, u in zip(gradient, used, strict=True) if u]
-            for row in torch.cat([g.flatten(1) for g in moved], 1):
+            for row in torch.cat([g.reshape(len(g), -1) for g in moved], 1):
                 spread.add([row])
             total: list[Tensor | None] = [
                 torch.sub(g, h).sum(0).mul_(weight) if u or v else None

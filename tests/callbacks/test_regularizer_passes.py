@@ -191,3 +191,10 @@ def test_a_copy_of_a_part_holds_the_part_only():
     part = fresh(Record(whole[:4], torch.zeros(4)))
     assert torch.equal(part.x, whole[:4])
     assert part.x.untyped_storage().nbytes() == 4 * 3 * 4
+
+
+def test_a_new_fit_decides_anew(fit):
+    regularizer = FisherRegularizer(5.0, num_sub_batches=4, start=10, passes="auto")
+    regularizer._step.choice.chosen = "vmap"
+    fit(Classifier(seeded(mlp)), BATCHES, regularizer)
+    assert regularizer.passes_chosen is None

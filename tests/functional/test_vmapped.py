@@ -14,6 +14,7 @@ from lightning_fisher.functional.sub_batches import draw_perturbed
 from lightning_fisher.functional.vmapped import VmapError, penalty_by_vmap
 from tests.functional.compare import cosine, gradient_error
 from tests.functional.snapshot import changes, snapshot
+from tests.functional.test_numbers_penalty import CLIFFS, Cliff, M, X, Y
 from tests.reference.cases import BATCH_NORM_CASES, BATCH_STATISTICS, CASES, RIGHT_OR_REFUSED, by_name, each
 from tests.reference.penalty import penalty, sub_batch_gradients
 from tests.reference.regularised_forms import step_gradient
@@ -341,6 +342,19 @@ class Keeps(Holds):
         return out + self.late
 
 
+class Remembers(Holds):
+    """Goes on from what it kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = torch.zeros(1)
+
+    def forward(self, x):
+        out = self.net(x) * (1 + self.last)
+        self.last = out.detach().mean()[None]
+        return out
+
+
 def vectors():
     return torch.randn(8, 6, dtype=torch.float64), torch.arange(8) % 3
 
@@ -371,7 +385,7 @@ def test_a_buffer_of_two_modules_is_one():
     assert gradient_error(got, gradient) < 1e-9
 
 
-@pytest.mark.parametrize("made", [Moves, Keeps, SharedBuffer])
+@pytest.mark.parametrize("made", [Moves, Keeps, Remembers, SharedBuffer])
 def test_nothing_is_left_behind_whatever_a_forward_does(made):
     net, (x, y) = made().double(), vectors()
     before, last = snapshot(net), getattr(net, "last", None)
@@ -397,6 +411,15 @@ def test_an_error_of_the_module_is_its_own():
 
     with pytest.raises(RuntimeError, match="no such file"):
         penalty_gradient(Fails(), torch.ones(8, 6), torch.zeros(8, dtype=torch.long), passes="vmap", **OPTIONS)
+
+
+def test_the_end_of_memory_is_not_hidden():
+    class Exhausts(Holds):
+        def forward(self, x):
+            raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        penalty_gradient(Exhausts(), torch.ones(8, 6), torch.zeros(8, dtype=torch.long), passes="vmap", **OPTIONS)
 
 
 def test_float32_whatever_autocast_says():
@@ -427,6 +450,17 @@ def test_what_is_not_finite_is_left_out():
     net, (x, y) = nn.Linear(6, 3).double(), vectors()
     steep = lambda z, t: torch.where(net.bias.sum() * 0 + z.sum() > -1e9, cross_entropy(z, t), z.sum()) / 0  # noqa: E731
     value, gradient = penalty_gradient(net, x, y, passes="vmap", loss_fn=steep, **OPTIONS)
+    assert value.isnan()
+    assert all(torch.equal(part, torch.zeros_like(part)) for part in gradient)
+
+
+def test_what_is_not_finite_at_the_stepped_weights_is_no_anomaly():
+    """Of the user's own step: a nan there is left out."""
+    net = Cliff(CLIFFS["nan loss"])
+    x = X.clone()
+    x[::3, -1] = 10.0
+    with torch.autograd.set_detect_anomaly(True):
+        value, gradient = penalty_gradient(net, x, Y, alpha=1e-3, num_sub_batches=M, passes="vmap")
     assert value.isnan()
     assert all(torch.equal(part, torch.zeros_like(part)) for part in gradient)
 
