@@ -52,7 +52,8 @@ def with_sub_batches(
     """The forms of the regularised step with M sub-batches, relative to a plain step."""
     rows = []
     for count in counts:
-        jobs = {name: partial(step.job, name, network, batch_size, count, device, None) for name in (PLAIN, *FORMS)}
+        forms = [name for name, options in FORMS.items() if options.get("perturbed", 1) <= count]
+        jobs = {name: partial(step.job, name, network, batch_size, count, device, None) for name in (PLAIN, *forms)}
         for row in rows_of(time_apart(jobs, rounds=rounds, threads=1, device=device), PLAIN)[1:]:
             rows.append({"along": "M", "value": count, "network": f"{network.title}, batch {batch_size}"} | row)
     return rows

@@ -81,6 +81,6 @@ QUICK_TRIAL = Settings(
     memory_contenders=frozenset({"Lightning Fisher"}),
     scaling_samples=(4, 8),
     scaling_widths=(4, 8),
-    scaling_sub_batches=(2, 4),
+    scaling_sub_batches=(1, 4),
     scaling_rounds=2,
 )
