@@ -157,7 +157,7 @@ def _scaling(tables: dict[str, list[Row]]) -> list[str]:
         lines = []
         for (value, network), same in groups(rows, "value", "network").items():
             found = {(row["contender"],): row for row in same}
-            lines.append([f"{value}", network, *(ratio(found[name]) for name in names)])
+            lines.append([f"{value}", network, *(ratio(found[name]) if name in found else "–" for name in names)])
         parts += [f"### along {along}\n", table([along, "on", *(name for (name,) in names)], lines)]
     return parts
 
