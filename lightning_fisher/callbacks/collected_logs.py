@@ -1,4 +1,4 @@
-"""One logged value a step where `training_step` runs once a sub-batch."""
+"""What `training_step` logs and returns, one value a step where it runs once a sub-batch."""
 
 from __future__ import annotations
 
@@ -106,3 +106,25 @@ def merge_outputs(
 
 def _is_number(value: Any) -> bool:
     return (isinstance(value, Tensor) and value.ndim == 0) or isinstance(value, (int, float))
+
+
+def detached(output: Any) -> Any:
+    """What a `training_step` returned, without its graph; ``None`` where that is the loss alone."""
+    if not isinstance(output, Mapping):
+        return None
+    return {key: value.detach() if isinstance(value, Tensor) else value for key, value in output.items()}
+
+
+def loss_of(output: Any) -> Tensor:
+    """The loss in what a `training_step` returned.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    loss = output["loss"] if isinstance(output, Mapping) else output
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            "Expected `training_step` to return a loss tensor, a mapping with the key 'loss' or None, "
+            f"but got {type(loss).__name__}."
+        )
+    return loss

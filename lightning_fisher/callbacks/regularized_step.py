@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_fisher.callbacks.attributes import AttributeSnapshot
 from lightning_fisher.callbacks.batches import batch_size, fresh, split_batch
-from lightning_fisher.callbacks.collected_logs import CollectedLogs, merge_outputs
+from lightning_fisher.callbacks.collected_logs import CollectedLogs, detached, loss_of, merge_outputs
 from lightning_fisher.callbacks.extra_passes import carry_gradient, silenced
 from lightning_fisher.functional import Penalty, penalty_of_losses
 from lightning_fisher.functional.errors import first_line
@@ -177,7 +177,7 @@ class RegularizedStep:
                     output = training_step(pieces[index])
                 if output is None:
                     raise _SkippedError
-                outputs[index] = _detached(output)
+                outputs[index] = detached(output)
                 return loss_of(output)
 
             return at_first_and_again
@@ -280,27 +280,6 @@ def _is_ours(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("lightning_fisher.")
-
-
-def _detached(output: Any) -> Any:
-    if not isinstance(output, Mapping):
-        return None
-    return {key: value.detach() if isinstance(value, Tensor) else value for key, value in output.items()}
-
-
-def loss_of(output: Any) -> Tensor:
-    """The loss in what a `training_step` returned.
-
-    Raises:
-        TypeError: If there is none.
-    """
-    loss = output["loss"] if isinstance(output, Mapping) else output
-    if not isinstance(loss, Tensor):
-        raise TypeError(
-            "Expected `training_step` to return a loss tensor, a mapping with the key 'loss' or None, "
-            f"but got {type(loss).__name__}."
-        )
-    return loss
 
 
 def _log(trainer: Trainer, module: LightningModule, penalty: Penalty, beta: float) -> None:

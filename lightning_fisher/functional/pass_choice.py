@@ -111,8 +111,8 @@ class PassChoice:
         if undecided and (len(batches) == 1 or not decide):
             return loop()
         try:
-            StackedBatches(batches)
             if undecided:
+                StackedBatches(batches)
                 needed = COPIES * len(batches) * sum(p.nbytes for p in parameters)
                 if needed > available_memory(device):
                     return self._stay(f"the gradients of all sub-batches take {needed / 2**30:.1f} GiB", loop)

@@ -22,8 +22,8 @@ def flags(perturbed, count=4):
 @pytest.mark.parametrize("scaling", ["linear", "sqrt"])
 @pytest.mark.parametrize("every_n", [1, 3])
 @pytest.mark.parametrize("perturbed", [None, 1])
-@pytest.mark.parametrize("gradient", ["full", "shared"])
-def test_equals_the_oracle(fit, assert_close_states, gradient, perturbed, every_n, scaling):
+@pytest.mark.parametrize(("gradient", "passes"), [("full", "loop"), ("full", "vmap"), ("shared", "loop")])
+def test_equals_the_oracle(fit, assert_close_states, gradient, passes, perturbed, every_n, scaling):
     """Weights and buffers after every batch; the counting buffer moves once a pass of the shared form."""
     expected = train_form(
         seeded(conv_bn_net),
@@ -44,9 +44,11 @@ def test_equals_the_oracle(fit, assert_close_states, gradient, perturbed, every_
         perturbed=perturbed,
         every_n_steps=every_n,
         scaling=scaling,
+        passes=passes,
     )
     got = fit(Classifier(seeded(conv_bn_net)), BATCHES, regularizer, max_epochs=2, precision="64-true")
     assert_close_states(got.states, expected)
+    assert regularizer.passes_chosen == passes
 
 
 def test_every_n_counts_optimizer_steps(fit, make_trainer):

@@ -1,4 +1,4 @@
-"""`passes` of the callback: vmap trains as the loop does, and "auto" decides once a fit."""
+"""`passes` beside its numbers (`test_regularizer_forms.py`): what a step may do, and what "auto" decides."""
 
 from __future__ import annotations
 
@@ -11,35 +11,10 @@ from torchmetrics import Accuracy
 from lightning_fisher import FisherRegularizer
 from lightning_fisher.callbacks.batches import fresh
 from lightning_fisher.functional import pass_choice
-from tests.callbacks.tiny import Classifier, conv_bn_net, image_batches, mlp, seeded, sgd
+from tests.callbacks.tiny import Classifier, image_batches, mlp, seeded
 from tests.functional.snapshot import changes, snapshot
-from tests.reference.regularised_forms import train_form
 
 BATCHES = image_batches([16] * 5)
-
-
-@pytest.mark.parametrize("every_n", [1, 2])
-@pytest.mark.parametrize("perturbed", [None, 2])
-def test_equals_the_oracle(fit, assert_close_states, perturbed, every_n):
-    """Weights and buffers after every batch, in float64."""
-    from tests.callbacks.test_regularizer_forms import flags
-
-    expected = train_form(
-        seeded(conv_bn_net),
-        BATCHES,
-        epochs=2,
-        beta=5.0,
-        optimizer=sgd,
-        gradient="full",
-        flags=flags(perturbed),
-        every_n=every_n,
-    )
-    regularizer = FisherRegularizer(
-        5.0, num_sub_batches=4, start=0, perturbed=perturbed, every_n_steps=every_n, passes="vmap"
-    )
-    got = fit(Classifier(seeded(conv_bn_net)), BATCHES, regularizer, max_epochs=2, precision="64-true")
-    assert_close_states(got.states, expected)
-    assert regularizer.passes_chosen == "vmap"
 
 
 class Logs(Classifier):

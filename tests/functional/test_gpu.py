@@ -20,10 +20,7 @@ from tests.reference.jacobian import jacobian
 from tests.reference.penalty import penalty
 
 DEVICE = torch.device("cuda")
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def there(tree):
