@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.contenders_gram import OURS
 from benchmarks.contenders_step import FORMS
 from benchmarks.tables import Row, groups
-from lightning_fisher.experiment.plot_style import BLUE, GREY, RC, save
+from lightning_fisher.experiment.display.plot_style import BLUE, GREY, RC, save
 
 BAR = 0.36
 LIGHT = {BLUE: "#8CBFDF", GREY: "#B8B8B8"}

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lightning_fisher.experiment.provenance import peak_memory_mib
+from lightning_fisher.experiment.records.provenance import peak_memory_mib
 
 Say = Callable[[str], None]
 TIMEOUT = 1800.0

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.contenders_gram import CONTENDERS
 from benchmarks.settings import Settings
-from lightning_fisher.experiment.provenance import git_commit, hardware, versions
+from lightning_fisher.experiment.records.provenance import git_commit, hardware, versions
 
 
 def provenance(device: torch.device, command: str) -> dict[str, Any]:

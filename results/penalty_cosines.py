@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
-
 from lightning_fisher.experiment.row import read_row
 from lightning_fisher.experiment.scoring.measure import fetch
+from omegaconf import OmegaConf
+
 from lightning_fisher.experiment.scoring.weights import load, read_checkpoint
 from lightning_fisher.functional import gradient_divergence, penalty_gradient
 

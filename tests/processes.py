@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 TIMEOUT = 240.0  # seconds a child may take, on a busy machine
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["pytest", "sklearn.datasets", "lightning_fisher.experiment.train"])
+_context.set_forkserver_preload(["pytest", "sklearn.datasets", "lightning_fisher.experiment.training.train"])
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from lightning_fisher.experiment.config_files import ConfigFile, Option, read_config
+from lightning_fisher.experiment.config.yaml_comments import ConfigFile, Option, read_config
 
 CONF = Path(__file__).parents[2] / "conf"
 PLACE = "configuration"

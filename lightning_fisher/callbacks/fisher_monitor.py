@@ -18,9 +18,9 @@ from torch.utils.data import Dataset, default_collate
 from torchmetrics import Metric, MetricCollection
 from tqdm import tqdm
 
-from lightning_fisher.callbacks.supported import require_whole_weights
-from lightning_fisher.functional.errors import first_line
-from lightning_fisher.functional.state import preserved_random_state
+from lightning_fisher.callbacks.requirements import require_whole_weights
+from lightning_fisher.exceptions import first_line
+from lightning_fisher.functional.evaluation.module_state import preserved_random_state
 from lightning_fisher.metrics import FisherMetric
 
 DatasetSource = Dataset | Callable[[], Dataset]

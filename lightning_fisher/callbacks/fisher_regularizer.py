@@ -8,15 +8,13 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_fisher.callbacks.extra_passes import TrainingStepPatch
-from lightning_fisher.callbacks.lr_drop import FirstDrop
-from lightning_fisher.callbacks.regularized_step import RegularizedStep, SplitFn
-from lightning_fisher.callbacks.start import Start
-from lightning_fisher.callbacks.supported import require_supported, require_trainable
-from lightning_fisher.functional.pass_choice import check_passes
-from lightning_fisher.functional.penalty import check_penalty_options
-from lightning_fisher.functional.regularized import check_gradient, check_passes_of, check_scaling, damping
-from lightning_fisher.functional.sub_batches import check_perturbed
+from lightning_fisher.callbacks.multipass.switch import FirstDrop, Start
+from lightning_fisher.callbacks.multipass.training_step import RegularizedStep, SplitFn, TrainingStepPatch
+from lightning_fisher.callbacks.requirements import require_supported, require_trainable
+from lightning_fisher.functional.multipass.execution import check_passes
+from lightning_fisher.functional.multipass.finite_difference import check_penalty_options
+from lightning_fisher.functional.multipass.regularized import check_gradient, check_passes_of, check_scaling, damping
+from lightning_fisher.functional.multipass.sub_batches import check_perturbed
 
 Schedule = Literal["constant", "linear", "cosine"]
 SCHEDULES = ("constant", "linear", "cosine")

@@ -10,7 +10,7 @@ __all__ = ["main"]
 def main() -> None:
     """Entry point of ``run.py`` and ``lightning-fisher``; says what to install where only the library is."""
     try:
-        from lightning_fisher.experiment.app import main as run
+        from lightning_fisher.experiment.cli import main as run
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("lightning_fisher"):
             raise

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lightning_fisher.metrics.base import mean_and_std
 from lightning_fisher.metrics.gram import GramMetric
-from lightning_fisher.metrics.subsets import mean_and_std
 
 
 class FisherMetric(GramMetric):

@@ -8,13 +8,13 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import nn
 
-from lightning_fisher.functional.batch import num_samples
-from lightning_fisher.functional.curvature import frobenius_norm, spectral_radius
-from lightning_fisher.functional.gram import BatchNorm
-from lightning_fisher.functional.logdet import RankPolicy, fisher_log_det
-from lightning_fisher.functional.loss import LossFn
-from lightning_fisher.metrics.arguments import require_choice, require_integer, require_positive
-from lightning_fisher.metrics.subsets import SubsetMetric
+from lightning_fisher.arguments import require_choice, require_integer, require_positive
+from lightning_fisher.functional.curvature.norms import frobenius_norm, spectral_radius
+from lightning_fisher.functional.evaluation.loss import LossFn
+from lightning_fisher.functional.evaluation.samples import num_samples
+from lightning_fisher.functional.fisher.log_determinant import RankPolicy, fisher_log_det
+from lightning_fisher.functional.gram.matrix import BatchNorm
+from lightning_fisher.metrics.base import SubsetMetric
 
 
 class GramMetric(SubsetMetric):

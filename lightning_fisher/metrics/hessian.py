@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.functional.curvature import hessian_frobenius_norm, hessian_spectral_radius
-from lightning_fisher.functional.loss import LossFn
-from lightning_fisher.metrics.arguments import require_integer, require_positive
-from lightning_fisher.metrics.subsets import SubsetMetric, mean_and_std
+from lightning_fisher.arguments import require_integer, require_positive
+from lightning_fisher.functional.curvature.norms import hessian_frobenius_norm, hessian_spectral_radius
+from lightning_fisher.functional.evaluation.loss import LossFn
+from lightning_fisher.metrics.base import SubsetMetric, mean_and_std
 
 
 class HessianFrobeniusMetric(SubsetMetric):

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.functional.batch import num_samples
-from lightning_fisher.functional.robustness import Method, robustness
-from lightning_fisher.metrics.arguments import require_choice, require_integer, require_positive
-from lightning_fisher.metrics.subsets import SubsetMetric, mean_and_std
+from lightning_fisher.arguments import require_choice, require_integer, require_positive
+from lightning_fisher.functional.curvature.input_jacobian import Method, robustness
+from lightning_fisher.functional.evaluation.samples import num_samples
+from lightning_fisher.metrics.base import SubsetMetric, mean_and_std
 
 
 class RobustnessMetric(SubsetMetric):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lightning_fisher.models.cnn import cnn
+from lightning_fisher.models.convolutional import cnn
 from lightning_fisher.models.densenet import densenet_bc
-from lightning_fisher.models.resnet import resnet
-from lightning_fisher.models.wide_resnet import wide_resnet, wide_resnet_imagenet
+from lightning_fisher.models.residual import resnet
+from lightning_fisher.models.wide_residual import wide_resnet, wide_resnet_imagenet
 
 __all__ = ["cnn", "densenet_bc", "resnet", "wide_resnet", "wide_resnet_imagenet"]

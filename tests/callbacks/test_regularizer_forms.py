@@ -7,7 +7,7 @@ import torch
 from torchmetrics import Accuracy
 
 from lightning_fisher import FisherRegularizer
-from lightning_fisher.functional.sub_batches import draw_perturbed
+from lightning_fisher.functional.multipass.sub_batches import draw_perturbed
 from tests.callbacks.tiny import Classifier, conv_bn_net, image_batches, mlp, seeded, sgd
 from tests.reference.regularised_forms import train_form
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_fisher.functional.sub_batches import draw_perturbed
+from lightning_fisher.functional.multipass.sub_batches import draw_perturbed
 from tests.callbacks.tiny import mlp, multi_step, seeded, sgd
 from tests.distributed.fits import BETA, EPOCHS, Fit, M, share
 from tests.reference.penalty import penalty, split_sizes

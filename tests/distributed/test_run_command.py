@@ -136,7 +136,7 @@ class FindsNothing:
     """A machine that does not see the run folder of the first one."""
 
     def arm(self, folder: Path) -> None:
-        from lightning_fisher.experiment import train
+        from lightning_fisher.experiment.training import train
 
         train.resumable = lambda folder: None
 

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 from omegaconf import OmegaConf
 
-from lightning_fisher.experiment import config_files
-from lightning_fisher.experiment.options import flatten
+from lightning_fisher.experiment.config import yaml_comments
+from lightning_fisher.experiment.config.compose import flatten
 from tests.docs.pages import DOCS, ROOT
 
 CONF = ROOT / "conf"
@@ -23,7 +23,7 @@ HYDRA = ("hydra.callbacks", "hydra.sweeper.params")
 @pytest.fixture
 def reader(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(DOCS / "hooks"))
-    return config_files
+    return yaml_comments
 
 
 @pytest.fixture

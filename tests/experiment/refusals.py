@@ -9,10 +9,8 @@ from unittest import mock
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from lightning_fisher.experiment.build import Run, build
-from lightning_fisher.experiment.checks import check_config
-from lightning_fisher.experiment.errors import ConfigError, explain
-from lightning_fisher.experiment.options import (
+from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment.config.compose import (
     CONFIG_DIR,
     CONFIG_NAME,
     config_groups,
@@ -20,8 +18,11 @@ from lightning_fisher.experiment.options import (
     group_overrides,
     known_options,
 )
-from lightning_fisher.experiment.rehearsal import check_run, load_data
-from lightning_fisher.experiment.run_name import register_resolvers
+from lightning_fisher.experiment.config.error_messages import explain
+from lightning_fisher.experiment.config.resolvers import register_resolvers
+from lightning_fisher.experiment.config.validation import check_config
+from lightning_fisher.experiment.training.build import Run, build
+from lightning_fisher.experiment.training.preflight import check_run, load_data
 
 
 @functools.cache
@@ -35,7 +36,8 @@ def checked(overrides: list[str]) -> DictConfig:
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose(CONFIG_NAME, overrides=overrides)
         with mock.patch(
-            "lightning_fisher.experiment.checks.defaults", lambda given: _defaults(tuple(group_overrides(given)))
+            "lightning_fisher.experiment.config.validation.defaults",
+            lambda given: _defaults(tuple(group_overrides(given))),
         ):
             check_config(cfg, overrides)
     return cfg

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning_fisher.experiment.row import write_row
+from lightning_fisher.experiment.records.result import write_row
 
 
 def row(

@@ -10,10 +10,14 @@ import pytest
 
 import lightning_fisher.metrics
 
-MODULES = [
+MODULES = ["lightning_fisher.arguments"]
+MODULES += [
     f"lightning_fisher.metrics.{module.name}" for module in pkgutil.iter_modules(lightning_fisher.metrics.__path__)
 ]
-MODULES += [f"lightning_fisher.functional.{name}" for name in ("bounds", "curvature", "exact", "ranking", "robustness")]
+MODULES += [
+    f"lightning_fisher.functional.{name}"
+    for name in ("fisher.bounds", "fisher.exact", "curvature.norms", "curvature.input_jacobian", "ranking")
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -21,5 +25,5 @@ def test_examples(name):
     module = importlib.import_module(name)
     results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert results.failed == 0
-    if not name.endswith((".gram", ".subsets")):
+    if not name.endswith((".gram", ".base")):
         assert results.attempted > 0

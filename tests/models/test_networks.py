@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from lightning_fisher.models import cnn, densenet_bc, resnet, wide_resnet, wide_resnet_imagenet
 from lightning_fisher.models.densenet import DenseLayer
-from lightning_fisher.models.resnet import BasicBlock
-from lightning_fisher.models.wide_resnet import PreActivationBlock
+from lightning_fisher.models.residual import BasicBlock
+from lightning_fisher.models.wide_residual import PreActivationBlock
 
 SMALL = [
     (cnn, {"width": 8}),

@@ -102,7 +102,7 @@ class Event:
 
     def arm(self, folder: Path) -> None:
         """Profile `fit` and `test`."""
-        from lightning_fisher.experiment import train
+        from lightning_fisher.experiment.training import train
 
         count = 0
 

@@ -35,7 +35,8 @@ Point = Call | Event
 
 def command(arguments: list[str], folder: Path, point: Point | None, figure: bool) -> None:
     """The child: `python run.py ARGUMENTS`, ended at a point."""
-    from lightning_fisher.experiment import main, train
+    from lightning_fisher.experiment import main
+    from lightning_fisher.experiment.training import train
 
     torch.set_num_threads(1)
     rank_zero_only.rank = int(os.environ.get("RANK", "0"))  # set when it was imported, before the fork

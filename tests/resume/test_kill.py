@@ -49,11 +49,11 @@ MORE_POINTS: dict[str, tuple[Call, int | None]] = {
     "the last checkpoint half written": (Call("torch:save", 4, "half", only=LAST), 2),
     "between the two renames": (Call(REPLACE, 3, only="last.ckpt"), None),
     "after the renames": (Call(REPLACE, 2, "after", only="last.ckpt"), 1),
-    "the curve being written": (Call("lightning_fisher.experiment.history:write_atomically", 3), 1),
+    "the curve being written": (Call("lightning_fisher.experiment.training.history:write_atomically", 3), 1),
     "in the final test": (Call("lightning_fisher.module:ImageClassifier.test_step", 2), 3),
     "in the final measurement": (Call(SUBSET, 4, batch=16), 3),
-    "before the figure": (Call("lightning_fisher.experiment.train:dashboard", 1), 3),
-    "before the row": (Call("lightning_fisher.experiment.train:write_row", 1), 3),
+    "before the figure": (Call("lightning_fisher.experiment.training.train:dashboard", 1), 3),
+    "before the row": (Call("lightning_fisher.experiment.training.train:write_row", 1), 3),
 }
 
 

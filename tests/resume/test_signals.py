@@ -39,7 +39,9 @@ MORE_POINTS = {
         "lightning_fisher.module:ImageClassifier.test_step", 2, action=Send(signal.SIGINT)
     ),
     "SIGTERM in the final measurement": Call(SUBSET, 4, batch=16, action=Send(signal.SIGTERM)),
-    "SIGTERM before the row": Call("lightning_fisher.experiment.train:write_row", 1, action=Send(signal.SIGTERM)),
+    "SIGTERM before the row": Call(
+        "lightning_fisher.experiment.training.train:write_row", 1, action=Send(signal.SIGTERM)
+    ),
 }
 
 
@@ -62,7 +64,7 @@ def test_interrupted_and_continued(name: str, whole: Path, tmp_path: Path) -> No
     assert_same(run, whole)
 
 
-@pytest.mark.parametrize("point", ["lightning_fisher.experiment.train:load_data", STEP])
+@pytest.mark.parametrize("point", ["lightning_fisher.experiment.training.train:load_data", STEP])
 def test_interrupted_before_the_first_checkpoint(point: str, tmp_path: Path) -> None:
     """It does not promise a checkpoint; where nothing was written, no folder is left."""
     run = tmp_path / "run"
@@ -84,9 +86,9 @@ def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
     """`nohup` and background jobs of scripts start with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        from lightning_fisher.experiment import interruption
+        from lightning_fisher.experiment import signals
 
-        with interruption.listening():
+        with signals.listening():
             os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)

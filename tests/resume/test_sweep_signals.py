@@ -29,11 +29,12 @@ def script(job: str, overrides: list[str], folder: Path) -> list[str]:
 
 def command(arguments: list[str], job: str | None) -> None:
     """The child: `python run.py ARGUMENTS`, whose jobs are a script where one is given."""
-    from lightning_fisher.experiment import main, sweep
+    from lightning_fisher.experiment import main
+    from lightning_fisher.experiment.sweep import jobs
 
     if job is not None:
-        sweep.job_command = functools.partial(script, job)
-        sweep.GRACE_SECONDS = 1.0
+        jobs.job_command = functools.partial(script, job)
+        jobs.GRACE_SECONDS = 1.0
     sys.argv = ["run.py", *arguments]
     main()
 

@@ -18,7 +18,7 @@ from tests.resume.killing import Call
 from tests.resume.runs import OPTIONS, assert_same, begin, complete, state
 
 SAVE = "lightning_fisher.callbacks.atomic_checkpoint:AtomicCheckpointIO.save_checkpoint"
-WRITE_ROW = "lightning_fisher.experiment.train:write_row"
+WRITE_ROW = "lightning_fisher.experiment.training.train:write_row"
 FULL, DENIED, READ_ONLY = "No space left on device", "Permission denied", "Read-only file system"
 FILLER = "filler"
 
@@ -81,7 +81,7 @@ def fails(folder: Path, point: Call, *words: str) -> None:
         (Call(SAVE, 3, only="last.ckpt", action=dev_full), "last.ckpt", 1),
         pytest.param(Call(SAVE, 1, only="last.ckpt", action=dev_full), "last.ckpt", None, marks=pytest.mark.slow),
         pytest.param(
-            Call("lightning_fisher.experiment.history:write_atomically", 3, action=dev_full),
+            Call("lightning_fisher.experiment.training.history:write_atomically", 3, action=dev_full),
             "history.csv",
             1,
             marks=pytest.mark.slow,
@@ -115,7 +115,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 EVERYWHERE = pytest.mark.parametrize(
     "point",
-    [(SAVE, 3, "last.ckpt"), ("lightning_fisher.experiment.history:write_atomically", 3, ""), (WRITE_ROW, 1, "")],
+    [
+        (SAVE, 3, "last.ckpt"),
+        ("lightning_fisher.experiment.training.history:write_atomically", 3, ""),
+        (WRITE_ROW, 1, ""),
+    ],
     ids=["checkpoint", "curve", "row"],
 )
 

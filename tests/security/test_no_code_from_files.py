@@ -17,9 +17,9 @@ from torch import nn
 from lightning_fisher import FisherMetric, FisherMonitor, FisherRegularizer
 from lightning_fisher.callbacks import AtomicCheckpointIO, PlateauStep, RandomState, StopAtConvergence
 from lightning_fisher.data import load_arrays, load_cifar10, load_cifar100
-from lightning_fisher.experiment.checkpoints import resumable
-from lightning_fisher.experiment.errors import ConfigError
-from lightning_fisher.experiment.row import read_row
+from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment.records.checkpoints import resumable
+from lightning_fisher.experiment.records.result import read_row
 from lightning_fisher.experiment.scoring.weights import read_checkpoint
 from tests.callbacks.tiny import Classifier, image_batches, loader, mlp, multi_step, seeded
 from tests.experiment.conftest import QUICK, Command

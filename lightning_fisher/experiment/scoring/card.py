@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_fisher.experiment.report_rows import Spread
-from lightning_fisher.experiment.scoring.influence import Influence
-from lightning_fisher.experiment.scoring.measure import Evaluation, SubsetMeasurement
-from lightning_fisher.experiment.scoring.subject import Subject
+from lightning_fisher.experiment.report.rows import Spread
+from lightning_fisher.experiment.scoring.gradient_influence import Influence
+from lightning_fisher.experiment.scoring.network import Subject
+from lightning_fisher.experiment.scoring.subset_metrics import Evaluation, SubsetMeasurement
 
 DATA_NAME = "card.json"
 FORMAT = 1

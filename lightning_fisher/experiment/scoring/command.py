@@ -15,21 +15,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_fisher.data import LabelledImages
 from lightning_fisher.datamodule import ImageDataModule
-from lightning_fisher.experiment import folders, provenance
-from lightning_fisher.experiment.checks import check_config, refuse
-from lightning_fisher.experiment.row import complete_row, plain, write_atomically, write_row
-from lightning_fisher.experiment.run_name import config_hash, flat_config
-from lightning_fisher.experiment.scoring import page
+from lightning_fisher.experiment.config.resolvers import config_hash, flat_config
+from lightning_fisher.experiment.config.score_request import checkpoints
+from lightning_fisher.experiment.config.validation import check_config, refuse
+from lightning_fisher.experiment.display.terminal import WIDTH, print_table, shown
+from lightning_fisher.experiment.records import provenance, run_folders
+from lightning_fisher.experiment.records.result import complete_row, plain, write_atomically, write_row
+from lightning_fisher.experiment.scoring import card_page
 from lightning_fisher.experiment.scoring.card import DATA_NAME, Card, to_json
+from lightning_fisher.experiment.scoring.card_figures import plot_gradients, plot_influential, plot_spectrum
 from lightning_fisher.experiment.scoring.compare import print_comparison, write_comparison
-from lightning_fisher.experiment.scoring.figures import plot_gradients, plot_influential, plot_spectrum
-from lightning_fisher.experiment.scoring.influence import measure_influence, training_images
-from lightning_fisher.experiment.scoring.measure import evaluate, measure_subsets
-from lightning_fisher.experiment.scoring.prepare import check_network, class_names, device, load_images
-from lightning_fisher.experiment.scoring.request import checkpoints
-from lightning_fisher.experiment.scoring.subject import Subject, check_same_images, make_subject
-from lightning_fisher.experiment.summary import shown
-from lightning_fisher.experiment.terminal import WIDTH, print_table
+from lightning_fisher.experiment.scoring.gradient_influence import measure_influence, training_images
+from lightning_fisher.experiment.scoring.inputs import check_network, class_names, device, load_images
+from lightning_fisher.experiment.scoring.network import Subject, check_same_images, make_subject
+from lightning_fisher.experiment.scoring.subset_metrics import evaluate, measure_subsets
 
 BATCH = 250  # images in an evaluation pass
 METRIC_OPTIONS = ("num_subsets", "subset_size", "logit_norm", "batch_norm", "chunk_size", "seed")
@@ -51,13 +50,13 @@ def score(cfg: DictConfig) -> None:
     folder = Path(hydra_config.runtime.output_dir)
     overrides = [str(override) for override in hydra_config.overrides.task]
     choices = {key: value for key, value in hydra_config.runtime.choices.items() if not key.startswith("hydra/")}
-    folders.enter(folder)
+    run_folders.enter(folder)
     check_config(cfg, overrides)
     if cfg.trainer.devices not in (1, "1", "auto"):
         raise refuse("trainer.devices", "1 when scoring (a sweep scores several networks at once)", cfg.trainer.devices)
     digest = config_hash(cfg)
     paths = checkpoints(cfg)
-    written = folder / page.FILE_NAME
+    written = folder / card_page.FILE_NAME
     if len(paths) == 1 and not cfg.restart and complete_row(folder, digest) is not None and written.is_file():
         print(written.read_text(encoding="utf-8").partition("\n## ")[0])
         print(f"card    {shown(written)}\nComplete already; restart=true measures it again.")
@@ -72,11 +71,11 @@ def score(cfg: DictConfig) -> None:
     classes = class_names(cfg, data)
     if any(subject.checkpoint is not None and folder in subject.checkpoint.resolve().parents for subject in subjects):
         raise refuse("hydra.run.dir", "a folder of its own, not one that holds the checkpoint", folder)
-    with folders.lock(folder):
-        folders.check_own(folder)
+    with run_folders.lock(folder):
+        run_folders.check_own(folder)
         if cfg.restart:
-            folders.clear(folder)
-        folders.check_same(folder, digest)
+            run_folders.clear(folder)
+        run_folders.check_same(folder, digest)
         header = f"# config hash: {digest}\n"
         write_atomically(folder / "config.yaml", header + OmegaConf.to_yaml(cfg, resolve=True))
         write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(overrides))
@@ -135,7 +134,7 @@ def write(card: Card, data: ImageDataModule, folder: Path) -> Sequence[Path]:
         plot_influential(card, trained, folder / "influential.png"),
         plot_gradients(card, folder / "gradients.png"),
     ]
-    write_atomically(folder / page.FILE_NAME, page.to_markdown(card, figures))
+    write_atomically(folder / card_page.FILE_NAME, card_page.to_markdown(card, figures))
     write_atomically(folder / DATA_NAME, json.dumps(plain(to_json(card)), indent=1) + "\n")
     return figures
 
@@ -165,9 +164,9 @@ def row(cfg: DictConfig, card: Card, overrides: list[str], digest: str) -> dict[
 
 def print_card(card: Card, folder: Path) -> None:
     """Print the table of a card, what its figures show, and where they are."""
-    print_table(page.HEADINGS, page.table(card))
-    for sentence in (*page.reading(card), *page.influence_reading(card)):
+    print_table(card_page.HEADINGS, card_page.table(card))
+    for sentence in (*card_page.reading(card), *card_page.influence_reading(card)):
         print(textwrap.fill(sentence, WIDTH))
-    for name in (page.FILE_NAME, "spectrum.png", "influential.png", "gradients.png"):
+    for name in (card_page.FILE_NAME, "spectrum.png", "influential.png", "gradients.png"):
         print(f"card    {shown(folder / name)}")
     print(flush=True)

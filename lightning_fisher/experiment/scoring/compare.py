@@ -12,16 +12,15 @@ import matplotlib
 import numpy as np
 from matplotlib.lines import Line2D
 
-from lightning_fisher.experiment import plot_style as style
-from lightning_fisher.experiment.paired import LEVEL, Difference, paired_difference
-from lightning_fisher.experiment.report_tables import markdown, show
-from lightning_fisher.experiment.row import plain, write_atomically
-from lightning_fisher.experiment.scoring import page
+from lightning_fisher.experiment.display import plot_style as style
+from lightning_fisher.experiment.display.terminal import WIDTH, print_table, shown
+from lightning_fisher.experiment.records.result import plain, write_atomically
+from lightning_fisher.experiment.report.paired_difference import LEVEL, Difference, paired_difference
+from lightning_fisher.experiment.report.tables import markdown, show
+from lightning_fisher.experiment.scoring import card_page
 from lightning_fisher.experiment.scoring.card import DATA_NAME as CARD_DATA
 from lightning_fisher.experiment.scoring.card import FORMAT, QUANTITIES, Card, percent, spread_of
-from lightning_fisher.experiment.scoring.figures import LOG10, decades, spectrum_band
-from lightning_fisher.experiment.summary import shown
-from lightning_fisher.experiment.terminal import WIDTH, print_table
+from lightning_fisher.experiment.scoring.card_figures import LOG10, decades, spectrum_band
 
 FILE_NAME = "comparison.md"
 DATA_NAME = "comparison.json"
@@ -55,7 +54,7 @@ def table(first: Card, second: Card) -> list[list[str]]:
         lines.append([f"{heading} error (%)", *errors, _difference(found[f"{name}_error"], "{:+.2f}"), n])
         losses = [f"{float(e.losses.mean()):.4g}" for e in evaluations]
         lines.append([f"{heading} loss (nats)", *losses, _difference(found[f"{name}_loss"], "{:+.3g}"), n])
-    over = page.over_subsets(first)
+    over = card_page.over_subsets(first)
     for key, heading, form in QUANTITIES:
         if key in found:
             values = [show(spread_of(card.subsets.values[key]), form) for card in (first, second)]
@@ -84,7 +83,7 @@ def notes(first: Card, second: Card) -> list[str]:
             "metric.logit_norm=0.04 compares at one norm of the logits."
         )
     errors = [percent(card.train.wrong) for card in (first, second)]
-    if max(errors) > page.MISFIT:
+    if max(errors) > card_page.MISFIT:
         found.append(
             f"The training errors are {errors[0]:.2f} % and {errors[1]:.2f} %: γ̂ is that of a minimum which fits its "
             "labels, and a few images that it misfits outweigh the rest."
@@ -135,15 +134,15 @@ def write_comparison(first: Card, second: Card, folder: Path) -> Path:
     folders = [f"{i}-{card.subject.name}" for i, card in enumerate((first, second), start=1)]
     blocks = [
         "# Two networks compared",
-        "\n".join(f"{i}. [{card.subject.name}]({own}/{page.FILE_NAME}): {' '.join(page.about(card)[:1])}"
+        "\n".join(f"{i}. [{card.subject.name}]({own}/{card_page.FILE_NAME}): {' '.join(card_page.about(card)[:1])}"
                   for i, (card, own) in enumerate(zip((first, second), folders, strict=True), start=1)),
-        "\n".join(f"- {sentence}" for sentence in page.about(first)[1:]),
+        "\n".join(f"- {sentence}" for sentence in card_page.about(first)[1:]),
         markdown(headings(first, second), table(first, second)),
         "\n".join(f"- {note}" for note in notes(first, second)),
         f"![comparison]({figure.name})",
         f"Above each panel: 2 − 1 with its {100 * LEVEL:.0f} % interval.",
         "## Made by",
-        page.made_by(second.made),
+        card_page.made_by(second.made),
     ]  # fmt: skip
     write_atomically(folder / FILE_NAME, "\n\n".join(blocks) + "\n")
     found: dict[str, Any] = {key: one._asdict() for key, one in differences(first, second).items()}

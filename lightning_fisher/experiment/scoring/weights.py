@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.experiment.errors import ConfigError, listing
+from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment.config.error_messages import listing
 
 # Where training scripts put a state dict inside what they save.
 PLACES = ("state_dict", "model_state_dict", "model", "net", "weights")

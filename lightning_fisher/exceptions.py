@@ -1,0 +1,49 @@
+"""The errors of this package: every one that is ours derives from `LightningFisherError`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LightningFisherError(Exception):
+    """Base class of every error that this package defines."""
+
+
+class InteractionError(LightningFisherError, ValueError):
+    """A sample's output or gradient depends on the other samples in the batch."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(
+            "Expected samples that don't interact, but the module's output for a sample depends on the other samples "
+            f"in the batch ({detail}); per-sample gradients are not defined then."
+        )
+
+
+class NonFiniteError(LightningFisherError, ValueError):
+    """Outputs, losses or gradients are infinite or undefined: the network has diverged, or an input is no number.
+
+    Attributes:
+        what: What isn't finite.
+        samples: Whose, as far as known.
+    """
+
+    def __init__(self, what: str, samples: Sequence[int] = ()) -> None:
+        shown = ", ".join(map(str, samples[:10])) + (", …" if len(samples) > 10 else "")
+        super().__init__(
+            f"Expected finite {what}, but {f'those of sample(s) {shown}' if shown else 'they'} are infinite or "
+            "undefined: has the network diverged, or does an input hold nan?"
+        )
+        self.what, self.samples = what, list(samples)
+
+
+class ConfigError(LightningFisherError):
+    """A mistake of the user's: shown as its one-line message, without a traceback."""
+
+
+class RunError(LightningFisherError):
+    """A run that cannot go on, for no mistake in its command: shown as its one-line message too."""
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,171 @@
+"""The command line: compose the config, run one job or a sweep, and answer mistakes with one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment import signals
+from lightning_fisher.experiment.config.compose import CONFIG_DIR, CONFIG_NAME, ROOT, config_groups, known_options
+from lightning_fisher.experiment.config.error_messages import explain
+from lightning_fisher.experiment.config.resolvers import register_resolvers
+from lightning_fisher.experiment.config.score_request import checkpoints, is_scoring, quoted_paths
+from lightning_fisher.experiment.records import run_folders
+from lightning_fisher.experiment.sweep import jobs
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # where launchers say which process of a run this is
+_errors: list[Exception] = []
+_debug = [False]
+
+
+def task(cfg: DictConfig) -> None:
+    """Run one job: in this process, or in its own one when it is part of a sweep."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if is_scoring(cfg) and len(checkpoints(cfg)) > 1:
+            run_folders.discard(Path(HydraConfig.get().runtime.output_dir))
+            _errors.append(ConfigError("Expected option `score.checkpoint` to be one path a job: compare without -m."))
+            return
+        jobs.run_in_own_process(cfg)
+        return
+    if not _debug[0]:
+        os.environ.pop(FULL_ERROR, None)  # was for Hydra; the other processes of this run are to answer in one line too
+    try:  # imported after composing: the imports take seconds
+        if is_scoring(cfg):
+            from lightning_fisher.experiment.scoring.command import score
+
+            score(cfg)
+        else:
+            from lightning_fisher.experiment.training.train import train
+
+            train(cfg)
+    except Exception as error:  # Hydra would print its own line first: `main` raises it instead
+        _errors.append(error)
+
+
+def _debug_wanted(arguments: list[str]) -> bool:
+    return os.environ.get(FULL_ERROR) == "1" or any(a.lower() in ("debug=true", "+debug=true") for a in arguments)
+
+
+def _rank() -> int:
+    """Which process of the run this is; the first one speaks for all."""
+    return next((int(os.environ[name]) for name in RANKS if os.environ.get(name, "").isdigit()), 0)
+
+
+def _fail(error: Exception) -> None:
+    """Print one line about an error, and where the whole traceback is if it is no mistake in the command."""
+    overrides = [a for a in sys.argv[1:] if not a.startswith("-")]
+    folder, rank = run_folders.current(), _rank()
+    if isinstance(error, OSError) and error.errno is not None and not run_folders.task_started():  # not Hydra's own
+        where = error.filename or folder
+        line = f"Expected option `hydra.run.dir` to be a writable folder, but got `{where}` ({error.strerror})."
+    else:
+        known = [] if isinstance(error, ConfigError) else known_options(overrides)
+        line = explain(error, known, config_groups()) or _unexpected(error, folder, rank)
+    if folder is not None and rank == 0:
+        run_folders.discard(folder)
+    print(f"Error: {f'process {rank}: ' if rank else ''}{line}", file=sys.stderr, flush=True)
+
+
+def _unexpected(error: Exception, folder: Path | None, rank: int) -> str:
+    """Name an error that is no mistake of the user's, and say where its traceback is."""
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if folder is not None and folder.is_dir() and any(folder.iterdir()):
+        log = folder / (f"error-{rank}.log" if rank else "error.log")
+        with contextlib.suppress(OSError):
+            log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            return f"{line} (traceback: {log})"
+    return f"{line} (debug=true shows the traceback)"
+
+
+def _interrupted() -> str:
+    """Say what the same command will do."""
+    folder = run_folders.current()
+    if jobs.abandon():
+        return "Interrupted. The same command goes on with the jobs that are not complete."
+    if folder is not None and any(folder.glob("checkpoints/*.ckpt")):
+        return "Interrupted. The same command continues from the last checkpoint."
+    if folder is not None:
+        run_folders.discard(folder)
+    return "Interrupted before the first checkpoint. The same command starts again."
+
+
+def _check_flags() -> None:
+    """Refuse what Hydra's parser of flags would answer with its usage and another exit code.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"Expected flags as `--help` lists them, but got {message}.")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    if "--version" not in sys.argv:  # would print it, and end
+        parser.parse_args(sys.argv[1:])
+
+
+def _let_workers_find_the_package() -> None:
+    """Launchers start processes elsewhere: they import this package even where it is not installed."""
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    root = str(ROOT)
+    if root not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])
+
+
+def main() -> None:
+    """Compose, run and answer; exits with 1 on an error, and if a job of a sweep failed."""
+    with signals.listening():
+        _main()
+
+
+def _main() -> None:
+    debug = _debug[0] = _debug_wanted(sys.argv[1:])
+    before = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"  # Hydra raises to the handlers below instead of printing its own report
+    _let_workers_find_the_package()
+    register_resolvers()
+    sys.argv[1:] = quoted_paths(sys.argv[1:])
+    run_folders.forget()
+    _errors.clear()
+    jobs.end_with_parent()
+    run = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(task)
+    failed = False
+    try:
+        try:
+            _check_flags()
+            if not CONFIG_DIR.is_dir():
+                raise ConfigError(f"Expected the configs in {CONFIG_DIR}: install the package again.")
+            run()
+            if _errors:
+                raise _errors.pop()
+        except Exception as error:
+            if debug:
+                raise
+            _fail(error)
+            failed = True
+        failed = jobs.finish() or failed
+    except KeyboardInterrupt:
+        if _rank() == 0:
+            print(f"\n{_interrupted()}", file=sys.stderr, flush=True)
+        sys.exit(signals.exit_code())
+    finally:
+        os.environ.pop(jobs.PARENT, None)
+        if before is None:
+            os.environ.pop(FULL_ERROR, None)
+        else:
+            os.environ[FULL_ERROR] = before
+    if failed:
+        sys.exit(1)

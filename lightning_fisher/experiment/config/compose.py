@@ -1,0 +1,80 @@
+"""What can be set: the options of the composed config, by dotted name, with their defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+ROOT = Path(__file__).resolve().parents[3]  # the folder the package is in: the checkout, or site-packages
+_INSTALLED = ROOT / "lightning_fisher" / "conf"  # where a wheel has what a checkout has in conf/
+CONFIG_DIR = _INSTALLED if _INSTALLED.is_dir() else ROOT / "conf"
+CONFIG_NAME = "config"
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested containers to ``{"a.b.c": value}``; lists and empty nodes stay whole."""
+    if isinstance(node, dict) and (node or not prefix):
+        flat: dict[str, Any] = {}
+        for key, value in node.items():
+            flat.update(flatten(value, f"{prefix}{key}."))
+        return flat
+    return {prefix[:-1]: node}
+
+
+def config_groups() -> dict[str, list[str]]:
+    """The choices of every group under ``conf/``: ``{"model": ["cnn", ...], "model/scheduler": [...], ...}``."""
+    groups: dict[str, list[str]] = {}
+    for path in sorted(CONFIG_DIR.rglob("*.yaml")):
+        group = path.parent.relative_to(CONFIG_DIR).as_posix()
+        if group != ".":
+            groups.setdefault(group, []).append(path.stem)
+    return groups
+
+
+def is_group(key: str) -> bool:
+    """Whether ``key`` names a config group (needs an initialised Hydra)."""
+    return bool(GlobalHydra.instance().config_loader().get_group_options(key.split("@")[0]))
+
+
+def group_overrides(overrides: list[str]) -> list[str]:
+    """Keep the overrides that choose a config of a group; drop those that set a value, and malformed ones."""
+    parser = OverridesParser.create()
+    chosen = []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except Exception:
+            continue
+        if override.is_sweep_override() or not is_group(override.key_or_group):
+            continue
+        value = override.value()
+        names = value if isinstance(value, list) else [value]
+        available = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group)
+        if all(name in available for name in names):
+            chosen.append(text)
+    return chosen
+
+
+def defaults(overrides: list[str]) -> DictConfig:
+    """Compose the config with the group choices of ``overrides`` only: what every option is by default."""
+    if GlobalHydra.instance().is_initialized():
+        return compose(CONFIG_NAME, overrides=group_overrides(overrides))
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose(CONFIG_NAME, overrides=group_overrides(overrides))
+
+
+def known_options(overrides: list[str]) -> list[str]:
+    """The dotted names of all options under the group choices of ``overrides``; empty if none compose."""
+    try:
+        container = OmegaConf.to_container(defaults(overrides), resolve=False)
+    except Exception:
+        return []
+    assert isinstance(container, dict)
+    flat = list(flatten(container))
+    parents = {".".join(name.split(".")[:depth]) for name in flat for depth in range(1, name.count(".") + 1)}
+    return sorted({*flat, *parents})

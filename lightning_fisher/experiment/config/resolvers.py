@@ -1,0 +1,106 @@
+"""Stable names: the hash of what determines a result, and a folder name made of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_fisher.experiment.config.compose import flatten
+from lightning_fisher.experiment.config.help_page import help_page
+from lightning_fisher.experiment.config.score_request import fingerprints, is_scoring, labels
+from lightning_fisher.experiment.records.result import is_as_before
+
+# What can change without changing the result: it stays out of the hash.
+NOT_HASHED = ("logger.", "debug", "restart", "hydra.", "study.", "study")
+NOT_HASHED_ENDINGS = (".root", ".num_workers", ".pin_memory", ".enable_progress_bar", "reg.passes")
+
+
+def flat_config(cfg: DictConfig) -> dict[str, Any]:
+    """Resolve a config and flatten it to ``{"reg.beta": 10.0, ...}``."""
+    container = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(container, dict)
+    container.pop("hydra", None)
+    flat = {}
+    for key in flatten(container):
+        value = OmegaConf.select(cfg, key)
+        flat[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    return flat
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """Hash everything that determines the result: 8 hexadecimal digits of SHA-256.
+
+    Loggers, progress bars, worker counts and the folder of the data set are left out: a run continues, and counts as
+    complete, when only those change; so are options that came later, at what there was before. Of a command that
+    scores, the content of the checkpoints is part of it; of one that trains, the options of scoring are not.
+    """
+    scoring = is_scoring(cfg)
+    left_out = NOT_HASHED if scoring else (*NOT_HASHED, "score.")
+    flat = {
+        key: value
+        for key, value in flat_config(cfg).items()
+        if not key.startswith(left_out) and not key.endswith(NOT_HASHED_ENDINGS) and not is_as_before(key, value)
+    }
+    if scoring:
+        flat["score.checkpoint.sha256"] = fingerprints(cfg)
+    text = json.dumps(flat, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def slug(overrides: list[str], skip: tuple[str, ...]) -> str:
+    """Make a readable folder name of overrides: ``confusion_size=200_seed=1``; at most 80 characters."""
+    parts = []
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        root = key.split(".")[0]
+        if root not in skip:
+            parts.append(f"{key.rpartition('.')[2]}={value}")
+    return re.sub(r"[^\w=.+-]+", "-", "_".join(parts)).strip("-")[:80]
+
+
+def run_name(*, _root_: DictConfig) -> str:
+    """Name a run by its overrides and its config hash, the same for the same command.
+
+    Used as ``${run_name:}`` in ``hydra.run.dir`` and ``hydra.sweep.subdir``.
+    """
+    overrides = [str(o) for o in _root_.hydra.overrides.task]
+    skip = ("experiment", "size", "logger", "debug", "restart")
+    if is_scoring(_root_):
+        named = re.sub(r"[^\w=.+-]+", "-", "-vs-".join(labels(_root_)))[:80]
+        overrides = [o for o in overrides if not o.startswith(("score.checkpoint=", "score.module="))]
+        name = "_".join(filter(None, (named, slug(overrides, skip))))
+    else:
+        name = slug(overrides, skip)
+    return f"{name or 'default'}-{config_hash(_root_)}"
+
+
+def run_group(*, _root_: DictConfig) -> str:
+    """Name the folder that runs stand in: ``score``, or the data set and the network.
+
+    Used as ``${run_group:}`` in ``hydra.run.dir``.
+    """
+    # Hydra makes the folder before the names are checked.
+    return "score" if is_scoring(_root_) else re.sub(r"[^\w=.+-]+", "-", f"{_root_.data.name}-{_root_.model.name}")
+
+
+def sweep_name(*, _root_: DictConfig) -> str:
+    """Name the folder of a sweep: the study and its size, ``score``, or the data set and the network.
+
+    Used as ``${sweep_name:}`` in ``hydra.sweep.dir``.
+    """
+    study = OmegaConf.select(_root_, "study.name")
+    size = OmegaConf.select(_root_, "hydra.runtime.choices.size")
+    scoring = any(str(o).startswith(("score.checkpoint=", "score.module=")) for o in _root_.hydra.overrides.task)
+    return f"{study}-{size}" if study else "score" if scoring else run_group(_root_=_root_)
+
+
+def register_resolvers() -> None:
+    """Register the names above, and the help page, with OmegaConf."""
+    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+    OmegaConf.register_new_resolver("run_group", run_group, replace=True)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("help_page", help_page, replace=True)

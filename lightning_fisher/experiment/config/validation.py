@@ -1,0 +1,191 @@
+"""Refuse a config that cannot work, before anything is created: names, types, ranges, and what must fit together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment.config.compose import config_groups, defaults, flatten
+from lightning_fisher.experiment.config.constraints import RULES, is_int, is_number
+from lightning_fisher.experiment.config.error_messages import did_you_mean
+from lightning_fisher.experiment.config.resolvers import flat_config
+
+# Nodes that take no further options; those of a class are checked by its constructor.
+CLOSED = ("", "metric", "model", "score")
+# Passed on to a class of another library, which has its own defaults: may be deleted, or null.
+FOREIGN = ("trainer.", "model.optimizer.", "model.net.", "model.scheduler", "logger.")
+NODE_OR_NULL = ("score.kwargs",)  # null by default, otherwise a node of any names
+OURS = ("callbacks", "logger", "plugins", "default_root_dir", "use_distributed_sampler")  # of the trainer
+
+TYPE_WORDS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "a node",
+}
+SEVERAL_TYPES = ("reg.start",)  # their own constructors check them
+TOLD = ("reg.", "data.name", "data.augmentation")  # their constructors list what they may be instead of null
+
+
+def _has_type_of(value: Any, default: Any) -> bool:
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, int):
+        return is_int(value)
+    if isinstance(default, float):
+        return is_number(value)
+    return isinstance(value, type(default))
+
+
+def shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def refuse(key: str, allowed: str, value: Any) -> ConfigError:
+    """Make the error of an option: its name, what is allowed, what came."""
+    return ConfigError(f"Expected option `{key}` to be {allowed}, but got `{shown(value)}`.")
+
+
+def parents(keys: Iterable[str]) -> list[str]:
+    """The nodes above options, by dotted name, the outermost first."""
+    found = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
+    return sorted(found, key=lambda name: name.count("."))
+
+
+def check_config(cfg: DictConfig, overrides: list[str]) -> None:
+    """Check names, types and ranges of a composed config.
+
+    A value must have the type its option has by default, where the default is not null.
+
+    Args:
+        cfg: the composed config.
+        overrides: the command's overrides; those that choose groups give the defaults to compare with.
+
+    Raises:
+        ConfigError: naming the first option that is wrong, what it may be, and what it is.
+    """
+    usual = defaults(overrides)
+    before = flat_config(usual)
+    nodes = parents(before)
+    raw, usual_raw = (flatten(OmegaConf.to_container(node, resolve=False)) for node in (cfg, usual))
+    _check_nodes(raw, nodes)  # before anything that refers to them is resolved
+    values = flat_config(cfg)
+    _check_names(values, {*before, *nodes})
+    _check_present(cfg, values, before, nodes)
+    there = {*values, *parents(values)}
+    for key, rule in RULES.items():
+        value = values[key] if key in values else OmegaConf.select(cfg, key) if key in there else None
+        if key in there and not rule.test(value):
+            raise refuse(key, rule.words, value)
+    for key, default in before.items():
+        value = values.get(key)
+        referring = isinstance(raw.get(key), str) and "${" in raw[key] and raw[key] == usual_raw[key]
+        if key in RULES or key not in values or default is None or value == default or referring:
+            continue  # what it refers to is checked under its own name
+        allowed = TYPE_WORDS.get(type(default), type(default).__name__)
+        if value is None and not key.startswith((*FOREIGN, *TOLD)):
+            raise refuse(key, allowed, value)
+        if value is not None and not key.startswith(SEVERAL_TYPES) and not _has_type_of(value, default):
+            raise refuse(key, allowed, value)
+    if cfg.stop is not None and not OmegaConf.is_dict(cfg.stop):
+        raise refuse("stop", "null or a callback (`_target_` and its arguments)", cfg.stop)
+    _check_sub_batches(cfg)
+
+
+def _check_nodes(values: dict[str, Any], nodes: list[str]) -> None:
+    """What has options below it keeps them."""
+    for node in nodes:
+        if node in values and not (values[node] is None and node in ("model.scheduler", "stop", "study")):
+            group = node.replace(".", "/")
+            choices = config_groups().get(group, [])
+            how = f"choose one, such as `{group}={choices[0]}`, or " if choices else ""
+            raise refuse(node, f"a node: {how}set an option of it", values[node])
+
+
+def _check_names(values: dict[str, Any], known: set[str]) -> None:
+    """No option that nothing reads."""
+    closed = CLOSED if values.get("reg._target_") else (*CLOSED, "reg")
+    for key in values:
+        new = next((name for name in (*parents([key]), key) if name not in known), None)
+        if new is None:
+            continue
+        parent, _, name = new.rpartition(".")
+        if parent in closed:
+            raise ConfigError(f"Unknown option `{key}`.{did_you_mean(key, known)}")
+        if parent == "trainer" and name in OURS:
+            raise ConfigError(f"Expected no option `{key}`, which is set by the program itself.")
+        if parent == "logger" and new == key:
+            raise refuse(key, "a node with a `_target_`", values[key])
+
+
+def _check_present(cfg: DictConfig, values: dict[str, Any], before: dict[str, Any], nodes: list[str]) -> None:
+    """Options are set, not deleted, and their values no nodes."""
+    for key in before:
+        if key in values or key.startswith(FOREIGN):
+            continue
+        if key in NODE_OR_NULL and OmegaConf.is_dict(OmegaConf.select(cfg, key)):
+            continue
+        if any(value.startswith(f"{key}.") for value in values):
+            if before[key] is None:
+                continue  # no node by default, such as `stop`
+            raise refuse(key, TYPE_WORDS.get(type(before[key]), "a value"), OmegaConf.select(cfg, key))
+        there = {*values, *parents(values)}
+        gone = next(name for name in (*parents([key]), key) if name not in there)
+        how = f"choose another, such as `{gone}=none`," if gone == "reg" else "set it"
+        raise ConfigError(f"Expected option `{gone}` to be there, but it was deleted; {how} instead.")
+
+
+def _check_sub_batches(cfg: DictConfig) -> None:
+    """Every sub-batch needs a sample, in one process: M at most the batch size."""
+    parts = OmegaConf.select(cfg, "reg.num_sub_batches")
+    batch = OmegaConf.select(cfg, "data.batch_size")
+    if is_int(parts) and is_int(batch) and parts > batch:
+        raise refuse("reg.num_sub_batches", f"at most data.batch_size={batch}", parts)
+
+
+def check_data(cfg: DictConfig, num_train: int) -> None:
+    """Check what depends on the number of images that are measured.
+
+    Args:
+        cfg: the composed config.
+        num_train: number of training samples that the metrics are measured on.
+
+    Raises:
+        ConfigError: if a subset needs more samples than there are.
+    """
+    size = cfg.metric.subset_size
+    measured = cfg.metric.at_end != "none" or cfg.metric.every_n_validations is not None
+    if measured and size > num_train:
+        raise refuse("metric.subset_size", f"at most the {num_train} training images", size)
+
+
+def check_epoch(cfg: DictConfig, sizes: dict[str, int], world_size: int) -> None:
+    """Check what depends on the number of images that are trained on.
+
+    Args:
+        cfg: the composed config.
+        sizes: number of images by the name of the limit: ``train``, ``val``, ``test``.
+        world_size: number of processes.
+
+    Raises:
+        ConfigError: if a batch, or an epoch, would have too few samples.
+    """
+    images = sizes["train"]
+    if images < 2:
+        raise refuse("data.train_size", "at least 2: batch-norm has no statistics of one image", images)
+    parts = OmegaConf.select(cfg, "reg.num_sub_batches")
+    largest = min(cfg.data.batch_size, math.ceil(images / world_size))
+    if OmegaConf.select(cfg, "reg._target_") and is_int(parts) and parts // world_size > largest:
+        raise refuse("reg.num_sub_batches", f"at most {largest * world_size}, the images of a batch", parts)
+    for name, size in sizes.items():
+        limit = OmegaConf.select(cfg, f"trainer.limit_{name}_batches")
+        batches = math.ceil(size / world_size / cfg.data.batch_size)
+        if isinstance(limit, float) and 0 < limit * batches < 1:
+            raise refuse(f"trainer.limit_{name}_batches", f"at least 1/{batches}: one batch of {batches}", limit)

@@ -1,0 +1,1 @@
+"""How things are shown: on a terminal, in figures."""

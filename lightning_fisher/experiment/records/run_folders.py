@@ -1,0 +1,159 @@
+"""The folder of the job this process runs, and its removal when the job never began."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from lightning_fisher.exceptions import ConfigError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
+LOCK = ".lock"
+HEADER = "# config hash: "  # how the config of a run begins
+
+
+@dataclass
+class _Current:
+    folder: Path | None = None
+    started: bool = False
+
+
+_current = _Current()
+
+
+def forget() -> None:
+    """Start a command: no folder is known yet."""
+    _current.folder, _current.started = None, False
+
+
+def enter(folder: Path) -> None:
+    """Note the folder Hydra made for this job or sweep."""
+    _current.folder, _current.started = folder, True
+
+
+def current() -> Path | None:
+    """Return the folder of this process's job or sweep, None before Hydra made one."""
+    return _current.folder
+
+
+def task_started() -> bool:
+    """Whether the job itself was reached (a failure before is Hydra's: composing, creating the folder)."""
+    return _current.started
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder in which nothing was written, and its parents that this leaves empty.
+
+    Hydra makes the folder before the config can be checked, so a refused command would leave it behind.
+    A sweep's ``multirun.yaml`` alone counts as nothing.
+    """
+    if not folder.is_dir():
+        return
+    with suppress(OSError):  # what may not be removed stays
+        if [entry.name for entry in folder.iterdir()] == ["multirun.yaml"]:
+            (folder / "multirun.yaml").unlink()
+        for path in (folder.resolve(), *folder.resolve().parents):
+            if path == Path.cwd() or any(path.iterdir()):
+                return
+            path.rmdir()
+
+
+def clear(folder: Path) -> None:
+    """Empty a run folder, to train again from scratch; the lock stays."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name not in (LOCK, "run.log"):
+            entry.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the half-written files of a process that was killed."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
+        path.unlink(missing_ok=True)
+
+
+def _header(folder: Path) -> str:
+    """The first line of the config in a folder; empty if there is none."""
+    with suppress(OSError), open(folder / "config.yaml", encoding="utf-8", errors="replace") as file:
+        return file.readline().rstrip()
+    return ""
+
+
+def check_own(folder: Path) -> None:
+    """Refuse a folder that holds something else than a run: files would get lost in it, or be lost to a restart.
+
+    Raises:
+        ConfigError: naming the folder.
+    """
+    if _header(folder).startswith(HEADER) or (folder / "result.json").is_file():
+        return
+    own = (LOCK, "run.log", "error*.log", "*.tmp")  # of a run that ended before its config was written
+    foreign = [path.name for path in sorted(folder.iterdir()) if not any(path.match(name) for name in own)]
+    if foreign:
+        raise ConfigError(
+            f"Expected option `hydra.run.dir` to be an empty folder or one of a run, but got `{folder}`, which holds "
+            f"other files (`{foreign[0]}`)."
+        )
+
+
+def check_same(folder: Path, config_hash: str) -> None:
+    """Refuse a folder that holds a run of another configuration.
+
+    Raises:
+        ConfigError: naming the folder.
+    """
+    first = _header(folder)
+    if first.startswith(HEADER) and not first.endswith(config_hash):
+        raise ConfigError(
+            f"Expected option `hydra.run.dir` to be an empty folder or one of this same run, but got `{folder}`, "
+            "which holds a run of another configuration: choose another folder, or restart=true replaces it."
+        )
+
+
+@contextmanager
+def unlocked() -> Iterator[None]:
+    """Do nothing: for the processes that do not write."""
+    yield
+
+
+@contextmanager
+def lock(folder: Path, patience: float = 5.0) -> Iterator[None]:
+    """Hold a run folder for this process, so that two of the same command do not write into each other's files.
+
+    Args:
+        folder: the run folder.
+        patience: seconds to wait for another process, which may be about to end.
+
+    Raises:
+        ConfigError: if another process holds the folder.
+    """
+    if fcntl is None:  # Windows: no lock
+        yield
+        return
+    path = folder / LOCK
+    file = open(path, "w")  # noqa: SIM115
+    try:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise ConfigError(f"Another process is training in {folder}: wait for it, or end it.") from None
+                time.sleep(0.2)
+        yield
+    finally:
+        file.close()
+        path.unlink(missing_ok=True)

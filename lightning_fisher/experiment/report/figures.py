@@ -1,0 +1,182 @@
+"""The figures of the reports: metrics against the varied value, and against the test error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from lightning_fisher.experiment.display import plot_style as style
+from lightning_fisher.experiment.report.rank_table import correlations
+from lightning_fisher.experiment.report.rows import Row, grouped, numbers, spread
+
+PANELS = {
+    "gamma": r"$\hat\gamma$ (nats)",
+    "gamma_magnitude": r"$\hat\gamma$, magnitude part (nats)",
+    "gamma_direction": r"$\hat\gamma$, direction part (nats)",
+    "robustness": "robustness",
+    "frobenius_norm": "Frobenius norm",
+    "spectral_radius": "spectral radius",
+}
+COLUMNS = 3  # γ̂ and its parts above, what it is compared with below
+LOGARITHMIC = 8.0  # a positive quantity that spans more than this factor gets a logarithmic axis
+
+
+def positions(values: Sequence[Any]) -> list[float]:
+    """Where values stand on the x axis: numbers at their place, unless they grow by factors; the rest evenly."""
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        return list(map(float, range(len(values))))
+    positive = [v for v in values if v > 0]
+    decades = LOGARITHMIC if len(positive) == len(values) else 5 * LOGARITHMIC  # beside a zero
+    if len(positive) > 2 and min(values) >= 0 and max(positive) / min(positive) >= decades:
+        return list(map(float, range(len(values))))
+    return list(map(float, values))
+
+
+def band(axis: Axes, x: Sequence[float], groups: Sequence[Sequence[float]], look: int, label: str) -> Any:
+    """Draw mean ± standard deviation of groups of values over x; empty groups are left out.
+
+    On a logarithmic axis mean and deviation are those of the logarithm (the geometric mean): the band is as wide
+    above as below, and never reaches zero.
+    """
+    logarithmic = axis.get_yscale() == "log"
+    groups = [[math.log(v) for v in values] for values in groups] if logarithmic else groups
+    pairs = [(place, spread(values)) for place, values in zip(x, groups, strict=True) if values]
+    back = math.exp if logarithmic else float
+    places, means = [p for p, _ in pairs], [back(s.mean) for _, s in pairs]
+    low = [back(s.mean - (s.std or 0.0)) for _, s in pairs]
+    high = [back(s.mean + (s.std or 0.0)) for _, s in pairs]
+    color, marker, dashes = style.SERIES[look]
+    (line,) = axis.plot(places, means, color=color, marker=marker, linestyle=dashes, label=label)
+    axis.fill_between(places, low, high, color=color, alpha=0.18, linewidth=0)
+    return line
+
+
+def scale(axis: Axes, values: Sequence[float]) -> None:
+    """Choose a logarithmic y axis for positive values that span decades."""
+    if values and min(values) > 0 and max(values) / min(values) > LOGARITHMIC:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(numticks=6))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def x_axis(axis: Axes, values: Sequence[Any], label: str) -> list[float]:
+    """Set up the x axis of varied values and return their places."""
+    places = positions(values)
+    axis.set_xticks(places, [f"{v:g}" if isinstance(v, float) else str(v) for v in values])
+    axis.set_xlabel(label)
+    return places
+
+
+def plot_scenario(
+    rows: Sequence[Row], x: str, path: Path, label: str = "", wanted: Sequence[Any] | None = None
+) -> Path:
+    """Plot one panel a metric: mean ± std on the left axis, the test error on the right one, over the varied value.
+
+    Args:
+        rows: the runs.
+        x: the varied option.
+        path: of the PNG.
+        label: of the x axis.
+        wanted: order of the values.
+    """
+    groups = {group[0]: members for group, members in grouped(rows, [x], wanted).items()}
+    panels = [key for key in PANELS if numbers(rows, key)]
+    n = sorted({len(members) for members in groups.values()})
+    logarithmic = False
+    with matplotlib.rc_context(style.RC):
+        figure, axes = style.grid(len(panels), COLUMNS)
+        for axis, key in zip(axes, panels, strict=True):
+            scale(axis, numbers(rows, key))
+            places = x_axis(axis, list(groups), label or x)
+            left = band(axis, places, [numbers(members, key) for members in groups.values()], 0, "metric")
+            axis.set_ylabel(PANELS[key], color=style.BLUE)
+            right = axis.twinx()
+            right.spines["right"].set_visible(True)
+            right.grid(False)
+            error = band(right, places, [numbers(m, "test_error") for m in groups.values()], 1, "test error")
+            right.set_ylabel("test error (%)", color=style.VERMILLION)
+            if axis.get_yscale() == "log":
+                logarithmic = True
+        note = "; of the logarithm on a logarithmic axis" if logarithmic else ""
+        runs = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
+        figure.legend(
+            [left, error],
+            [f"metric, left axis (mean ± std of {runs} networks{note})", "test error, right axis"],
+            loc="outside lower center",
+            ncols=2,
+            frameon=False,
+        )
+        return style.save(figure, path)
+
+
+def plot_ranking(
+    rows: Sequence[Row], x: str | None, path: Path, label: str = "", wanted: Sequence[Any] | None = None
+) -> Path:
+    """Plot every run: test error against each metric, the varied value (if any) by colour and marker, tau as title."""
+    groups = {group[0]: members for group, members in grouped(rows, [x], wanted).items()} if x else {"": list(rows)}
+    panels = [key for key in PANELS if numbers(rows, key)]
+    with matplotlib.rc_context(style.RC):
+        figure, axes = style.grid(len(panels), COLUMNS)
+        for axis, key in zip(axes, panels, strict=True):
+            values = numbers(rows, key)
+            if min(values) > 0 and max(values) / min(values) > LOGARITHMIC:
+                axis.set_xscale("log")
+            for look, (name, members) in enumerate(groups.items()):
+                color, marker, _ = style.SERIES[look % len(style.SERIES)]
+                points = [(m[key], m["test_error"]) for m in members if m.get(key) is not None]
+                x_values, y_values = zip(*points, strict=True)
+                axis.scatter(x_values, y_values, color=color, marker=marker, s=22, label=str(name), linewidths=0)
+            axis.set(xlabel=PANELS[key], ylabel="test error (%)")
+            found = correlations(rows, key)
+            if found:
+                tau = found[0]
+                axis.set_title(rf"Kendall $\tau$ = {tau.statistic:.2f} [{tau.low:.2f}, {tau.high:.2f}]")
+        handles, names = axes[0].get_legend_handles_labels()
+        if x:
+            figure.legend(handles, names, title=label or x, loc="outside lower center", ncols=len(names), frameon=False)
+        return style.save(figure, path)
+
+
+def plot_lines(
+    rows: Sequence[Row],
+    x: str,
+    path: Path,
+    *,
+    quantities: dict[str, str],
+    by: str | None = None,
+    label: str = "",
+    wanted: Sequence[Any] | None = None,
+) -> Path:
+    """Plot one panel a quantity over the varied value, one line for every value of another option.
+
+    Args:
+        rows: the runs.
+        x: the varied option.
+        path: of the PNG.
+        quantities: the quantities and the labels of their axes.
+        by: the option that makes the lines; None for one line.
+        label: of the x axis.
+        wanted: order of the values of x.
+    """
+    values = [group[0] for group in grouped(rows, [x], wanted)]
+    lines = grouped(rows, [by]) if by else {("mean ± std",): list(rows)}
+    panels = [key for key in quantities if numbers(rows, key)]
+    with matplotlib.rc_context(style.RC):
+        figure, axes = style.grid(len(panels))
+        for axis, key in zip(axes, panels, strict=True):
+            scale(axis, numbers(rows, key) if "%" not in quantities[key] else [])
+            places = x_axis(axis, values, label or x)
+            for look, (name, members) in enumerate(lines.items()):
+                at = [numbers([m for m in members if grouped([m], [x]).keys() == {(v,)}], key) for v in values]
+                band(axis, places, at, look % len(style.SERIES), str(name[0]))
+            axis.set_ylabel(quantities[key])
+        handles, names = axes[0].get_legend_handles_labels()
+        if by:
+            figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+        return style.save(figure, path)

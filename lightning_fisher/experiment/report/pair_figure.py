@@ -1,0 +1,55 @@
+"""A figure for the tables: each network without and with the regulariser, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+from lightning_fisher.experiment.display import plot_style as style
+from lightning_fisher.experiment.report.rows import Row, grouped, numbers, spread
+
+GAP = 0.32  # between the methods of a network, of the distance between networks
+
+
+def plot_pairs(rows: Sequence[Row], key: str, label: str, path: Path) -> Path:
+    """Plot a quantity for every network and method: the runs as dots, mean ± std beside them.
+
+    Args:
+        rows: the runs.
+        key: the quantity.
+        label: of its axis.
+        path: of the PNG.
+    """
+    nets = grouped(rows, ["data", "model"])
+    methods = [group[0] for group in grouped(rows, ["reg"])]
+    with matplotlib.rc_context(style.RC):
+        figure, (axis,) = style.grid(1, width=max(3.6, 1.4 + 1.3 * len(nets)), height=3.0)
+        for look, method in enumerate(methods):
+            color, marker, _ = style.SERIES[look % len(style.SERIES)]
+            shift = GAP * (look - (len(methods) - 1) / 2)
+            named = False
+            for place, members in enumerate(nets.values()):
+                values = numbers([m for m in members if m["choices"].get("reg") == method], key)
+                if not values:
+                    continue
+                found = spread(values)
+                axis.scatter([place + shift - 0.06] * len(values), values, color=color, s=9, alpha=0.55, linewidths=0)
+                axis.errorbar(
+                    place + shift + 0.04,
+                    found.mean,
+                    yerr=found.std,
+                    color=color,
+                    marker=marker,
+                    capsize=3,
+                    linestyle="none",
+                    label=None if named else str(method),
+                )
+                named = True
+        axis.set_xticks(range(len(nets)), [f"{model}\n{data}" for data, model in nets])
+        axis.set_xlim(-0.6, len(nets) - 0.4)
+        axis.grid(False, axis="x")
+        axis.set_ylabel(label)
+        figure.legend(loc="outside lower center", ncols=len(methods), frameon=False)
+        return style.save(figure, path)

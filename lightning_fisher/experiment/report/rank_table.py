@@ -1,0 +1,75 @@
+"""How well each metric orders the runs by their test error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from lightning_fisher.experiment.report.rows import Row, value
+from lightning_fisher.experiment.report.tables import MISSING, markdown
+from lightning_fisher.functional.ranking import bootstrap_interval, kendall_tau, spearman_rho
+
+LEVEL = 0.95
+METRICS = {
+    "gamma": "γ̂ (ours)",
+    "gamma_magnitude": "γ̂, magnitude part",
+    "gamma_direction": "γ̂, direction part",
+    "robustness": "robustness",
+    "frobenius_norm": "Frobenius norm",
+    "spectral_radius": "spectral radius",
+    "hessian_frobenius_norm": "Frobenius norm of the Hessian",
+    "hessian_spectral_radius": "spectral radius of the Hessian",
+    "train_loss": "training loss",
+}
+
+
+class Correlation(NamedTuple):
+    """A rank correlation with its bootstrap interval, over n runs."""
+
+    name: str
+    statistic: float
+    low: float
+    high: float
+    n: int
+
+
+def correlations(rows: Sequence[Row], metric: str, against: str = "test_error") -> list[Correlation]:
+    """Kendall's tau-b and Spearman's rho of a metric with the test error over runs.
+
+    Args:
+        rows: the runs; those that lack either value are left out.
+        metric: name of the metric.
+        against: what it should order.
+
+    Returns:
+        Both, each with its 95 % percentile bootstrap interval; empty with fewer than 3 runs.
+    """
+    pairs = [(value(row, metric), value(row, against)) for row in rows]
+    pairs = [(x, y) for x, y in pairs if x is not None and y is not None]
+    if len(pairs) < 3:
+        return []
+    x, y = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
+    found = []
+    for name, statistic in (("Kendall τ", kendall_tau), ("Spearman ρ", spearman_rho)):
+        interval = bootstrap_interval(statistic, x, y, level=LEVEL)
+        found.append(Correlation(name, float(statistic(x, y)), float(interval.low), float(interval.high), len(pairs)))
+    return found
+
+
+def ranking_table(rows: Sequence[Row]) -> str:
+    """Tabulate the rank correlations of all measured metrics with the test error; empty with too few runs."""
+    lines = []
+    for key, name in METRICS.items():
+        found = correlations(rows, key)
+        if found:
+            cells = [
+                f"{c.statistic:.2f} [{c.low:.2f}, {c.high:.2f}]" if c.statistic == c.statistic else MISSING
+                for c in found
+            ]
+            lines.append([name, *cells, str(found[0].n)])
+    if not lines:
+        return ""
+    percent = f"{100 * LEVEL:.0f} %"
+    return markdown(["metric", f"Kendall τ [{percent}]", f"Spearman ρ [{percent}]", "runs"], lines)

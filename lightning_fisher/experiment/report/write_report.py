@@ -1,0 +1,174 @@
+"""Report over rows: ``python -m lightning_fisher.experiment.report FOLDER``. Reads rows, never a model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment.config.error_messages import listing
+from lightning_fisher.experiment.display.terminal import shown
+from lightning_fisher.experiment.records.result import write_atomically
+from lightning_fisher.experiment.report.figures import plot_lines, plot_ranking, plot_scenario
+from lightning_fisher.experiment.report.group_figure import plot_groups
+from lightning_fisher.experiment.report.pair_figure import plot_pairs
+from lightning_fisher.experiment.report.paired_table import differences_table
+from lightning_fisher.experiment.report.rank_table import ranking_table
+from lightning_fisher.experiment.report.rows import Row, grouped, load_rows, numbers, require_known, varied
+from lightning_fisher.experiment.report.tables import TABLES, summary
+
+FILE_NAME = "report.md"
+MOST_COLOURS = 6  # of a figure: more values of an option are not told apart
+KINDS = ("scenario", "groups", "ranking", *TABLES)
+QUANTITIES = {"test_error": "test error (%)", "gamma": r"$\hat\gamma$ (nats)"}
+
+
+@dataclass
+class Report:
+    """A report: its parts in order, and the figures it names."""
+
+    title: str
+    parts: list[tuple[str, str]] = field(default_factory=list)
+    figures: list[Path] = field(default_factory=list)
+
+    def text(self, markdown: bool) -> str:
+        """Format for a Markdown file, or for a terminal."""
+        blocks = [f"# {self.title}"]
+        blocks += [f"## {heading}\n\n{body}" if markdown else f"{heading}\n{body}" for heading, body in self.parts]
+        if markdown:
+            blocks += [f"![{path.stem}]({path.name})" for path in self.figures]
+        return "\n\n".join(blocks) + "\n"
+
+
+def plan(rows: Sequence[Row], kind: str | None, x: str | None, by: str | None) -> dict[str, Any]:
+    """Decide the form of the report: what was asked for, then what the study says, then what varies.
+
+    Raises:
+        ConfigError: if the form is unknown, or a name is none of the rows'.
+    """
+    studies = [row["study"] for row in rows if row.get("study")]
+    form = dict(studies[0]) if studies and all(s.get("name") == studies[0].get("name") for s in studies) else {}
+    keys = varied(rows)
+    if kind is not None and kind not in KINDS:
+        raise ConfigError(f"Expected `--as` to be {listing(KINDS)}, but got `{kind}`.")
+    for name in (x, by):
+        if name is not None:
+            require_known(rows, name)
+    if x is not None and x != form.get("x"):
+        form = {"name": form.get("name"), "report": "scenario", "x": x}
+    form["report"] = kind or form.get("report", "groups")
+    form["by"] = by or form.get("by")
+    form.setdefault("x", keys[0] if keys else None)
+    form["keys"] = list(dict.fromkeys([k for k in (form["x"], form["by"]) if k in keys] + keys)) or ["model"]
+    return form
+
+
+def make(rows: Sequence[Row], folder: Path, form: dict[str, Any]) -> Report:
+    """Make the parts and the figures of a report."""
+    kind, x, by = form["report"], form["x"], form["by"]
+    label, wanted = form.get("x_label") or "", form.get("x_order")
+    made = Report(f"{form.get('name') or folder.name}: {len(rows)} runs")
+    if kind in TABLES:
+        made.parts.append((TABLES[kind].__doc__.splitlines()[0], TABLES[kind](rows)))  # type: ignore[union-attr]
+    made.parts.append(("All runs, mean ± standard deviation", summary(rows, form["keys"], wanted)))
+    if differences := differences_table(rows, form["keys"]):
+        made.parts.append(("Paired differences from the baseline, mean [95 % t interval] over seeds", differences))
+    if kind in ("scenario", "ranking", "groups") and (ranking := ranking_table(rows)):
+        made.parts.append(("Rank correlation with the test error over runs, 95 % bootstrap intervals", ranking))
+    made.parts.append(("Made by", provenance(rows)))
+    if kind == "scenario" and x is not None:
+        made.figures.append(plot_scenario(rows, x, folder / "metrics.png", label, wanted))
+        made.figures.append(plot_ranking(rows, x, folder / "ranking.png", label, wanted))
+    elif kind == "ranking":
+        several = x if x is not None and len(grouped(rows, [x])) <= MOST_COLOURS else None
+        made.figures.append(plot_ranking(rows, several, folder / "ranking.png", label, wanted))
+    elif kind == "select_beta":
+        quantities = {"val_error": "validation error (%)", **QUANTITIES}
+        made.figures.append(plot_lines(rows, "reg.beta", folder / "beta.png", quantities=quantities, label=label))
+    elif kind in ("table1", "table2"):
+        made.figures.append(plot_pairs(rows, "test_error", "test error (%)", folder / "test_error.png"))
+    elif kind == "table3":
+        made.figures.append(plot_pairs(rows, "gamma", QUANTITIES["gamma"], folder / "gamma.png"))
+    elif kind == "step_cost":
+        pass  # a table of a few numbers
+    elif x is not None and set(form["keys"]) - {x, by}:  # a line would be of runs that differ in something else
+        made.figures.append(plot_groups(rows, form["keys"], folder / "groups.png", quantities=QUANTITIES))
+    elif x is not None and x != by:
+        made.figures.append(
+            plot_lines(rows, x, folder / "lines.png", quantities=QUANTITIES, by=by, label=label, wanted=wanted)
+        )
+    elif by == "reg" or x == "reg":
+        made.figures.append(plot_pairs(rows, "test_error", "test error (%)", folder / "test_error.png"))
+    return made
+
+
+def provenance(rows: Sequence[Row]) -> str:
+    """Say what the rows were made with: commits, versions, hardware, total time."""
+    commits = sorted(
+        {
+            f"commit {row['commit'][:10]}{' (modified)' if row.get('modified') else ''}"
+            if row.get("commit")
+            else f"lightning_fisher {row['versions'].get('lightning_fisher')}"  # installed, not a checkout
+            for row in rows
+        }
+    )
+    versions = sorted({f"torch {r['versions']['torch']}, lightning {r['versions']['lightning']}" for r in rows})
+    hardware = sorted(
+        {f"{h['devices']} x {h['cpu'] if h['device'] == 'cpu' else h['device']}" for h in (r["hardware"] for r in rows)}
+    )
+    seconds = sum(numbers(rows, "fit_seconds"))
+    return f"{', '.join(commits)}; {', '.join(versions)}; {', '.join(hardware)}; {seconds:.0f} s of training"
+
+
+def report(
+    folder: Path,
+    runs: Sequence[Path] | None = None,
+    *,
+    kind: str | None = None,
+    x: str | None = None,
+    by: str | None = None,
+    out: Path | None = None,
+) -> Report:
+    """Write ``report.md`` and its figures, and print the tables.
+
+    Args:
+        folder: the rows are those at or below it.
+        runs: only these run folders.
+        kind: form of the report, else that of the study.
+        x: the varied option, else that of the study.
+        by: the option that makes lines of a figure.
+        out: where to write, else ``folder``.
+
+    Raises:
+        ConfigError: if there are no rows, or an argument does not fit them.
+    """
+    rows = load_rows(folder, runs)
+    target = out or folder
+    target.mkdir(parents=True, exist_ok=True)
+    made = make(rows, target, plan(rows, kind, x, by))
+    write_atomically(target / FILE_NAME, made.text(markdown=True))
+    print("\n" + made.text(markdown=False))
+    for path in (target / FILE_NAME, *made.figures):
+        print(f"report  {shown(path)}")
+    sys.stdout.flush()
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line; exits with 1 and one line on a mistake."""
+    parser = argparse.ArgumentParser(prog="python -m lightning_fisher.experiment.report", description=__doc__)
+    parser.add_argument("folder", type=Path, help="any folder with runs (result.json) at or below it")
+    parser.add_argument("--x", help="the option on the x axis, such as data.confusion_size")
+    parser.add_argument("--by", help="the option or group that makes the lines, such as reg")
+    parser.add_argument("--as", dest="kind", help=f"form of the report: {listing(KINDS)}")
+    parser.add_argument("--out", type=Path, help="where to write it (default: the folder)")
+    given = parser.parse_args(arguments)
+    try:
+        report(given.folder, kind=given.kind, x=given.x, by=given.by, out=given.out)
+    except (ConfigError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,226 @@
+"""A sweep: every job in a process of its own, complete rows skipped, failures survived, a report at the end."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, read_write
+
+from lightning_fisher.experiment.config.resolvers import config_hash
+from lightning_fisher.experiment.records import run_folders
+from lightning_fisher.experiment.records.result import complete_row, write_atomically
+
+JOBS = ".jobs"  # in the sweep's folder: how each of its jobs ended
+PARENT = "LIGHTNING_FISHER_PARENT"
+GRACE_SECONDS = 15.0
+
+
+@dataclass
+class _Sweep:
+    folder: Path | None = None
+
+
+_sweep = _Sweep()
+
+
+class SweepCallback(Callback):
+    """Note where a sweep begins. Hydra calls it in the process of the command, not in those of the jobs."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Forget how the jobs of an earlier sweep in this folder ended; every job stands in this one folder.
+
+        The name of the folder may be made of what the sweep varies (the network, say): it is that of the command.
+        """
+        folder = Path(config.hydra.sweep.dir).absolute()
+        with read_write(config):
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(config.hydra.sweep.dir)}")
+        shutil.rmtree(folder / JOBS, ignore_errors=True)
+        _sweep.folder = folder
+        run_folders.enter(folder)
+
+
+def own_configs() -> list[str]:
+    """Return the arguments by which a job finds the user's own configs too: the command's ``--config-dir``."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+
+
+def _quoted(path: Path | str) -> str:
+    """Quote a path for Hydra's override grammar."""
+    text = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
+
+
+def job_command(overrides: list[str], folder: Path) -> list[str]:
+    """Return the command of one job: what a user would type to run it alone, from a checkout or installed."""
+    return [
+        sys.executable,
+        "-m",
+        "lightning_fisher.experiment",
+        *overrides,
+        f"hydra.run.dir={_quoted(folder)}",
+        "hydra.mode=RUN",
+    ]
+
+
+def job_environment(jobs_at_once: int = 1) -> dict[str, str]:
+    """Return the environment of a job's process.
+
+    Args:
+        jobs_at_once: jobs that share the cores of this machine; each gets its part, unless OMP_NUM_THREADS is set.
+    """
+    environment = dict(os.environ)
+    if jobs_at_once > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs_at_once)))
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait are not to take a core from another job
+    environment.pop("HYDRA_FULL_ERROR", None)  # set by `main` for its own process
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment[PARENT] = str(os.getpid())
+    if "SLURM_JOB_ID" in environment:
+        # The job starts its own ranks: Lightning is not to take the launcher's single task for them.
+        environment["SLURM_JOB_NAME"] = "interactive"
+    return environment
+
+
+def run_in_own_process(cfg: DictConfig) -> None:
+    """Run the job Hydra is at in a process of its own, unless its row is complete.
+
+    Its own process makes several devices safe (Lightning starts the other ranks by repeating the command), and
+    whatever happens to it does not reach the other jobs. How it ended is noted in the sweep's folder; nothing
+    is raised.
+    """
+    if _sweep.folder is None:  # a launcher's worker, which would outlive a sweep that is killed
+        _end_without(os.getppid())
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    if complete_row(folder, config_hash(cfg)) is not None and not cfg.restart:
+        print(f"[{label(folder)}] complete already", flush=True)
+        _note(folder, "complete already", 0, 0.0)
+        return
+    overrides = [str(override) for override in hydra_config.overrides.task]
+    start = time.monotonic()
+    code = _run(job_command([*own_configs(), *overrides], folder), folder)
+    complete = code == 0 and complete_row(folder, config_hash(cfg)) is not None
+    _note(folder, "complete" if complete else "failed", code, time.monotonic() - start)
+
+
+def label(folder: Path) -> str:
+    """Shorten the name of a job's folder for the lines of its output: without the hash, 40 characters."""
+    name = folder.name.rpartition("-")[0]
+    return name if len(name) <= 40 else f"{name[:39]}…"
+
+
+def jobs_at_once() -> int:
+    """How many jobs the launcher runs on this machine at a time, where it says so (joblib's ``n_jobs``)."""
+    wanted = HydraConfig.get().launcher.get("n_jobs") or 1
+    return (os.cpu_count() or 1) if wanted < 0 else int(wanted)
+
+
+def _run(command: list[str], folder: Path) -> int:
+    """Run a job, its output to the terminal and to ``run.log``; stop it if this process is interrupted."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=job_environment(jobs_at_once()),
+    )
+    assert process.stdout is not None
+    try:
+        with open(folder / "run.log", "a", encoding="utf-8") as log:
+            for line in process.stdout:
+                print(f"[{label(folder)}] {line}", end="", flush=True)
+                log.write(line)
+        return process.wait()
+    except BaseException:
+        _stop(process)
+        raise
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End a job of an interrupted sweep; a terminal's Ctrl-C has reached it already."""
+    try:
+        process.wait(1.0)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _note(folder: Path, state: str, code: int, seconds: float) -> None:
+    record = {"folder": folder.name, "state": state, "exit_code": code, "seconds": round(seconds, 2)}
+    jobs = folder.parent / JOBS
+    jobs.mkdir(parents=True, exist_ok=True)
+    write_atomically(jobs / f"{folder.name}.json", json.dumps(record))
+
+
+def read_jobs(folder: Path) -> list[dict[str, Any]]:
+    """Return how the jobs of the last sweep in a folder ended, in order of their names."""
+    return [json.loads(path.read_text()) for path in sorted((folder / JOBS).glob("*.json"))]
+
+
+def abandon() -> bool:
+    """Forget the sweep of this process, which was interrupted; whether there was one."""
+    folder, _sweep.folder = _sweep.folder, None
+    return folder is not None
+
+
+def finish() -> bool:
+    """Sum up the sweep of this process and write its report.
+
+    Returns:
+        Whether a job failed; False where this process ran no sweep.
+    """
+    folder, _sweep.folder = _sweep.folder, None
+    if folder is None or not (folder / JOBS).is_dir():
+        return False
+    jobs = read_jobs(folder)
+    failed = [job for job in jobs if job["state"] == "failed"]
+    skipped = sum(job["state"] == "complete already" for job in jobs)
+    complete = f"{len(jobs) - len(failed)} of {len(jobs)} jobs complete ({skipped} before this command)"
+    print(f"\n{complete}, {len(failed)} failed.")
+    for job in failed:
+        print(f"  failed with exit code {job['exit_code']}: {folder / job['folder'] / 'run.log'}")
+    rows = [folder / job["folder"] for job in jobs if job["state"] != "failed"]
+    if rows:
+        from lightning_fisher.experiment.report.write_report import report
+        from lightning_fisher.experiment.sweep.wandb_report import upload
+
+        upload(report(folder, rows), rows, folder)
+    return bool(failed)
+
+
+def end_with_parent() -> None:
+    """End this process when the sweep, or the first process, that started it is gone, however it went (kill -9 too)."""
+    parent = os.environ.get(PARENT)
+    os.environ[PARENT] = str(os.getpid())  # of the other processes of this run, which repeat its command
+    if parent is not None:
+        _end_without(int(parent))
+
+
+@functools.cache  # once a parent
+def _end_without(parent: int) -> None:
+    """End this process when its parent is gone."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()

@@ -1,0 +1,1 @@
+"""Train one network and record it as a row."""

@@ -1,0 +1,93 @@
+"""What a run prints before and after: the plan, and the result row as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from lightning_fisher.experiment.display.terminal import print_pairs, shown
+from lightning_fisher.experiment.records.result import FILE_NAME as ROW
+from lightning_fisher.experiment.report.training_figure import FILE_NAME as FIGURE
+from lightning_fisher.experiment.training.build import Run
+
+# key, heading, format, key of the spread
+SHOWN = (
+    ("train_loss", "train loss (un-augmented)", "{:.5f}", None),
+    ("train_error", "train error (%)", "{:.2f}", None),
+    ("val_error", "validation error (%)", "{:.2f}", None),
+    ("test_loss", "test loss", "{:.4f}", None),
+    ("test_error", "test error (%)", "{:.2f}", None),
+    ("test_error_top5", "test error, top-5 (%)", "{:.2f}", None),
+    ("gamma", "gamma (lower is better)", "{:.2f}", "gamma_std"),
+    ("gamma_magnitude", "  its magnitude part", "{:.2f}", None),
+    ("gamma_direction", "  its direction part", "{:.2f}", None),
+    ("robustness", "robustness", "{:.4g}", "robustness_std"),
+    ("frobenius_norm", "Frobenius norm", "{:.4g}", "frobenius_norm_std"),
+    ("spectral_radius", "spectral radius", "{:.4g}", "spectral_radius_std"),
+    ("epochs", "epochs", "{}", None),
+    ("stop_reason", "stopped by", "{}", None),
+    ("fit_seconds", "fit (s)", "{:.1f}", None),
+    ("peak_memory_mib", "peak memory (MiB)", "{:.0f}", None),
+)
+
+
+def row_table(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """The main values of a row as names and texts."""
+    lines = []
+    for key, heading, form, spread in SHOWN:
+        if row.get(key) is None:
+            continue
+        value = form.format(row[key])
+        if spread is not None and row.get(spread) is not None:
+            value += f" ± {form.format(row[spread])}"
+        lines.append((heading, value))
+    return lines
+
+
+def phases(row: dict[str, Any]) -> str:
+    """Say in a sentence which epochs were plain and which regularised."""
+    epochs, switch = row["epochs"], row.get("switch_epoch")
+    if row["choices"].get("reg") == "none" or not row["config"].get("reg._target_"):
+        return f"{epochs} plain epochs, no regulariser"
+    if switch is None:
+        return f"{epochs} plain epochs; the regulariser never switched on (start={row['config'].get('reg.start')})"
+    if switch >= epochs:
+        return f"{epochs} plain epochs"
+    drop = ", after the learning rate dropped," if row["config"].get("reg.start") == "first_lr_drop" else ","
+    return (
+        f"epochs 1-{switch} plain, then{drop} epochs {switch + 1}-{epochs} regularised "
+        f"(from step {row['switch_step']}, beta {row['config'].get('reg.beta'):g})"
+        if switch
+        else f"epochs 1-{epochs} regularised (beta {row['config'].get('reg.beta'):g})"
+    )
+
+
+def print_plan(cfg: DictConfig, choices: dict[str, Any], run: Run, folder: Path, checkpoint: Path | None) -> None:
+    """Print what is about to happen."""
+    parameters = sum(p.numel() for p in run.module.net.parameters())
+    print(f"run folder  {shown(folder)}")
+    print(
+        f"model       {cfg.model.name} ({parameters:,} parameters), "
+        f"data {cfg.data.name} ({len(run.datamodule.train_set):,} training, "
+        f"{len(run.datamodule.validation_set):,} validation, {len(run.datamodule.test_set):,} test images)"
+    )
+    reg = "none"
+    if run.regularizer is not None:
+        reg = f"{choices.get('reg')}, beta {run.regularizer.beta:g}, on at {cfg.reg.start}"
+    print(f"regulariser {reg}; device {run.trainer.strategy.root_device} x {run.trainer.world_size}")
+    if checkpoint is not None:
+        print(f"continuing from {shown(checkpoint)}")
+    print(flush=True)
+
+
+def print_row(row: dict[str, Any], folder: Path, note: str = "") -> None:
+    """Print the result of a run, and where its files are."""
+    print(f"\n{phases(row)}")
+    print_pairs(row_table(row))
+    print(f"row     {shown(folder / ROW)}")
+    print(f"figure  {shown(folder / FIGURE)}")
+    if note:
+        print(note)
+    print(flush=True)

@@ -1,0 +1,118 @@
+"""Try, before anything is written, what would otherwise fail after the folder was begun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment.config.error_messages import listing, name_option
+from lightning_fisher.experiment.config.validation import check_data, check_epoch
+from lightning_fisher.experiment.training.build import Run
+from lightning_fisher.functional.evaluation.module_state import preserved_buffers, preserved_random_state
+from lightning_fisher.module import ImageClassifier
+
+# What libraries raise for arguments that do not fit.
+UNFIT = (ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError, ZeroDivisionError)
+
+
+def load_data(run: Run, cfg: DictConfig) -> None:
+    """Load the data set, so that what is missing or does not fit is told before anything is written.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    try:
+        run.datamodule.prepare_data()
+        run.datamodule.setup("fit")
+    except (OSError, ImportError, *UNFIT) as error:
+        raise ConfigError(name_option("data", error)) from error
+    data = run.datamodule
+    check_data(cfg, len(data.clean_set))
+    sizes = {"train": len(data.train_set), "val": len(data.validation_set), "test": len(data.test_set)}
+    check_epoch(cfg, sizes, run.trainer.world_size)
+
+
+def check_run(run: Run) -> None:
+    """Try what would otherwise fail after the folder was begun: optimizer, network, and what the regulariser supports.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    data, module = run.datamodule, run.module
+    height, width = (data.image_size, data.image_size) if isinstance(data.image_size, int) else data.image_size
+    smallest = min(data.batch_size, 2)  # or one of a sub-batch: what batch-norm refuses
+    if run.regularizer is not None and data.batch_size < 2 * run.regularizer.num_sub_batches // run.trainer.world_size:
+        smallest = 1
+    scheduler = check_optimizer(module)
+    try:
+        with torch.no_grad(), preserved_buffers(module.net), preserved_random_state([]):
+            logits = module.net.eval()(torch.zeros(2, data.channels, height, width))
+            module.net.train()(torch.zeros(smallest, data.channels, height, width))
+    except UNFIT as error:
+        raise ConfigError(name_option("model.net", error)) from error
+    if getattr(logits, "shape", None) != (2, data.num_classes):
+        raise ConfigError(
+            f"Expected option `model.net` to be a network with data.num_classes={data.num_classes} outputs, "
+            f"but got one with outputs of shape {list(getattr(logits, 'shape', []))} for 2 images."
+        )
+    module.train()
+    _check_monitor(run, scheduler)
+    if run.regularizer is not None:
+        try:
+            run.regularizer.setup(run.trainer, run.module, "fit")
+        except ValueError as error:
+            raise ConfigError(name_option("reg", error)) from error
+
+
+def check_optimizer(module: ImageClassifier) -> Any:
+    """Make the optimizer and its scheduler once, and return the scheduler.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    key, scheduler = "model.optimizer", None
+    try:
+        optimizer = module.make_optimizer(list(module.net.parameters()))
+        key = "model.scheduler"
+        if module.make_scheduler is not None:
+            scheduler = module.make_scheduler(optimizer)
+    except UNFIT as error:
+        raise ConfigError(name_option(key, error)) from error
+    return scheduler
+
+
+def check_checkpoint(module: ImageClassifier, path: Path) -> None:
+    """Refuse a checkpoint that is not one of this network's training.
+
+    Raises:
+        ConfigError: naming the file, and the first tensor that does not fit.
+    """
+    kept = torch.load(path, map_location="cpu", weights_only=True)
+    own, found = module.state_dict(), kept.get("state_dict") if isinstance(kept, dict) else None
+    if not isinstance(found, dict) or not {"epoch", "loops", "optimizer_states", "callbacks"} <= kept.keys():
+        wrong = "it holds no state of a training"
+    else:
+        names = [n for n in {**own, **found} if getattr(own.get(n), "shape", 0) != getattr(found.get(n), "shape", 1)]
+        wrong = f"its `{names[0]}` does not fit this network" if names else ""
+    if wrong:
+        raise ConfigError(
+            f"Expected a checkpoint of this run, but got `{path}`: {wrong}. Remove it, or train again from scratch "
+            "with restart=true."
+        )
+
+
+def _check_monitor(run: Run, scheduler: Any) -> None:
+    """The value that a plateau scheduler watches is logged at the end of every epoch."""
+    logged = ["train_loss", "train_error"]
+    if len(run.datamodule.validation_set):
+        logged += ["val_loss", "val_error", "val_error_top5"]
+    if run.monitor is not None and run.monitor.every_n_validations == 1:
+        logged += ["gamma", "gamma_magnitude", "gamma_direction"]
+    name = run.module.scheduler_monitor
+    if isinstance(scheduler, ReduceLROnPlateau) and name not in logged:
+        raise ConfigError(f"Expected option `model.scheduler_monitor` to be {listing(logged)}, but got `{name}`.")

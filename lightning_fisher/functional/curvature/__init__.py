@@ -1,0 +1,19 @@
+"""Curvature beside γ̂: norms of the Gram matrix and the Hessian, and of the input-output Jacobian."""
+
+from lightning_fisher.functional.curvature.norms import (
+    HessianFrobeniusNorm,
+    HessianSpectralRadius,
+    frobenius_norm,
+    hessian_frobenius_norm,
+    hessian_spectral_radius,
+    spectral_radius,
+)
+
+__all__ = [
+    "HessianFrobeniusNorm",
+    "HessianSpectralRadius",
+    "frobenius_norm",
+    "hessian_frobenius_norm",
+    "hessian_spectral_radius",
+    "spectral_radius",
+]

@@ -1,0 +1,1 @@
+"""A pass over a module that leaves no trace: samples, losses, precision, state."""

@@ -1,0 +1,215 @@
+"""Per-sample losses and the gradient of each with respect to the network's output, at any loss level.
+
+The gradient of the cross-entropy, ``p − ỹ``, cancels where the loss is small: in float32 it is 3e-4 off at a
+loss of 2e-3 and exactly zero soon after. Here it is formed in float64 from log-probabilities (the entry of the
+true class as ``−Σ_{k≠y} p_k``) and split into a direction of unit length and a log-scale, so that a float32
+backward pass only ever sees numbers of order one.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from lightning_fisher.functional.evaluation.finite import require_finite
+from lightning_fisher.functional.evaluation.samples import take
+
+LossFn = Callable[[Any, Any], Tensor]
+IGNORE_INDEX = -100  # the default of torch.nn.functional.cross_entropy
+
+
+def mean_loss(outputs: Any, targets: Any, loss_fn: LossFn | None) -> Tensor:
+    """Mean loss of a batch; the default cross-entropy is reduced in float64 from the logits as they are.
+
+    Args:
+        outputs: What the module returned.
+        targets: Class indices ``[n]`` (or ``[n, d1, …]``), or class probabilities of the shape of ``outputs``.
+        loss_fn: ``(outputs, targets) → scalar`` or ``→ [n]``; ``None`` is the cross-entropy.
+
+    Returns:
+        A scalar tensor.
+    """
+    if loss_fn is None:
+        soft = targets.is_floating_point()
+        return cross_entropy(outputs.double(), targets.double() if soft else targets)
+    losses = loss_fn(outputs, targets)
+    if losses.ndim > 1:
+        raise ValueError(
+            f"Expected argument `loss_fn` to return a scalar or one loss a sample, but got shape {tuple(losses.shape)}."
+        )
+    return losses.mean()
+
+
+def output_gradients(
+    outputs: Any, targets: Any, loss_fn: LossFn | None = None, logit_norm: float | None = None
+) -> tuple[Any, Tensor]:
+    """Gradient of every sample's loss with respect to its own output, as unit directions and log-norms.
+
+    ``∂ℓ_j/∂z_j = exp(log_norms[j]) · directions[j]``. Costs operations on the outputs only, in float64.
+
+    Args:
+        outputs: What the module returned for N samples: a tensor ``[N, K]`` or ``[N, K, d1, …]`` (the mean over
+            the extra dimensions, over those not labelled −100, is a sample's loss), or with ``loss_fn`` any nested
+            structure of tensors.
+        targets: Class indices, class probabilities, or what ``loss_fn`` takes.
+        loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy.
+        logit_norm: ``s`` of ``z ← z / (s‖z‖₂)`` (Sec. 7.2.3), differentiated with the rest; ``None``: not rescaled.
+
+    Returns:
+        Directions, in the structure and dtype of ``outputs``, and log-norms ``[N]``, float64 (``−inf`` where the
+        gradient is exactly zero; its direction is zero then).
+
+    Raises:
+        ValueError: If shapes, class indices or the returned losses don't fit.
+        NonFiniteError: If a gradient is not finite.
+    """
+    if logit_norm is not None and not (isinstance(outputs, Tensor) and outputs.ndim == 2):
+        raise ValueError("Expected the module to return logits of shape [N, K] when `logit_norm` is given.")
+    if logit_norm is not None and not logit_norm > 0:
+        raise ValueError(f"Expected argument `logit_norm` to be a positive number or None, but got {logit_norm}.")
+    if loss_fn is None:
+        logits = _checked_logits(outputs)
+        norms = scaled = None
+        if logit_norm is not None:
+            norms = torch.linalg.vector_norm(logits, dim=1, keepdim=True)
+            scaled = logits / (logit_norm * norms)
+        direction, log_norms = _cross_entropy_gradient(logits if scaled is None else scaled, targets)
+        if norms is not None:  # through z/(s‖z‖): the component along z vanishes
+            unit = logits / norms
+            direction = direction - unit * (unit * direction).sum(1, keepdim=True)
+            direction, more = _normalise(direction)
+            log_norms = log_norms + more - torch.log(logit_norm * norms.squeeze(1))
+        leaves, spec = [direction], None
+    else:
+        leaves, spec = _custom_gradient(outputs, targets, loss_fn, logit_norm)
+        leaves, log_norms = _normalise_jointly(leaves)
+    # −inf is a gradient of exactly zero.
+    require_finite(log_norms.masked_fill(torch.isneginf(log_norms), 0.0), "losses and loss gradients")
+    if spec is None:
+        return leaves[0].to(outputs.dtype), log_norms
+    originals = tree_flatten(outputs)[0]
+    cast = [None if leaf is None else leaf.to(original.dtype) for leaf, original in zip(leaves, originals, strict=True)]
+    return tree_unflatten(cast, spec), log_norms
+
+
+def _checked_logits(outputs: Any) -> Tensor:
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or not outputs.is_floating_point():
+        what = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"Expected the module to return logits of shape [N, K] or [N, K, d1, …] (cross-entropy), but got {what}; "
+            "give `loss_fn` for other outputs."
+        )
+    return outputs.detach().double()
+
+
+def _normalise(direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit rows and log-norms of ``[N, …]``; scaled first, so that tiny entries don't underflow when squared."""
+    flat = direction.flatten(1)
+    largest = flat.abs().amax(1, keepdim=True)
+    safe = torch.where(largest > 0, largest, 1.0)
+    flat = flat / safe
+    norm = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    unit = flat / torch.where(norm > 0, norm, 1.0)
+    log_norms = torch.where(largest > 0, norm.log() + largest.log(), -math.inf)
+    log_norms = torch.where(torch.isnan(largest), largest, log_norms)
+    return unit.view_as(direction), log_norms.squeeze(1)
+
+
+def _normalise_jointly(leaves: list[Any]) -> tuple[list[Any], Tensor]:
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    joint, log_norms = _normalise(torch.cat([tensor.flatten(1) for tensor in tensors], 1))
+    pieces = iter(joint.split([tensor[0].numel() for tensor in tensors], 1))
+    return [next(pieces).reshape(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in leaves], log_norms
+
+
+def _cross_entropy_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Direction and log-norm of ``∂ CE/∂z`` for ``[N, K, …]`` logits in float64."""
+    shape = logits.shape
+    log_p = torch.log_softmax(logits, 1)
+    if targets.is_floating_point():
+        if targets.shape != shape:
+            raise ValueError(
+                f"Expected class probabilities in `targets` of shape {tuple(shape)}, but got {tuple(targets.shape)}."
+            )
+        positions = logits[0].numel() // shape[1]
+        weights = targets.double()
+        return _normalise((log_p.exp() * weights.sum(1, keepdim=True) - weights) / positions)
+    if targets.shape != (shape[0], *shape[2:]):
+        raise ValueError(
+            f"Expected class indices in `targets` of shape {(shape[0], *shape[2:])}, but got {tuple(targets.shape)}."
+        )
+    kept = targets != IGNORE_INDEX
+    if bool(((targets < 0) | (targets >= shape[1]))[kept].any()):
+        raise ValueError(
+            f"Expected class indices in `targets` to be 0…{shape[1] - 1}, "
+            f"but got {int(targets[kept].min())}…{int(targets[kept].max())}."
+        )
+    true = torch.zeros_like(logits, dtype=torch.bool)
+    true.scatter_(1, targets.clamp_min(0).unsqueeze(1), True)
+    # |δ_k| = p_k for the wrong classes and Σ_{k≠y} p_k for the true one, in logarithms: nothing cancels.
+    wrong = log_p.masked_fill(true, -math.inf)
+    magnitude = torch.where(true, torch.logsumexp(wrong, 1, keepdim=True), wrong)
+    magnitude = magnitude.masked_fill(~kept.unsqueeze(1), -math.inf)
+    if logits.ndim > 2:
+        magnitude = magnitude - kept.flatten(1).sum(1).clamp_min(1).double().log().view(-1, *[1] * (logits.ndim - 1))
+    log_norms = 0.5 * torch.logsumexp(2 * magnitude.flatten(1), 1)
+    offset = torch.where(torch.isneginf(log_norms), 0.0, log_norms).view(-1, *[1] * (logits.ndim - 1))
+    direction = torch.exp(magnitude - offset)
+    return torch.where(true, -direction, direction), log_norms
+
+
+def _custom_gradient(outputs: Any, targets: Any, loss_fn: LossFn, logit_norm: float | None) -> tuple[list[Any], Any]:
+    """Gradient of the sum of the per-sample losses, leaf by leaf; float64 where ``loss_fn`` can."""
+    if isinstance(loss_fn, nn.Module):
+        loss_fn = copy.deepcopy(loss_fn).double()
+    try:
+        return _loss_gradient(outputs, targets, loss_fn, logit_norm, double=True)
+    except RuntimeError:  # a loss that carries float32 tensors of its own, class weights say
+        return _loss_gradient(outputs, targets, loss_fn, logit_norm, double=False)
+
+
+def _loss_gradient(
+    outputs: Any, targets: Any, loss_fn: LossFn, logit_norm: float | None, *, double: bool
+) -> tuple[list[Any], Any]:
+    def cast(tree: Any) -> Any:
+        return tree_map(lambda t: t.double() if double and _is_floating(t) else t, tree)
+
+    flat, spec = tree_flatten(outputs)
+    with torch.enable_grad():
+        leaves = [cast(leaf.detach()).requires_grad_() if _is_floating(leaf) else leaf for leaf in flat]
+        variables = [leaf for leaf in leaves if _is_floating(leaf)]
+        if not variables:
+            raise ValueError("Expected the module to return at least one floating-point tensor.")
+        count = variables[0].shape[0]
+        rebuilt, targets = tree_unflatten(leaves, spec), cast(targets)
+        if logit_norm is not None:
+            rebuilt = rebuilt / (logit_norm * torch.linalg.vector_norm(rebuilt, dim=1, keepdim=True))
+        losses = loss_fn(rebuilt, targets)
+        if losses.ndim == 0:  # a reduced loss: sample by sample
+            one = [slice(j, j + 1) for j in range(count)]
+            losses = torch.stack([loss_fn(take(rebuilt, index), take(targets, index)) for index in one])
+        if losses.shape != (count,):
+            raise ValueError(
+                f"Expected argument `loss_fn` to return a scalar or losses of shape [{count}], "
+                f"but got shape {tuple(losses.shape)}."
+            )
+        alone = loss_fn(take(rebuilt, slice(0, 1)), take(targets, slice(0, 1))).reshape(())
+        if not torch.allclose(alone, losses[0], rtol=1e-4, atol=1e-12, equal_nan=True):
+            raise ValueError(
+                "Expected argument `loss_fn` to give losses that depend on their own sample only, but the first one "
+                f"is {losses[0].item():.6g} in the batch and {alone.item():.6g} alone."
+            )
+        grads = torch.autograd.grad(losses.sum(), variables, allow_unused=True, materialize_grads=True)
+    remaining = iter(grads)
+    return [next(remaining).double() if _is_floating(leaf) else None for leaf in leaves], spec
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()

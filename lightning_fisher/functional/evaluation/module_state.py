@@ -1,0 +1,153 @@
+"""Leave a module as it was found: mode, buffers, ``requires_grad`` flags, random state."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module, *, batch_statistics: bool = False) -> Iterator[None]:
+    """Put the whole module in evaluation mode and give every submodule its own flag back.
+
+    Args:
+        module: Any module.
+        batch_statistics: Keep batch-norm layers in training mode, so that they use the statistics of the batch.
+    """
+    flags = [(submodule, submodule.training) for submodule in module.modules()]
+    try:
+        # The flag is set directly: `train()` is often overridden with side effects.
+        for submodule, _ in flags:
+            submodule.training = batch_statistics and isinstance(submodule, _BatchNorm)
+        yield
+    finally:
+        for submodule, training in flags:
+            submodule.training = training
+
+
+@contextmanager
+def frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Switch ``requires_grad`` off, so that a backward pass skips the gradients of the weights."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def refuse_renormalised_embeddings(module: nn.Module) -> None:
+    """Refuse embeddings with ``max_norm``, whose forward pass changes the weights.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name, submodule in module.named_modules():
+        if isinstance(submodule, (nn.Embedding, nn.EmbeddingBag)) and submodule.max_norm is not None:
+            raise ValueError(
+                f"Expected forward passes that leave the weights alone, but the embedding {name or 'itself'!r} "
+                f"renormalises its weights (max_norm={submodule.max_norm}); set `max_norm=None`."
+            )
+
+
+def standardises_one(input: Tensor, running_mean: Tensor | None = None, *args: Any, **kwargs: Any) -> bool:
+    """Whether a call of batch-norm with batch statistics sees a batch of one: timm's standardised weights, say.
+
+    Samples folded into another dimension show in the comparison of the outputs.
+    """
+    return running_mean is None and input.shape[0] == 1
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """The gradient as a dense tensor, also where a layer gives a sparse one."""
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()
+
+
+class BufferSnapshot:
+    """The buffers of a module, bit for bit, also where a forward pass replaces the tensor itself."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._owned = [
+            (submodule, name, buffer) for submodule in module.modules() for name, buffer in submodule._buffers.items()
+        ]
+        # One copy a dtype and device: a network has dozens of small buffers, and each operation costs a launch.
+        self._groups: defaultdict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
+        for *_, buffer in self._owned:
+            if buffer is not None and not buffer.is_inference():  # those can't change
+                self._groups[buffer.dtype, buffer.device].append(buffer.detach())
+        self._values = {kind: [torch.empty_like(b) for b in group] for kind, group in self._groups.items()}
+        for kind, group in self._groups.items():
+            torch._foreach_copy_(self._values[kind], group)
+
+    def restore(self) -> None:
+        """Put every buffer back; unchanged ones cost a copy, nothing else."""
+        with torch.no_grad():
+            for kind, group in self._groups.items():
+                torch._foreach_copy_(group, self._values[kind])
+        for submodule, name, buffer in self._owned:
+            submodule._buffers[name] = buffer
+
+
+@contextmanager
+def preserved_buffers(module: nn.Module) -> Iterator[BufferSnapshot]:
+    """Restore all buffers (batch-norm statistics and counters, spectral norm) on the way out."""
+    snapshot = BufferSnapshot(module)
+    try:
+        yield snapshot
+    finally:
+        snapshot.restore()
+
+
+class RandomStateSnapshot:
+    """State of Python's, numpy's (where it is in use) and torch's random generators, on the CPU and given devices."""
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._cuda = sorted({device.index or 0 for device in devices if device.type == "cuda"})
+        self._torch = torch.get_rng_state()
+        self._cuda_states = [torch.cuda.get_rng_state(index) for index in self._cuda]
+        self._python = random.getstate()
+        numpy = sys.modules.get("numpy")  # mixing augmentations draw from it; not a dependency
+        self._numpy = None if numpy is None else numpy.random.get_state()
+
+    def unchanged(self) -> bool:
+        """Whether nothing was drawn since."""
+        now = RandomStateSnapshot(torch.device("cuda", index) for index in self._cuda)
+        tensors = zip([self._torch, *self._cuda_states], [now._torch, *now._cuda_states], strict=True)
+        return (
+            all(torch.equal(a, b) for a, b in tensors)
+            and self._python == now._python
+            and _as_values(self._numpy) == _as_values(now._numpy)
+        )
+
+    def restore(self) -> None:
+        """Put the generators back."""
+        torch.set_rng_state(self._torch)
+        for index, state in zip(self._cuda, self._cuda_states, strict=True):
+            torch.cuda.set_rng_state(state, index)
+        random.setstate(self._python)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
+
+
+def _as_values(numpy_state: Any) -> Any:
+    return numpy_state and [part.tolist() if hasattr(part, "tolist") else part for part in numpy_state]
+
+
+@contextmanager
+def preserved_random_state(devices: Iterable[torch.device]) -> Iterator[None]:
+    """Restore the random state on the way out."""
+    snapshot = RandomStateSnapshot(devices)
+    try:
+        yield
+    finally:
+        snapshot.restore()

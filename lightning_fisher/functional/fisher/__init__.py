@@ -1,0 +1,1 @@
+"""γ̂ and its theory: log-determinants, spectra, bounds."""

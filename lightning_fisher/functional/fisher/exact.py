@@ -1,0 +1,114 @@
+"""The exact metric γ, for networks small enough for their full Fisher matrix."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
+from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
+from lightning_fisher.functional.evaluation.loss import LossFn, output_gradients
+from lightning_fisher.functional.evaluation.samples import num_samples, take
+from lightning_fisher.functional.fisher.log_determinant import RankPolicy
+
+
+def exact_gamma(
+    module: nn.Module,
+    inputs: Any,
+    targets: Any,
+    *,
+    loss_fn: LossFn | None = None,
+    rank_policy: RankPolicy = "error",
+) -> Tensor:
+    """Log-determinant of the observed Fisher information, ``γ = ln|I_S|``, ``I_S = 1/N Σ_x ∇ℓ ∇ℓᵀ`` (Eq. 2–3).
+
+    From the singular values of the per-sample gradients ``J [N, W]``, on a float64 copy of the module in
+    evaluation mode. Takes N single-sample passes, ``N W`` numbers and O(N W²) operations: for small networks.
+
+    ``I_S`` is singular, and γ = −∞, wherever the loss has a direction in which no sample's loss changes: fewer
+    samples than parameters, but also *every* softmax over K free logits (a constant added to all of them changes
+    nothing) and every ReLU or batch-norm network (weights can be rescaled between layers). γ is finite for, say,
+    a tanh network with K − 1 logits and the last one fixed.
+
+    Args:
+        module: The network.
+        inputs: N samples: a tensor, a tuple (``module(*inputs)``) or a dict (``module(**inputs)``).
+        targets: Class indices, class probabilities, or what ``loss_fn`` takes.
+        loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy.
+        rank_policy: ``"error"``: a singular matrix raises. ``"pseudo"``: it warns, and the product of the non-zero
+            eigenvalues is taken; not comparable with a value of full rank.
+
+    Returns:
+        γ in nats, a float64 scalar.
+
+    Raises:
+        ValueError: If ``I_S`` is singular and the policy is ``"error"``, or an argument doesn't fit.
+        NonFiniteError: If outputs, losses or gradients are infinite or nan.
+
+    Example:
+        >>> import torch
+        >>> from lightning_fisher.functional.fisher.exact import exact_gamma
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> loss = lambda outputs, targets: 0.5 * (outputs - targets).square().squeeze(1)
+        >>> inputs = torch.tensor([[1.0], [2.0]])
+        >>> targets = net(inputs).detach() - torch.tensor([[1.0], [1.0]])  # gradients 1 and 2
+        >>> torch.allclose(exact_gamma(net, inputs, targets, loss_fn=loss).exp(), torch.tensor(2.5).double())
+        True
+    """
+    if rank_policy not in get_args(RankPolicy):
+        raise ValueError(
+            f"Expected argument `rank_policy` to be one of {get_args(RankPolicy)}, but got {rank_policy!r}."
+        )
+    module = copy.deepcopy(module).double()
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    size = sum(parameter.numel() for parameter in parameters)
+    if size == 0:
+        raise ValueError("Expected argument `module` to have parameters that require gradients, but got none.")
+    count = num_samples(inputs)
+    with differentiable_evaluation(module):
+        inputs, targets = differentiable((inputs, targets), module)
+        rows = []
+        for j in range(count):
+            one = slice(j, j + 1)
+            with samples_of_a_batch([j]):
+                rows.append(_gradient(module, parameters, take(inputs, one), take(targets, one), loss_fn))
+    jacobian = torch.stack(rows)
+    require_finite(jacobian, "per-sample gradients")
+    values = torch.linalg.svdvals(jacobian)
+    kept = values > max(count, size) * torch.finfo(torch.float64).eps * values[0]
+    rank = int(kept.sum())
+    if rank < size:
+        line = f"The Fisher information of {size} parameters has rank {rank} on {count} samples"
+        if rank_policy == "error":
+            raise ValueError(f'{line}: γ is −∞. Use more samples, or `rank_policy="pseudo"`.')
+        warnings.warn(f"{line}: the log-pseudo-determinant is reported.", stacklevel=2)
+    return (2 * values[kept].log() - math.log(count)).sum()
+
+
+def _gradient(
+    module: nn.Module, parameters: list[nn.Parameter], inputs: Any, targets: Any, loss_fn: LossFn | None
+) -> Tensor:
+    """Gradient of one sample's loss, ``[W]``."""
+    outputs = evaluate(module, inputs)
+    directions, log_norms = output_gradients(outputs, targets, loss_fn)
+    pairs = [
+        (output, direction)
+        for output, direction in zip(tree_flatten(outputs)[0], tree_flatten(directions)[0], strict=True)
+        if isinstance(output, Tensor) and output.requires_grad
+    ]
+    if not pairs:
+        return torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
+    grads = torch.autograd.grad(
+        [output for output, _ in pairs],
+        parameters,
+        [direction for _, direction in pairs],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return torch.cat([grad.flatten() for grad in grads]) * log_norms.exp()

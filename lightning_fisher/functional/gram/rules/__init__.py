@@ -1,0 +1,1 @@
+"""How a layer's weights enter the Gram matrix: one rule per layer family."""

@@ -1,0 +1,1 @@
+"""Gradients at perturbed points, sub-batch by sub-batch: Algorithm 1 and its relatives."""

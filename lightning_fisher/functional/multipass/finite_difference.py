@@ -1,0 +1,135 @@
+"""The regulariser's value and gradient, ``R_α`` and ``∇R_α`` of Algorithm 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_fisher.functional.evaluation.loss import LossFn, mean_loss
+from lightning_fisher.functional.evaluation.samples import call_module, num_samples, ordinary, split
+from lightning_fisher.functional.multipass.execution import FIXED, PassChoice, check_passes
+from lightning_fisher.functional.multipass.sub_batches import part_sizes
+
+
+def penalty_gradient(
+    module: nn.Module,
+    inputs: Any,
+    targets: Any,
+    *,
+    alpha: float = 1e-4,
+    num_sub_batches: int = 8,
+    loss_fn: LossFn | None = None,
+    passes: str = "loop",
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    r"""``R_α`` and ``∇R_α`` of a batch (Eq. 7 of Sec. 6, Algorithm 1).
+
+    The batch is split into M consecutive sub-batches ``B_i`` of equal size. With ``g_i = ∇L(B_i, w)`` held constant:
+
+    ``R_α = 1/M Σ_i [L(B_i, w) − L(B_i, w − α g_i)]``,
+    ``∇R_α = 1/M Σ_i [g_i − ∇L(B_i, ·)|_{w − α g_i}]``.
+
+    In ReLU networks this finite difference is *not* a Hessian-vector product: most of it is crossed kinks. Where M does
+    not divide N, the sub-batches are those of `torch.tensor_split`, weighted by their size.
+
+    Batch-norm layers stay in the module's current mode; both passes of a sub-batch start from the same buffers and the
+    same random state (dropout masks), which goes on from one sub-batch to the next. Afterwards weights, buffers,
+    gradients and random state are bit-identical. The passes run in float32 or better, with autocast and TF32 off,
+    whatever surrounds the call.
+
+    Cost: 2 forward and backward passes of the batch, in sub-batches; memory of three gradients.
+
+    Args:
+        module: See `gram_matrix`.
+        inputs: N samples in dimension 0 of every tensor.
+        targets: Class indices or probabilities, or what ``loss_fn`` takes; samples in dimension 0.
+        alpha: Length α of the step along ``g_i``.
+        num_sub_batches: M.
+        loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [n]``; ``None`` is the mean cross-entropy.
+        passes: ``"loop"``: the sub-batches one after the other. ``"vmap"``: all of them in one pass at ``w`` and one at
+            the ``w − α g_i``, by `torch.func.vmap`: the same up to rounding (dropout masks are others), in two passes
+            instead of 2 M, at the memory of 4 M gradients; for a GPU, which takes as long to be told of a pass of few
+            samples as of one of many. The module has to be one that vmap can do (no ``.item()``, no control flow that
+            depends on values). Sub-batches of different sizes are evaluated in a loop.
+
+    Returns:
+        ``R_α`` (float64 scalar) and ``∇R_α`` in the order of ``module.parameters()``; zeros for parameters that are
+        frozen or that the loss does not depend on. Where either isn't finite (the loss at ``w − α g_i`` overflows,
+        say), ``nan`` and zeros throughout, so that a step that adds it is the plain one; the host doesn't wait.
+
+    Raises:
+        ValueError: If α or M don't fit, a parameter is narrower than float32, complex or sparse, or vmap is asked for
+            and can't do the module.
+
+    Example:
+        >>> import torch
+        >>> from lightning_fisher.functional import penalty_gradient
+        >>> net = torch.nn.Linear(3, 2)
+        >>> value, grads = penalty_gradient(net, torch.randn(8, 3), torch.randint(2, (8,)), num_sub_batches=4)
+        >>> [grad.shape for grad in grads]
+        [torch.Size([2, 3]), torch.Size([2])]
+    """
+    count = num_samples(inputs)
+    check_penalty_options(alpha, num_sub_batches, count)
+    check_passes(passes, FIXED)
+    trainable = trainable_parameters(module, count, targets)
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs, targets = ordinary((inputs, targets), trainable[0].dtype)
+        sizes = part_sizes(count, num_sub_batches)
+        parts = list(zip(split(inputs, sizes), split(targets, sizes), strict=True))
+        penalty = PassChoice(passes).penalty(
+            lambda part: loss_of(module, part[0], part[1], loss_fn)(),
+            parts,
+            trainable,
+            alpha=alpha,
+            weights=[size / count for size in sizes],
+            module=module,
+        )
+    return penalty.value, for_all_parameters(module, trainable, penalty.gradient)
+
+
+def loss_of(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn | None) -> Callable[[], Tensor]:
+    """The mean loss of a batch as a function of nothing."""
+    return lambda: mean_loss(call_module(module, inputs), targets, loss_fn)
+
+
+def trainable_parameters(module: nn.Module, count: int, targets: Any) -> list[nn.Parameter]:
+    """The parameters that require gradients.
+
+    Raises:
+        ValueError: If there is none, or there aren't as many targets as inputs.
+    """
+    if num_samples(targets, "targets") != count:
+        raise ValueError(f"Expected argument `targets` to have {count} samples, but got {num_samples(targets)}.")
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError("Expected the module to have parameters that require gradients, but it has none.")
+    return trainable
+
+
+def for_all_parameters(
+    module: nn.Module, trainable: Sequence[nn.Parameter], gradient: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """The gradient in the order of ``module.parameters()``, zeros for those without one."""
+    by_parameter = dict(zip(map(id, trainable), gradient, strict=True))
+    parts = [(p, by_parameter.get(id(p))) for p in module.parameters()]
+    return tuple(torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape) if g is None else g for p, g in parts)
+
+
+def check_penalty_options(alpha: float, num_sub_batches: int, count: int | None = None) -> None:
+    """Refuse an α or M that makes no sense, for a batch of ``count`` samples if given.
+
+    Raises:
+        ValueError: With the argument's name, what is allowed and what came.
+    """
+    limits = torch.finfo(torch.float32)  # below and above, w − α g is w or overflows whatever g is
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not limits.tiny <= alpha <= limits.max:
+        raise ValueError(f"Expected argument `alpha` to be a positive number in float32's range, but got {alpha!r}.")
+    if isinstance(num_sub_batches, bool) or not isinstance(num_sub_batches, int) or num_sub_batches < 1:
+        raise ValueError(f"Expected argument `num_sub_batches` to be a positive integer, but got {num_sub_batches!r}.")
+    if count is not None and num_sub_batches > count:
+        raise ValueError(
+            f"Expected argument `num_sub_batches` to be at most the batch's {count} samples, but got {num_sub_batches}."
+        )

@@ -1,0 +1,241 @@
+"""The sub-batches of Algorithm 1 in one pass by ``torch.func.vmap``, instead of M small ones.
+
+A GPU takes as long to be told of a pass of 16 samples as of one of 128; with small networks that is all the time there
+is. The price is what vmap asks of a loss, the memory of M gradients four times over, and weights that differ from
+sub-batch to sub-batch: on a CPU a loop is faster for all but the smallest networks (`benchmarks`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from lightning_fisher.functional.evaluation.module_state import (
+    BufferSnapshot,
+    RandomStateSnapshot,
+    refuse_renormalised_embeddings,
+)
+from lightning_fisher.functional.evaluation.precision import (
+    RefuseAutocast,
+    device_types,
+    full_precision,
+    require_full_precision,
+)
+from lightning_fisher.functional.multipass.divergence import DivergenceAccumulator
+from lightning_fisher.functional.multipass.loop import Penalty, finite_or_left_out, require_dependence
+
+ExtraPass = Callable[[], AbstractContextManager[None]]
+
+
+class VmapError(ValueError):
+    """A loss, or a batch, that can't be evaluated for all sub-batches in one pass."""
+
+
+class UnequalSizesError(VmapError):
+    """Sub-batches that differ in size only: the last batch of an epoch."""
+
+
+class _Loss(nn.Module):
+    """A function that runs a module, as a module: `functional_call` exchanges what is inside."""
+
+    def __init__(self, module: nn.Module, loss: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self.function = loss
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.function(batch)
+
+
+class StackedBatches:
+    """Sub-batches of one structure and one shape, with a dimension for the sub-batch in front.
+
+    Attributes:
+        count: M.
+
+    Raises:
+        VmapError: If they differ in more than the values of their tensors.
+    """
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        self.count = len(batches)
+        flat = [tree_flatten(batch) for batch in batches]
+        self._spec = flat[0][1]
+        if any(spec != self._spec for _, spec in flat):
+            raise VmapError("the sub-batches differ in structure")
+        self._columns = list(zip(*(leaves for leaves, _ in flat), strict=True))
+        for leaves in self._columns:
+            kinds = {type(leaf).__name__ for leaf in leaves}
+            if all(isinstance(leaf, Tensor) for leaf in leaves):
+                if len({(leaf.dtype, leaf.device, leaf.layout, leaf.ndim) for leaf in leaves}) > 1:
+                    raise VmapError("the sub-batches differ in the kind of their tensors")
+                if len({leaf.shape for leaf in leaves}) > 1:
+                    raise UnequalSizesError("the sub-batches differ in size")
+            elif not all(isinstance(leaf, (bool, int, float, str, type(None))) for leaf in leaves):
+                raise VmapError(f"the sub-batches hold objects that can't be stacked ({', '.join(sorted(kinds))})")
+            elif any(leaf != leaves[0] for leaf in leaves):
+                raise VmapError(f"the sub-batches differ in what isn't a tensor ({', '.join(sorted(kinds))})")
+
+    def stacked(self) -> list[Tensor]:
+        """A fresh copy of the tensors, ``[M, …]`` each: a loss may change its batch."""
+        return [torch.stack(leaves).detach() for leaves in self._columns if isinstance(leaves[0], Tensor)]
+
+    def batch(self, tensors: Sequence[Tensor]) -> Any:
+        """The batch of one sub-batch, with its tensors."""
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaves[0], Tensor) else leaves[0] for leaves in self._columns]
+        return tree_unflatten(leaves, self._spec)
+
+
+def penalty_by_vmap(
+    loss: Callable[[Any], Tensor],
+    batches: Sequence[Any],
+    parameters: Sequence[nn.Parameter],
+    *,
+    alpha: float,
+    weight: float,
+    module: nn.Module,
+    extra_pass: ExtraPass = nullcontext,
+) -> Penalty:
+    """`penalty_of_losses` of sub-batches of one shape, in two passes: one at ``w``, one at all the ``w − α g_i``.
+
+    The same numbers up to rounding. Random numbers (dropout masks) are drawn for all sub-batches at once, others than
+    in a loop, the same ones in both passes.
+
+    Args:
+        loss: Runs the module on a sub-batch and returns the scalar mean loss; called twice, with batched tensors.
+        batches: M sub-batches of one structure and shape.
+        parameters: The parameters to differentiate with respect to; they are not moved.
+        alpha: Length α of the step.
+        weight: Weight of each sub-batch in ``R_α``.
+        module: Whose buffers and devices' random state are as before afterwards.
+        extra_pass: Surrounds both passes: restores what else the loss touches.
+
+    Returns:
+        A `Penalty`, without ``loss`` and ``loss_gradient``.
+
+    Raises:
+        VmapError: If the loss or the batches can't be evaluated together.
+        ValueError: If a parameter is narrower than float32.
+    """
+    parameters = list(parameters)
+    require_full_precision(parameters, "the penalty")
+    refuse_renormalised_embeddings(module)
+    if len({(p.dtype, p.device) for p in parameters}) > 1:
+        raise VmapError("the parameters differ in dtype or device")
+    passes = _Passes(loss, StackedBatches(batches), parameters, module)
+    types = device_types(module)
+    before, kept = RandomStateSnapshot({p.device for p in parameters}), _Attributes(module)
+    try:
+        with torch.compiler.set_stance("force_eager"), full_precision(types):
+            with extra_pass(), RefuseAutocast(types):
+                here, gradient, used = passes.run(None)
+            require_dependence(any(used))
+            stepped = [torch.add(p.detach(), g, alpha=-alpha) for p, g in zip(parameters, gradient, strict=True)]
+            kept.restore()
+            before.restore()
+            with extra_pass(), torch.autograd.set_detect_anomaly(False):
+                there, stepped_gradient, stepped_used = passes.run(stepped)
+            del stepped
+            value = ((here.double() - there.double()) * weight).sum()
+            spread, moved = DivergenceAccumulator(), [g for g, u in zip(gradient, used, strict=True) if u]
+            for row in torch.cat([g.reshape(len(g), -1) for g in moved], 1):
+                spread.add([row])
+            total: list[Tensor | None] = [
+                torch.sub(g, h).sum(0).mul_(weight) if u or v else None
+                for g, h, u, v in zip(gradient, stepped_gradient, used, stepped_used, strict=True)
+            ]
+    finally:
+        kept.restore()
+        before.restore()
+    penalty, found = finite_or_left_out(value, tuple(total))
+    return Penalty(penalty, found, spread.compute())
+
+
+class _Attributes:
+    """The tensors that the modules of a tree hold: what a pass under vmap leaves there is of no use afterwards."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._buffers = BufferSnapshot(module)
+        self._held = [(owner, set(owner._buffers), dict(vars(owner))) for owner in module.modules()]
+
+    def restore(self) -> None:
+        """Put back attributes and buffers; those that are new go."""
+        self._buffers.restore()
+        for owner, buffers, attributes in self._held:
+            for name in owner._buffers.keys() - buffers:
+                del owner._buffers[name]
+            for name, value in list(vars(owner).items()):
+                if isinstance(value, Tensor) and value is not attributes.get(name):
+                    if name in attributes:
+                        vars(owner)[name] = attributes[name]
+                    else:
+                        del vars(owner)[name]
+
+
+class _Passes:
+    """``[M]`` losses and their ``[M, …]`` gradients, at one ``w`` or at M of them."""
+
+    def __init__(
+        self,
+        loss: Callable[[Any], Tensor],
+        batches: StackedBatches,
+        parameters: Sequence[nn.Parameter],
+        module: nn.Module,
+    ) -> None:
+        self._module = _Loss(module, loss)
+        self._batches = batches
+        # Every place a tensor is held at, once: where a module is held at two, `functional_call` that finds the tied
+        # places by itself doesn't put its tensors back (torch 2.14).
+        self._places: defaultdict[int, list[str]] = defaultdict(list)
+        self._buffers: dict[int, Tensor] = {}
+        owners: defaultdict[int, set[int]] = defaultdict(set)  # of a storage
+        for prefix, owner in self._module.named_modules():
+            for name, tensor in [*owner._parameters.items(), *owner._buffers.items()]:
+                if tensor is None:
+                    continue
+                self._places[id(tensor)].append(f"{prefix}.{name}")
+                if tensor.layout is torch.strided and tensor.numel():
+                    owners[tensor.untyped_storage().data_ptr()].add(id(tensor))
+                if name in owner._buffers:
+                    self._buffers[id(tensor)] = tensor
+        if not all(id(parameter) in self._places for parameter in parameters):
+            raise VmapError("a parameter is not one of the module's")
+        if any(len(tensors) > 1 for tensors in owners.values()):
+            raise VmapError("parameters or buffers share memory")
+        self._parameters = list(parameters)
+
+    def run(self, weights: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor], list[bool]]:
+        """Losses, gradients, and which of these there are: zeros stand for the others."""
+        at = [p.detach().clone() for p in self._parameters] if weights is None else list(weights)
+        used: set[int] = set()
+
+        def one(values: list[Tensor], buffers: list[Tensor], tensors: list[Tensor]) -> Tensor:
+            here: dict[str, Tensor] = {}
+            for key, buffer in zip(self._buffers, buffers, strict=True):
+                here.update(dict.fromkeys(self._places[key], buffer))
+            for index, (parameter, value) in enumerate(zip(self._parameters, values, strict=True)):
+                value.register_hook(lambda gradient, index=index: used.add(index))
+                here.update(dict.fromkeys(self._places[id(parameter)], value))
+            found: Tensor = functional_call(self._module, here, (self._batches.batch(tensors),), tie_weights=False)
+            return found.reshape(()) if found.numel() == 1 else found
+
+        try:
+            buffers = [b.expand(self._batches.count, *b.shape).clone() for b in self._buffers.values()]
+            gradients, losses = vmap(
+                grad_and_value(one), in_dims=(None if weights is None else 0, 0, 0), randomness="different"
+            )(at, buffers, self._batches.stacked())
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise VmapError(str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")) from error
+        if losses.requires_grad:
+            raise VmapError("the loss reaches a parameter by another way than its module")
+        return losses.detach(), [g.detach() for g in gradients], [index in used for index in range(len(at))]
