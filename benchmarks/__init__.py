@@ -1,1 +1,1 @@
-"""Side-by-side timings and memory of Lightning Fisher and its neighbours: ``python -m benchmarks --help``."""
+"""Side-by-side timings and memory of Lightning Fisher and its neighbors: ``python -m benchmarks --help``."""

@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     sections = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Time Lightning Fisher and its neighbours side by side, as ratios. See docs/benchmarks.md.",
+        description="Time Lightning Fisher and its neighbors side by side, as ratios. See docs/benchmarks.md.",
     )
     sections.add_argument(
         "sections", nargs="*", metavar="SECTION", help=f"what to measure, of {', '.join(SECTIONS)}; default: all"

@@ -1,4 +1,4 @@
-"""Ways to compute ξ of a batch: ours and those of the neighbours, each as its documentation shows it."""
+"""Ways to compute ξ of a batch: ours and those of the neighbors, each as its documentation shows it."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ class FixedBatchNorm(nn.Module):
 def _fixed_batch_norm_grad_sample(
     layer: FixedBatchNorm, activations: list[Tensor], backprops: Tensor
 ) -> dict[nn.Parameter, Tensor]:
-    normalised = F.batch_norm(activations[0], *layer.statistics, eps=layer.eps)
-    return {layer.weight: (normalised * backprops).sum((2, 3)), layer.bias: backprops.sum((2, 3))}
+    normalized = F.batch_norm(activations[0], *layer.statistics, eps=layer.eps)
+    return {layer.weight: (normalized * backprops).sum((2, 3)), layer.bias: backprops.sum((2, 3))}
 
 
 def _opacus(net: nn.Module, images: Tensor, labels: Tensor) -> Call:

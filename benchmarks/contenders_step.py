@@ -1,4 +1,4 @@
-"""One training step of a batch: plain, regularised in every form on offer, and what it competes with."""
+"""One training step of a batch: plain, regularized in every form on offer, and what it competes with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BASELINE = "plain step"
 RATE = 1e-3  # small enough for every contender to stay finite
 BETA = 10.0
 ALPHA = 1e-4
-PERIOD = 8  # of the form that regularises some steps only
+PERIOD = 8  # of the form that regularizes some steps only
 
 Step = Callable[[], None]
 
@@ -157,9 +157,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "three evaluations": {},
     "three evaluations, by vmap": {"passes": "vmap"},
     "two evaluations (shared gradient)": {"gradient": "shared"},
-    "amortised: 1 of M sub-batches": {"perturbed": 1},
-    "amortised: 1 of M, shared gradient": {"gradient": "shared", "perturbed": 1},
-    "amortised: 2 of M, shared gradient": {"gradient": "shared", "perturbed": 2},
+    "amortized: 1 of M sub-batches": {"perturbed": 1},
+    "amortized: 1 of M, shared gradient": {"gradient": "shared", "perturbed": 1},
+    "amortized: 2 of M, shared gradient": {"gradient": "shared", "perturbed": 2},
 }
 
 
@@ -180,7 +180,7 @@ def contenders(compile_backend: str | None) -> dict[str, StepContender]:
     for name, options in FORMS.items():
         everyone[name] = StepContender(partial(_functional, **options))
         everyone[f"{name}, Lightning"] = StepContender(partial(_lightning, options=options))
-    everyone[f"amortised: every {PERIOD}th step, Lightning"] = StepContender(
+    everyone[f"amortized: every {PERIOD}th step, Lightning"] = StepContender(
         partial(_lightning, options={"every_n_steps": PERIOD}), steps=PERIOD
     )
     everyone["SAM (pytorch_optimizer)"] = StepContender(_sam, missing=sam)

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from benchmarks.contenders_gram import OURS
 from benchmarks.contenders_step import FORMS
 from benchmarks.tables import Row, groups
-from lightning_fisher.experiment.display.plot_style import BLUE, GREY, RC, save
+from lightning_fisher.experiment.display.plot_style import BLUE, GRAY, RC, save
 
 BAR = 0.36
-LIGHT = {BLUE: "#8CBFDF", GREY: "#B8B8B8"}
+LIGHT = {BLUE: "#8CBFDF", GRAY: "#B8B8B8"}
 
 
 def draw(sections: dict[str, Any], path: Path) -> Path | None:
@@ -63,9 +63,9 @@ def _bars(axis: Axes, title: str, rows: list[Row], unit: str) -> None:
     for index, count in enumerate(counts):
         shift = (index - (len(counts) - 1) / 2) * BAR
         for row in (r for r in rows if r["threads"] == count):
-            colour = BLUE if _is_ours(row["contender"]) else GREY
+            color = BLUE if _is_ours(row["contender"]) else GRAY
             position = names.index(row["contender"]) + shift
-            axis.barh(position, row["value"], BAR * 0.92, color=colour if index == 0 else LIGHT[colour])
+            axis.barh(position, row["value"], BAR * 0.92, color=color if index == 0 else LIGHT[color])
             low, high = row.get("ends", (row["value"], row["value"]))
             if high > low:
                 axis.plot([low, high], [position, position], color="black", linewidth=0.8)
@@ -85,4 +85,4 @@ def _bars(axis: Axes, title: str, rows: list[Row], unit: str) -> None:
 
 
 def _is_ours(contender: str) -> bool:
-    return contender == OURS or "FisherRegularizer" in contender or contender.startswith((*FORMS, "amortised"))
+    return contender == OURS or "FisherRegularizer" in contender or contender.startswith((*FORMS, "amortized"))

@@ -90,7 +90,7 @@ def _archive(network: Network, images: int, batch_size: int, folder: Path) -> Pa
 
 
 def _bare(network: Network, data: ImageDataModule, device: torch.device) -> Callable[[], None]:
-    """No data loader, no hooks: the images on the device, indexed; the same normalisation and augmentation."""
+    """No data loader, no hooks: the images on the device, indexed; the same normalization and augmentation."""
     data.setup()
     images, labels = (t.to(device) for t in data.train_set.__getitems__(range(len(data.train_set))))
     augment = AUGMENTATIONS[AUGMENTATION]

@@ -1,4 +1,4 @@
-"""How the costs grow: ξ with N′ and W, the regularised step with M."""
+"""How the costs grow: ξ with N′ and W, the regularized step with M."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _gram(network: Network, samples: int, rounds: int, device: torch.device) -> 
 def with_sub_batches(
     network: Network, counts: Iterable[int], batch_size: int, rounds: int, device: torch.device
 ) -> list[dict[str, Any]]:
-    """The forms of the regularised step with M sub-batches, relative to a plain step."""
+    """The forms of the regularized step with M sub-batches, relative to a plain step."""
     rows = []
     for count in counts:
         forms = [name for name, options in FORMS.items() if options.get("perturbed", 1) <= count]

@@ -81,7 +81,7 @@ def interleave(
 def seconds(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
     """Seconds a call takes, elapsed and of the processor.
 
-    On CUDA the elapsed time is that between two events, with a synchronisation before and after.
+    On CUDA the elapsed time is that between two events, with a synchronization before and after.
     """
     gc.collect()  # what one call leaves behind is not the next one's to clear
     if device.type == "cuda":

@@ -16,7 +16,7 @@ BATCH = 32
 
 
 def enlarged_digits(size: int) -> tuple[Tensor, Tensor]:
-    """The training digits of scikit-learn, scaled from 8×8 to ``size`` and repeated in three channels, normalised."""
+    """The training digits of scikit-learn, scaled from 8×8 to ``size`` and repeated in three channels, normalized."""
     source = load_digits().train
     chosen = torch.arange(IMAGES)
     images = source.fetch(chosen).float() / 255

@@ -1,4 +1,4 @@
-"""Three labels of ten are wrong: what the regulariser does that plain training and label smoothing don't."""
+"""Three labels of ten are wrong: what the regularizer does that plain training and label smoothing don't."""
 
 import logging
 from statistics import mean, stdev

@@ -1,4 +1,4 @@
-"""No Lightning: the metric and the regularised step in a training loop of one's own."""
+"""No Lightning: the metric and the regularized step in a training loop of one's own."""
 
 import torch
 from sklearn.datasets import load_digits

@@ -1,4 +1,4 @@
-"""Train an existing torchvision network with the regulariser, and watch its metric: two callbacks are all it takes."""
+"""Train an existing torchvision network with the regularizer, and watch its metric: two callbacks are all it takes."""
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
@@ -14,7 +14,7 @@ QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": 
 
 
 class Classifier(LightningModule):
-    """An ordinary LightningModule: nothing in it knows of the regulariser."""
+    """An ordinary LightningModule: nothing in it knows of the regularizer."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Classifier(LightningModule):
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:
-    """150 training and 350 test digits, as colour images of 16 × 16."""
+    """150 training and 350 test digits, as color images of 16 × 16."""
     images, labels = load_digits(return_X_y=True)
     images = torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8)[:500]
     images = F.interpolate(images, 16).expand(-1, 3, -1, -1)
@@ -52,7 +52,7 @@ def main() -> None:
 
     images, labels = test.tensors
     error = (model.eval()(images).argmax(1) != labels).float().mean()
-    print(f"plain epochs 1-{regularizer.switch_epoch}, then regularised; test error {100 * error:.1f} %")
+    print(f"plain epochs 1-{regularizer.switch_epoch}, then regularized; test error {100 * error:.1f} %")
     print(f"gamma {monitor.last['gamma']:.1f} ± {monitor.last['gamma_std']:.1f} over 2 subsets of 20 training images")
 
 

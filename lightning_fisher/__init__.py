@@ -2,7 +2,7 @@
 
 The public names:
 
-* callbacks: `FisherRegularizer` trains with the regulariser, `FisherMonitor` measures during training;
+* callbacks: `FisherRegularizer` trains with the regularizer, `FisherMonitor` measures during training;
 * metrics: `FisherMetric` and the metrics it is compared with, in torchmetrics style (`lightning_fisher.metrics`);
 * functions: everything as pure functions of a module and a batch (`lightning_fisher.functional`).
 """

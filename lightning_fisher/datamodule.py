@@ -15,7 +15,7 @@ from lightning_fisher.data import (
     AUGMENTATIONS,
     SOURCES,
     ImageSource,
-    LabelledImages,
+    LabeledImages,
     Normalization,
     NormalizedImages,
     SourceSplits,
@@ -31,10 +31,10 @@ RANDOM_RESIZED_CROP = "random-resized-crop"
 
 
 class ImageDataModule(L.LightningDataModule):
-    """Training, validation and test images, normalised and augmented a batch at a time on the device.
+    """Training, validation and test images, normalized and augmented a batch at a time on the device.
 
     Batches leave the data loaders as uint8 `[B, C, H, W]` with labels int64 `[B]`; after the transfer they are
-    normalised to the network's dtype and, in training, augmented. The order of the samples and the augmentation are
+    normalized to the network's dtype and, in training, augmented. The order of the samples and the augmentation are
     functions of `seed`, epoch, step and rank alone, not of the global random state: a resumed run continues as the
     uninterrupted one would have.
 
@@ -171,16 +171,16 @@ class ImageDataModule(L.LightningDataModule):
             seed=self.seed,
         )
         self.normalization = self._normalization(splits)
-        self.clean_set = LabelledImages(splits.train, parts.clean_indices, parts.clean_labels)
-        self.validation_set = LabelledImages(
+        self.clean_set = LabeledImages(splits.train, parts.clean_indices, parts.clean_labels)
+        self.validation_set = LabeledImages(
             splits.train, parts.validation_indices, splits.train.labels[parts.validation_indices]
         )
-        self.test_set = LabelledImages.all_of(splits.test)
+        self.test_set = LabeledImages.all_of(splits.test)
         train_source: ImageSource = splits.train
         if self.augmentation == RANDOM_RESIZED_CROP:
             assert isinstance(train_source, FolderImages)
             train_source = train_source.with_random_crops()
-        self.train_set = LabelledImages(
+        self.train_set = LabeledImages(
             train_source,
             torch.cat([parts.clean_indices, parts.confusion_indices]),
             torch.cat([parts.clean_labels, parts.confusion_labels]),
@@ -208,12 +208,12 @@ class ImageDataModule(L.LightningDataModule):
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer is not None else 1
 
-    def _sampler(self, images: LabelledImages, shuffle: bool) -> DistributedSampler[Any]:
+    def _sampler(self, images: LabeledImages, shuffle: bool) -> DistributedSampler[Any]:
         # In one process too: the order of an epoch then follows from seed and epoch alone.
         rank = self.trainer.global_rank if self.trainer is not None else 0
         return DistributedSampler(images, num_replicas=self._world_size, rank=rank, shuffle=shuffle, seed=self.seed)
 
-    def _loader(self, images: LabelledImages, **options: Any) -> DataLoader[tuple[Tensor, Tensor]]:
+    def _loader(self, images: LabeledImages, **options: Any) -> DataLoader[tuple[Tensor, Tensor]]:
         return DataLoader(
             images,
             batch_size=self.batch_size,
@@ -234,7 +234,7 @@ class ImageDataModule(L.LightningDataModule):
         single = self.batch_size > 1 and len(sampler) % self.batch_size == 1 and len(sampler) > 1
         return self._loader(self.train_set, sampler=sampler, drop_last=single)
 
-    def _evaluation_loader(self, images: LabelledImages) -> DataLoader[tuple[Tensor, Tensor]]:
+    def _evaluation_loader(self, images: LabeledImages) -> DataLoader[tuple[Tensor, Tensor]]:
         # The padding that makes the parts of the processes equal is marked, so that no sample counts twice.
         padded = images.padded_to_multiple_of(self._world_size)
         return self._loader(padded, sampler=self._sampler(padded, shuffle=False))
@@ -248,7 +248,7 @@ class ImageDataModule(L.LightningDataModule):
         return [self._evaluation_loader(self.test_set), self._evaluation_loader(self.clean_set)]
 
     def metric_dataset(self) -> NormalizedImages:
-        """The clean training images as metrics take them: single samples, normalised, not augmented, on the CPU.
+        """The clean training images as metrics take them: single samples, normalized, not augmented, on the CPU.
 
         Labels are those that were trained with: label noise is in them, the confusion set is not.
         """
@@ -256,7 +256,7 @@ class ImageDataModule(L.LightningDataModule):
         return NormalizedImages(self.clean_set, self.normalization)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Normalise a batch on its device, and augment it in training.
+        """Normalize a batch on its device, and augment it in training.
 
         Args:
             batch: uint8 images `[B, C, H, W]` and labels `[B]`.

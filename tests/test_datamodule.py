@@ -79,7 +79,7 @@ def test_label_noise_is_in_training_and_metrics_not_in_validation():
     assert torch.equal(datamodule.validation_set.labels, official[datamodule.validation_set.indices])
 
 
-def test_the_metric_dataset_is_normalised_and_not_augmented():
+def test_the_metric_dataset_is_normalized_and_not_augmented():
     datamodule = digits(augmentation="4-crop-f")
     dataset = datamodule.metric_dataset()  # loads the data itself
     image, label = dataset[5]

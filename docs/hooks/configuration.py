@@ -22,7 +22,7 @@ PARAMS = "hydra.sweeper.params."
 WORDS = {
     "model": "The network and its recipe: optimizer, schedule, length, batch size.",
     "data": "The images, and what is done to them.",
-    "reg": "The regulariser.",
+    "reg": "The regularizer.",
     "scenario": "The settings of the paper's Sec. 7.1, each on top of a model and a data set.",
     "trainer": "Lightning's Trainer.",
     "logger": "Where values are logged; several at once as `'logger=[csv,wandb]'`.",

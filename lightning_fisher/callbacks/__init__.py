@@ -1,4 +1,4 @@
-"""Lightning callbacks: train with the regulariser, watch the metrics, stop at convergence, resume exactly."""
+"""Lightning callbacks: train with the regularizer, watch the metrics, stop at convergence, resume exactly."""
 
 from lightning_fisher.callbacks.atomic_checkpoint import AtomicCheckpointIO
 from lightning_fisher.callbacks.convergence import StopAtConvergence

@@ -1,4 +1,4 @@
-"""The Fisher regulariser as a Lightning callback (Algorithm 1)."""
+"""The Fisher regularizer as a Lightning callback (Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ SCHEDULES = ("constant", "linear", "cosine")
 class FisherRegularizer(Callback):
     r"""Train with ``L(B, w) + β R_α(w)`` from the first learning-rate drop on (Sec. 6, Algorithm 1, Sec. 7.2.1).
 
-    ``R_α(w) = 1/M Σ_i [L(B_i, w) − L(B_i, w − α g_i)]``, ``g_i = ∇L(B_i, w)`` held constant, penalises sub-batch
+    ``R_α(w) = 1/M Σ_i [L(B_i, w) − L(B_i, w − α g_i)]``, ``g_i = ∇L(B_i, w)`` held constant, penalizes sub-batch
     gradients that diverge in magnitude and direction. Works with any optimizer and any LightningModule in automatic
     optimization whose `training_step` returns a mean loss.
 
-    How: for the batches of the regularised phase, `training_step` is replaced by one that first runs it on the M
+    How: for the batches of the regularized phase, `training_step` is replaced by one that first runs it on the M
     sub-batches at ``w`` and at ``w − α g_i`` (nothing is logged, buffers, torchmetrics and random state are put back),
     then on the whole batch, and returns that loss carrying ``β ∇R_α``: its backward pass adds ``β ∇R_α`` to the
     gradients. Loss scaling, accumulation, the one all-reduce, clipping and every hook see one ordinary gradient. Before
     the switch, and at β = 0, training is bit for bit what it is without the callback.
 
     The sub-batch passes run in float32 with autocast and TF32 off: the finite difference is noise in anything less.
-    Cost of a regularised step: three forward and backward passes of the batch instead of one, or fewer with
+    Cost of a regularized step: three forward and backward passes of the batch instead of one, or fewer with
     ``gradient``, ``perturbed`` and ``every_n_steps``. Batch-norm layers see sub-batches of N/M samples in the extra
     passes only (except with ``gradient="shared"``).
 
-    Logs every regularised step: ``fisher/penalty`` (R_α), ``fisher/beta``, and of the sub-batch gradients
+    Logs every regularized step: ``fisher/penalty`` (R_α), ``fisher/beta``, and of the sub-batch gradients
     ``fisher/grad_norm_var`` and ``fisher/grad_cosine`` (Fig. 1; ``nan`` where a process has fewer than two sub-batches
     with a gradient); with several processes their mean over ranks.
 
@@ -60,14 +60,14 @@ class FisherRegularizer(Callback):
         ramp_epochs: Length of the ramp, in epochs (fractions count).
         gradient: Where the gradient of ``L`` comes from. ``"full"``: a pass of the whole batch, as the authors do;
             three evaluations. ``"shared"``: the mean of the ``g_i``; two evaluations. The same where samples don't
-            interact; batch-norm normalises each sub-batch of N/M samples by itself (ghost batch-norm) and moves
+            interact; batch-norm normalizes each sub-batch of N/M samples by itself (ghost batch-norm) and moves
             its running statistics M times a step. `training_step` then runs once a sub-batch, in float32 whatever
             the Trainer's precision; what it logs is logged once, as the mean over the sub-batches, and what it
             returns is merged (`merge_outputs`).
         perturbed: Only k of the M sub-batches, drawn anew every step, are evaluated at ``w − α g_i``; their penalty
             counts M/k times: an unbiased estimate of ``∇R_α``, whose variance grows as M/k. ``1 + 2k/M`` evaluations
             (``"shared"``: ``1 + k/M``). Over all processes together, like M. ``None``: all M.
-        every_n_steps: Only every n-th optimizer step is regularised, with n times the weight: the same penalty on
+        every_n_steps: Only every n-th optimizer step is regularized, with n times the weight: the same penalty on
             average over n steps, in bursts (n β is the weight that the optimizer has to bear). On average
             ``1 + 2/n`` evaluations (``"shared"``: ``1 + 1/n``).
         passes: How the sub-batches are evaluated with the full gradient. ``"loop"``: one after the other. ``"vmap"``:
@@ -75,7 +75,7 @@ class FisherRegularizer(Callback):
             in two passes instead of 2 M, at the memory of 4 M gradients; for a GPU, which takes as long to be told of
             a pass of few samples as of one of many. The step has to be one that vmap can do, and may leave tensors in
             its modules only, not in other objects, where they would be of no use. ``"auto"``: the loop on a CPU and
-            with deterministic algorithms; elsewhere the third regularised step is evaluated both ways, a few times,
+            with deterministic algorithms; elsewhere the third regularized step is evaluated both ways, a few times,
             and vmap is taken if it can do the step, agrees with the loop and is faster, for as long as it can do it.
             Steps that draw random numbers can't be compared: the loop. A step with collectives of its own needs the
             same form on every process: don't leave it to ``"auto"``. Sub-batches of different sizes are a loop always.
@@ -85,7 +85,7 @@ class FisherRegularizer(Callback):
             their sum at its size over the steps, so that the same β does about the same in every form.
 
     Attributes:
-        active: Whether the regularised phase has begun.
+        active: Whether the regularized phase has begun.
         switch_step: ``trainer.global_step`` at which it began, or ``None``.
         switch_epoch: Epoch in which it began, or ``None``.
         passes_chosen: ``"loop"`` or ``"vmap"``: what was given, or what ``passes="auto"`` has chosen on this process;
@@ -192,7 +192,7 @@ class FisherRegularizer(Callback):
     # --- the switch --------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Latch the switch; replace `training_step` for this batch in the regularised phase."""
+        """Latch the switch; replace `training_step` for this batch in the regularized phase."""
         self._restore()
         if self.beta > 0 and self._batches == 0:  # now, not epochs later at the switch
             self._step.require_splittable(trainer, batch)
@@ -203,7 +203,7 @@ class FisherRegularizer(Callback):
             self.switch_step, self.switch_epoch = trainer.global_step, trainer.current_epoch
             self._switch_time = _time(trainer, batch_idx)
             pl_module.print(
-                f"FisherRegularizer: regularised phase begins after {self.switch_epoch} epochs, at step "
+                f"FisherRegularizer: regularized phase begins after {self.switch_epoch} epochs, at step "
                 f"{self.switch_step} (learning rate {rate:g}, β = {self.beta:g}, α = {self.alpha:g}, "
                 f"M = {self.num_sub_batches})"
             )

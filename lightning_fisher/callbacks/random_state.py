@@ -17,7 +17,7 @@ def get_random_state() -> dict[str, Any]:
 
     Returns:
         ``python``, ``numpy`` and ``torch`` (the CPU generator), and ``cuda`` (the current device's generator)
-        where CUDA is initialised. Lists, numbers, strings and tensors only, so that
+        where CUDA is initialized. Lists, numbers, strings and tensors only, so that
         ``torch.load(..., weights_only=True)`` reads it. About 15 kB.
     """
     version, internal, gauss = random.getstate()

@@ -1,4 +1,4 @@
-"""What the regulariser works with; anything else is refused before training starts."""
+"""What the regularizer works with; anything else is refused before training starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_fisher.functional.evaluation.module_state import refuse_renormalised_embeddings
+from lightning_fisher.functional.evaluation.module_state import refuse_renormalized_embeddings
 
 _PRECISIONS = ("Precision", "MixedPrecision", "DoublePrecision")
 
@@ -51,7 +51,7 @@ def require_supported(trainer: Trainer, pl_module: LightningModule) -> None:
                 f"FisherRegularizer needs float32 or float64 weights, but {name} has {parameter.dtype} ones, in which "
                 'its finite difference is noise; keep float32 weights and use `precision="bf16-mixed"`.'
             )
-    refuse_renormalised_embeddings(pl_module)
+    refuse_renormalized_embeddings(pl_module)
     precision = trainer.precision_plugin
     if type(precision) not in _classes("plugins.precision", *_PRECISIONS):
         raise ValueError(

@@ -9,7 +9,7 @@ from lightning_fisher.data.augmentation import AUGMENTATIONS, Augmentation, crop
 from lightning_fisher.data.cifar import load_cifar10, load_cifar100
 from lightning_fisher.data.digits import load_digits
 from lightning_fisher.data.imagenet import load_imagenet
-from lightning_fisher.data.images import ImageSource, LabelledImages, NormalizedImages, SourceSplits
+from lightning_fisher.data.images import ImageSource, LabeledImages, NormalizedImages, SourceSplits
 from lightning_fisher.data.normalization import Normalization, channel_statistics
 from lightning_fisher.data.partition import TrainingPartition, partition_training_set
 
@@ -22,12 +22,14 @@ SOURCES: dict[str, Callable[..., SourceSplits]] = {
 }
 """The data sets by name: functions from `num_classes`, `channels`, `image_size` and options of their own."""
 
+LabelledImages = LabeledImages  # the name until 0.2
+
 __all__ = [
     "AUGMENTATIONS",
     "SOURCES",
     "Augmentation",
     "ImageSource",
-    "LabelledImages",
+    "LabeledImages",
     "Normalization",
     "NormalizedImages",
     "SourceSplits",

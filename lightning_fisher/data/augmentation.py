@@ -12,7 +12,7 @@ from torch.nn import functional as F
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, *, padding: int) -> Tensor:
     """Pad every image by zeros, crop each at its own offset back to its size, and mirror some of them.
 
-    With p = `padding` and images that are normalised, the border has the colour of the mean:
+    With p = `padding` and images that are normalized, the border has the color of the mean:
     `out[b, c, i, j] = padded[b, c, top_b + i, left_b + j']` with `j' = W - 1 - j` where `flip_b`, else `j`.
 
     Args:
@@ -55,7 +55,7 @@ class Augmentation:
         """Augment images `[B, C, H, W]`.
 
         Args:
-            images: the normalised images.
+            images: the normalized images.
             generator: a CPU generator, so that every device draws the same crops.
 
         Returns:

@@ -17,7 +17,7 @@ def load_digits(*, num_classes: int = 10, channels: int = 1, image_size: int | S
     """Read the digits: 1,000 training and 797 test images, 8x8, 1 channel, 10 classes.
 
     The set has no official split: this one is stratified by class and fixed for good, by a seed of its own. The
-    grey levels 0 to 16 are stretched to 0 to 255.
+    gray levels 0 to 16 are stretched to 0 to 255.
 
     Args:
         num_classes: checked against the labels.

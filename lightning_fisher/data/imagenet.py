@@ -23,7 +23,7 @@ class FolderImages:
         image_size: H = W of the images.
         random_crops: whether a fetched image is a random resized crop, mirrored with probability 1/2 (torchvision's
             `RandomResizedCrop` and `RandomHorizontalFlip`, the standard augmentation), in place of the whole image
-            with its shorter side scaled to `image_size` and its centre cut out.
+            with its shorter side scaled to `image_size` and its center cut out.
     """
 
     files: Sequence[str]
@@ -75,7 +75,7 @@ def load_imagenet(
         channels: 3; images are read as RGB.
         image_size: H = W that images are scaled to as they are read.
         data_dir: a folder with `train/CLASS/` and `val/CLASS/`, one folder of image files a class. The official
-            validation images, the only labelled ones beside the training set, are the test set.
+            validation images, the only labeled ones beside the training set, are the test set.
 
     Returns:
         The training and the test images; nothing is decoded yet.

@@ -1,4 +1,4 @@
-"""Labelled images as data sets that are fetched by whole batches."""
+"""Labeled images as data sets that are fetched by whole batches."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SourceSplits(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
+class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
     """A selection of a source's images, with labels of its own.
 
     A `DataLoader` fetches whole batches from it (`__getitems__`, with :func:`keep_batch` as its `collate_fn`).
@@ -53,7 +53,7 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
     labels: Tensor
 
     @classmethod
-    def all_of(cls, source: ImageSource) -> LabelledImages:
+    def all_of(cls, source: ImageSource) -> LabeledImages:
         """Every image of a source with the source's labels."""
         return cls(source, torch.arange(len(source.labels)), source.labels)
 
@@ -67,7 +67,7 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
         chosen = torch.as_tensor(positions)
         return self.source.fetch(self.indices[chosen]), self.labels[chosen]
 
-    def padded_to_multiple_of(self, world_size: int) -> LabelledImages:
+    def padded_to_multiple_of(self, world_size: int) -> LabeledImages:
         """Append repeated images with the label `IGNORED_LABEL` until the length is a multiple of `world_size`.
 
         Then every rank of a distributed evaluation gets equally many batches, and still each sample counts once.
@@ -75,7 +75,7 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
         missing = -len(self) % world_size
         if missing == 0:
             return self
-        return LabelledImages(
+        return LabeledImages(
             self.source,
             torch.cat([self.indices, self.indices[:1].expand(missing)]),
             torch.cat([self.labels, torch.full((missing,), IGNORED_LABEL)]),
@@ -88,14 +88,14 @@ def keep_batch(batch: Any) -> tuple[Tensor, Tensor]:
 
 
 class NormalizedImages(Dataset[tuple[Tensor, Tensor]]):
-    """Single images as the network sees them in evaluation: normalised, not augmented, on the CPU.
+    """Single images as the network sees them in evaluation: normalized, not augmented, on the CPU.
 
     Args:
         images: the uint8 images and labels.
         normalization: the mean and standard deviation of the channels.
     """
 
-    def __init__(self, images: LabelledImages, normalization: Normalization) -> None:
+    def __init__(self, images: LabeledImages, normalization: Normalization) -> None:
         self.images = images
         self.normalization = normalization
 

@@ -1,4 +1,4 @@
-"""Per-channel normalisation of uint8 images."""
+"""Per-channel normalization of uint8 images."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Normalization:
             )
 
     def __call__(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Normalise uint8 images `[B, C, H, W]` to `dtype`."""
+        """Normalize uint8 images `[B, C, H, W]` to `dtype`."""
         scale = torch.tensor([1 / (255 * s) for s in self.std], dtype=dtype)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], dtype=dtype)
         scale, shift = (t.view(-1, 1, 1).to(images.device, non_blocking=True) for t in (scale, shift))

@@ -73,7 +73,7 @@ def spearman_rho(x: Tensor, y: Tensor) -> Tensor:
         tensor(0.8000, dtype=torch.float64)
     """
     x, y = _paired(x, y)
-    # The sum of an element's pair signs is twice its mean rank, centred.
+    # The sum of an element's pair signs is twice its mean rank, centered.
     rank_x, rank_y = _pair_signs(x).sum(-1), _pair_signs(y).sum(-1)
     return (rank_x * rank_y).sum(-1) / (rank_x.square().sum(-1) * rank_y.square().sum(-1)).sqrt()
 

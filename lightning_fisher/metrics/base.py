@@ -61,7 +61,7 @@ class SubsetMetric(Metric):
     def subsets(self, name: str) -> Tensor:
         """The values of a state, ``[T]`` float64; T may be 0."""
         state: Tensor | list[Tensor] = getattr(self, name)
-        if isinstance(state, Tensor):  # synchronised
+        if isinstance(state, Tensor):  # synchronized
             return state.double()
         return torch.cat(state).double() if state else torch.empty(0, dtype=torch.float64, device=self.device)
 

@@ -28,7 +28,7 @@ def cnn(
         num_classes: number of classes K.
         in_channels: channels C of the images.
         width: channels of the first three convolutions (96 in the paper).
-        input_dropout: dropout probability on the image (0.2 in the paper; here batch-norm regularises).
+        input_dropout: dropout probability on the image (0.2 in the paper; here batch-norm regularizes).
         dropout: dropout probability after each stride-2 convolution (0.5 in the paper).
 
     Returns:

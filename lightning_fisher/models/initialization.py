@@ -1,4 +1,4 @@
-"""The initialisation that all the networks share."""
+"""The initialization that all the networks share."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from torch import nn
 
 
 def he_initialize(net: nn.Module) -> None:
-    """Initialise a ReLU network as He et al. (2015) do, in place.
+    """Initialize a ReLU network as He et al. (2015) do, in place.
 
     Convolutions: zero-mean normal with variance `2 / (k² C_out)` (fan-out, the choice of the published code of
     ResNet, Wide ResNet and DenseNet). Batch-norm: scale 1, shift 0. Biases: 0. Linear weights keep PyTorch's
-    uniform initialisation, as there.
+    uniform initialization, as there.
 
     Args:
-        net: the network; every `nn.Conv2d`, `nn.BatchNorm2d` and `nn.Linear` in it is initialised.
+        net: the network; every `nn.Conv2d`, `nn.BatchNorm2d` and `nn.Linear` in it is initialized.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):

@@ -60,7 +60,7 @@ def test_plain_steps_are_the_same(name):
         ("two evaluations (shared gradient), Lightning", _mlp),
     ],
 )
-def test_unamortised_forms_are_the_naive_port(name, net):
+def test_unamortized_forms_are_the_naive_port(name, net):
     network = QUICK["resnet20"]
     expected = _weights("naive three-pass port", net(), _batches(network))
     found = _weights(name, net(), _batches(network))
@@ -71,13 +71,13 @@ def test_unamortised_forms_are_the_naive_port(name, net):
 @pytest.mark.parametrize(
     "name",
     [
-        "amortised: 1 of M sub-batches",
-        "amortised: 1 of M sub-batches, Lightning",
-        "amortised: 1 of M, shared gradient",
-        "amortised: 1 of M, shared gradient, Lightning",
+        "amortized: 1 of M sub-batches",
+        "amortized: 1 of M sub-batches, Lightning",
+        "amortized: 1 of M, shared gradient",
+        "amortized: 1 of M, shared gradient, Lightning",
     ],
 )
-def test_amortised_forms_perturb_one_sub_batch(name):
+def test_amortized_forms_perturb_one_sub_batch(name):
     """One step differs from the plain one by M β/M (g_i − h_i) of some i."""
     images, labels = next(_batches(QUICK["resnet20"]))
     found = _weights(name, _mlp(), itertools.repeat((images, labels)), steps=1)
@@ -97,11 +97,11 @@ def test_amortised_forms_perturb_one_sub_batch(name):
     assert sorted(errors)[0] < 1e-6 < 1e-2 < sorted(errors)[1]
 
 
-def test_every_eighth_step_is_regularised():
-    contender = contenders(None)["amortised: every 8th step, Lightning"]
+def test_every_eighth_step_is_regularized():
+    contender = contenders(None)["amortized: every 8th step, Lightning"]
     assert contender.steps == 8
     once = itertools.repeat(next(_batches(QUICK["resnet20"])))
-    first = _weights("amortised: every 8th step, Lightning", _mlp(), once, steps=1)
+    first = _weights("amortized: every 8th step, Lightning", _mlp(), once, steps=1)
     plain = _weights(BASELINE, _mlp(), once, steps=1)
     naive = _weights("naive three-pass port", _mlp(), once, steps=1)
     torch.testing.assert_close(first - plain, 8 * (naive - plain), rtol=1e-5, atol=1e-18)

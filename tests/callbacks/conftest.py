@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers.logger import Logger
 
 from tests.callbacks.tiny import loader
-from tests.reference.regularised_training import snapshot
+from tests.reference.regularized_training import snapshot
 
 
 class Recorder(Callback):

@@ -10,7 +10,7 @@ from lightning_fisher import FisherRegularizer
 from tests.callbacks.tiny import Classifier, image_batches, mlp, seeded, sgd
 from tests.reference.losses import batch_loss
 from tests.reference.penalty import penalty
-from tests.reference.regularised_training import snapshot
+from tests.reference.regularized_training import snapshot
 
 M, BETA = 4, 50.0
 WARNING = "left out the penalty"
@@ -51,13 +51,13 @@ def cliff():
     return Classifier(seeded(Cliff), optimizer=without_u)
 
 
-def loop(net, data, optimizer, penalised=lambda batch: True, before_batch=lambda net, batch: None):
-    """A plain float64 loop; batches that aren't ``penalised`` are plain steps. Returns the states after each batch."""
+def loop(net, data, optimizer, penalized=lambda batch: True, before_batch=lambda net, batch: None):
+    """A plain float64 loop; batches that aren't ``penalized`` are plain steps. Returns the states after each batch."""
     net = net.double().train()
     opt, states = optimizer(net.parameters()), []
     for batch, (x, y) in enumerate(data):
         before_batch(net, batch)
-        extra = penalty(net, x, y, alpha=1e-4, num_sub_batches=M)[1] if penalised(batch) else None
+        extra = penalty(net, x, y, alpha=1e-4, num_sub_batches=M)[1] if penalized(batch) else None
         opt.zero_grad()
         batch_loss(net(x.double()), y).backward()
         for index, parameter in enumerate(net.parameters()):

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 from lightning_fisher import FisherMonitor, FisherRegularizer
 from tests.callbacks.numbers_loop import BETA, M, batches, cliff
 from tests.callbacks.tiny import image_batches, loader
-from tests.reference.regularised_training import snapshot
+from tests.reference.regularized_training import snapshot
 
 STEEP = {1, 3}  # batches that explode on rank 0 only: their sixth sample does
 

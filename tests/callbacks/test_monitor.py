@@ -268,7 +268,7 @@ def test_bad_constructor_values(argument, values):
 
 
 def test_beside_the_regularizer(fit, assert_identical):
-    """The monitor measures, the regulariser trains; either order."""
+    """The monitor measures, the regularizer trains; either order."""
     alone = fit_validated(fit, FisherRegularizer(5.0, num_sub_batches=4, start=0), max_epochs=2)
     for first in (True, False):
         both = [monitor(), FisherRegularizer(5.0, num_sub_batches=4, start=0)]

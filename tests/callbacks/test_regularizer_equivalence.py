@@ -1,4 +1,4 @@
-"""The regularised run against no callback (beta = 0, bit for bit) and a plain-torch oracle (beta = 5)."""
+"""The regularized run against no callback (beta = 0, bit for bit) and a plain-torch oracle (beta = 5)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.callbacks.tiny import (
     seeded,
     sgd,
 )
-from tests.reference.regularised_training import train
+from tests.reference.regularized_training import train
 
 EPOCHS = 3
 BATCHES = image_batches([16] * 5)  # one more than the accumulated 4
@@ -71,9 +71,9 @@ def test_zero_beta_is_bit_identical_to_no_callback(fit, assert_identical, schedu
     plain = fit(classifier(schedule, accumulate), BATCHES, **options)
     for beta in (0.0, 1e-30):
         regularizer = FisherRegularizer(beta, num_sub_batches=4, start=1 if schedule == "none" else "first_lr_drop")
-        regularised = fit(classifier(schedule, accumulate), BATCHES, regularizer, **options)
+        regularized = fit(classifier(schedule, accumulate), BATCHES, regularizer, **options)
         assert regularizer.active
-        assert_identical(regularised, plain)
+        assert_identical(regularized, plain)
 
 
 @pytest.mark.parametrize("clip", [None, 0.3])
@@ -151,14 +151,14 @@ def test_before_the_drop_bit_identical_to_plain(fit):
 
 def test_a_second_fit(fit, assert_identical):
     """The same callback object and module can be fitted twice."""
-    plain, regularised = classifier("none", 1), classifier("none", 1)
+    plain, regularized = classifier("none", 1), classifier("none", 1)
     regularizer = FisherRegularizer(0.0, num_sub_batches=4, start=0)
     for _ in range(2):
         expected = fit(plain, BATCHES, max_epochs=1)
-        assert_identical(fit(regularised, BATCHES, regularizer, max_epochs=1), expected)
+        assert_identical(fit(regularized, BATCHES, regularizer, max_epochs=1), expected)
 
 
-def neighbours(name, folder):
+def neighbors(name, folder):
     """The callbacks people have beside this one, fresh for every run."""
     if name == "checkpoint":
         return pl_callbacks.ModelCheckpoint(folder, monitor="train_loss", save_top_k=2, every_n_train_steps=3)
@@ -173,11 +173,11 @@ def neighbours(name, folder):
     return pl_callbacks.WeightAveraging()
 
 
-NEIGHBOURS = ["checkpoint", "early_stopping", "lr_monitor", "swa", "weight_averaging"]
+NEIGHBORS = ["checkpoint", "early_stopping", "lr_monitor", "swa", "weight_averaging"]
 
 
 def fit_beside(fit, name, regularizer, first, folder, memory_logger, **options):
-    others = [neighbours(name, folder)]
+    others = [neighbors(name, folder)]
     if regularizer is not None:
         others.insert(0 if first else 1, regularizer)
     logger = copy.deepcopy(memory_logger) if name == "lr_monitor" else False
@@ -185,16 +185,16 @@ def fit_beside(fit, name, regularizer, first, folder, memory_logger, **options):
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("name", NEIGHBOURS)
+@pytest.mark.parametrize("name", NEIGHBORS)
 def test_beside_other_callbacks_zero_beta_changes_nothing(fit, assert_identical, name, first, tmp_path, memory_logger):
     plain = fit_beside(fit, name, None, first, tmp_path / "plain", memory_logger)
     regularizer = FisherRegularizer(1e-30, num_sub_batches=4, start=1)
-    got = fit_beside(fit, name, regularizer, first, tmp_path / "regularised", memory_logger)
+    got = fit_beside(fit, name, regularizer, first, tmp_path / "regularized", memory_logger)
     assert regularizer.active
     assert_identical(got, plain)
     final, expected = (run.trainer.lightning_module.state_dict() for run in (got, plain))
     assert all(torch.equal(final[name], expected[name]) for name in expected)
-    saved = [sorted(path.name for path in (tmp_path / run).glob("*")) for run in ("plain", "regularised")]
+    saved = [sorted(path.name for path in (tmp_path / run).glob("*")) for run in ("plain", "regularized")]
     assert saved[0] == saved[1]
 
 

@@ -9,7 +9,7 @@ from torchmetrics import Accuracy
 from lightning_fisher import FisherRegularizer
 from lightning_fisher.functional.multipass.sub_batches import draw_perturbed
 from tests.callbacks.tiny import Classifier, conv_bn_net, image_batches, mlp, seeded, sgd
-from tests.reference.regularised_forms import train_form
+from tests.reference.regularized_forms import train_form
 
 BATCHES = image_batches([16] * 5)
 
@@ -52,15 +52,15 @@ def test_equals_the_oracle(fit, assert_close_states, gradient, passes, perturbed
 
 
 def test_every_n_counts_optimizer_steps(fit, make_trainer):
-    """With accumulation all batches of a step are regularised or none is."""
-    regularised = []
+    """With accumulation all batches of a step are regularized or none is."""
+    regularized = []
     module = Classifier(seeded(mlp))
     step = module.training_step
-    module.training_step = lambda batch, batch_idx: regularised.append(len(batch[1])) or step(batch, batch_idx)
+    module.training_step = lambda batch, batch_idx: regularized.append(len(batch[1])) or step(batch, batch_idx)
     regularizer = FisherRegularizer(5.0, num_sub_batches=4, start=0, every_n_steps=2)
     fit(module, image_batches([16] * 8), regularizer, accumulate_grad_batches=2)
     full = [4] * 8 + [16]
-    assert regularised == [*full, *full, 16, 16, *full, *full, 16, 16]
+    assert regularized == [*full, *full, 16, 16, *full, *full, 16, 16]
 
 
 class Reports(Classifier):

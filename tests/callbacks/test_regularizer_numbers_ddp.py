@@ -13,7 +13,7 @@ from tests.callbacks.tiny import seeded
 from tests.processes import run_ranks
 from tests.reference.losses import batch_loss
 from tests.reference.penalty import penalty
-from tests.reference.regularised_training import snapshot
+from tests.reference.regularized_training import snapshot
 
 
 @pytest.fixture(scope="module")

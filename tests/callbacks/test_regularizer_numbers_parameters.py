@@ -14,7 +14,7 @@ from tests.callbacks.numbers_loop import BETA, FORMS, M, loop, regularizer
 from tests.callbacks.tiny import Classifier, image_batches, mlp, seeded, sgd
 from tests.reference.losses import batch_loss
 from tests.reference.penalty import penalty
-from tests.reference.regularised_training import snapshot
+from tests.reference.regularized_training import snapshot
 
 
 class Freezes(Callback):

@@ -80,11 +80,11 @@ class NoOptimizer(CountingClassifier):
 
 
 def test_no_optimizer(fit):
-    """Nothing is trained, so there is nothing to regularise."""
+    """Nothing is trained, so there is nothing to regularize."""
     refused(fit, NoOptimizer(seeded(mlp)), "optimizer")
 
 
-def test_an_embedding_that_renormalises_itself(fit):
+def test_an_embedding_that_renormalizes_itself(fit):
     """Its forward pass changes the weights; refused before training, not at the switch."""
 
     class Embeds(CountingClassifier):
@@ -122,7 +122,7 @@ def test_weights_cast_by_hand(fit):
 
 
 def strategy_without_its_machine(name):
-    """A strategy object of the real class; those that need a package or a GPU are not initialised."""
+    """A strategy object of the real class; those that need a package or a GPU are not initialized."""
     cls = getattr(strategies, name)
     try:
         return cls()

@@ -131,7 +131,7 @@ def test_state_before_training_round_trips():
 
 
 def test_a_checkpoint_without_the_callback_can_be_continued_with_it(fit, tmp_path):
-    """Adding the regulariser to a plain run half-way, with an explicit start."""
+    """Adding the regularizer to a plain run half-way, with an explicit start."""
     fit(module(), BATCHES, every(tmp_path / "plain", every_n_epochs=1), max_epochs=2)
     path = max((tmp_path / "plain").glob("*.ckpt"), key=lambda p: torch.load(p, weights_only=True)["global_step"])
     callback = regularizer(start=3)

@@ -1,1 +1,1 @@
-"""LightningModules and models that nobody here wrote, under the regulariser and the metric."""
+"""LightningModules and models that nobody here wrote, under the regularizer and the metric."""

@@ -43,7 +43,7 @@ class Case:
     callbacks: Callable[[Path], list[Callback]] = lambda folder: []
     oracle: Mapping[str, Any] = field(default_factory=dict)  # the hooks and callbacks, in the reference's words
     apart: str = "-"  # prefix of what a hook of the module moves, not the training: no matter for the oracle
-    refused: str | None = None  # what the one line says where the regulariser can't work
+    refused: str | None = None  # what the one line says where the regularizer can't work
     tolerance: float = 1e-12
 
     def build(self, dtype: torch.dtype) -> tuple[LightningModule, list[Any]]:

@@ -88,7 +88,7 @@ def dense_loss(module, batch):
 
 
 class OneGraph(LightningModule):
-    """Classifies the nodes of one graph, of which some are labelled: the batch is the whole graph."""
+    """Classifies the nodes of one graph, of which some are labeled: the batch is the whole graph."""
 
     def __init__(self):
         super().__init__()

@@ -92,12 +92,12 @@ class TwoLoaders(Classifier):
 
 
 def both_losses(module, batch):
-    return cross_entropy(module, batch["labelled"]) + 0.5 * (module(batch["other"]).exp().mean())
+    return cross_entropy(module, batch["labeled"]) + 0.5 * (module(batch["other"]).exp().mean())
 
 
 def two_batches(samples):
     x, y = (torch.stack(part) for part in zip(*samples, strict=True))
-    return {"labelled": (x, y), "other": x.flip(-1)}
+    return {"labeled": (x, y), "other": x.flip(-1)}
 
 
 def common(folder):

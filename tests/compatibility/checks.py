@@ -36,7 +36,7 @@ def negligible(case: Case) -> tuple[Run, FisherMonitor | None]:
 
 
 @functools.lru_cache(maxsize=1)
-def regularised(case: Case) -> Run:
+def regularized(case: Case) -> Run:
     """In float64."""
     return fit(case, regularizer(case, BETA), dtype=torch.float64)
 
@@ -56,7 +56,7 @@ def monitor(case: Case) -> FisherMonitor:
 
 def trains(case: Case) -> str:
     """All weights and losses are finite, and weights move in every epoch."""
-    recorder = regularised(case).recorder
+    recorder = regularized(case).recorder
     assert len(recorder.states) == EPOCHS * 2
     for state in recorder.states:
         assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
@@ -82,7 +82,7 @@ def zero_beta_changes_nothing(case: Case) -> str:
 
 def equals_the_oracle(case: Case) -> str:
     """Every weight and buffer after every batch, and every penalty."""
-    got, expected = regularised(case), oracle(case, BETA)
+    got, expected = regularized(case), oracle(case, BETA)
     switched = [penalty for penalty in expected.penalties if penalty is not None]
     assert switched, "the oracle never switched on"
     for batch, (state, wanted) in enumerate(zip(got.recorder.states, expected.states, strict=True)):
@@ -99,7 +99,7 @@ def equals_the_oracle(case: Case) -> str:
 
 
 def logs_once(case: Case) -> str:
-    """The module's own values as without us, each line once; ours once a regularised step."""
+    """The module's own values as without us, each line once; ours once a regularized step."""
     run, _ = negligible(case)
     lines, ours = run.lines.split()
     assert lines == plain(case).lines.split()[0]

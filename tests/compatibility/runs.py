@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from lightning_fisher import FisherRegularizer
 from tests.callbacks.conftest import Recorder
 from tests.compatibility.case import BATCH, EPOCHS, PARTS, SAMPLES, Case, precision
-from tests.reference.regularised_training import Trace, train
+from tests.reference.regularized_training import Trace, train
 
 SEED = 3  # of the dropout masks
 

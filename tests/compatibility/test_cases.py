@@ -28,7 +28,7 @@ def test_refused(case):
 def test_the_checks_can_fail():
     """With β = 5 in place of 0 the weights differ, and so they do from an oracle without the penalty."""
     case = supported()[0]
-    got, plain = checks.regularised(case), checks.oracle(case, 0.0)
+    got, plain = checks.regularized(case), checks.oracle(case, 0.0)
     errors = [
         (value - plain.states[-1][f"net.{name}"]).abs().max().item()
         for name, value in got.recorder.states[-1].items()

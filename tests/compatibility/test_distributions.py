@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 from lightning_fisher import FisherMonitor, FisherRegularizer
 from tests.callbacks.tiny import image_batches, mlp, multi_step, seeded, sgd
 from tests.compatibility.runs import Lines, loader
-from tests.reference.regularised_training import snapshot, train
+from tests.reference.regularized_training import snapshot, train
 
 other = pytest.importorskip("pytorch_lightning")
 PACKAGES = {"lightning": lightning.pytorch, "pytorch_lightning": other}
@@ -60,7 +60,7 @@ def fit(package, module, *callbacks, **options):
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_both_callbacks_work_in_either(name):
-    """The regulariser equals the oracle, the monitor measures, all are logged."""
+    """The regularizer equals the oracle, the monitor measures, all are logged."""
     package = PACKAGES[name]
     module, regularizer = module_of(package), FisherRegularizer(5.0, num_sub_batches=4)
     monitor = FisherMonitor(TensorDataset(IMAGES.double(), LABELS), num_subsets=2, subset_size=6)

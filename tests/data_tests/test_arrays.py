@@ -39,11 +39,11 @@ def test_images_and_labels_are_read(tmp_path):
 
 
 def test_images_of_one_channel_need_no_axis(tmp_path):
-    grey = {key: arrays()[key] for key in ("train_images", "test_images")}
-    grey = {key: value[..., 0] for key, value in grey.items()}
-    train, _ = load(tmp_path, arrays(**grey), channels=1)
+    gray = {key: arrays()[key] for key in ("train_images", "test_images")}
+    gray = {key: value[..., 0] for key, value in gray.items()}
+    train, _ = load(tmp_path, arrays(**gray), channels=1)
     assert train.images.shape == (6, 1, 4, 5)
-    assert np.array_equal(train.images[:, 0].numpy(), grey["train_images"])
+    assert np.array_equal(train.images[:, 0].numpy(), gray["train_images"])
 
 
 @pytest.mark.parametrize(

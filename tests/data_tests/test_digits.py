@@ -19,11 +19,11 @@ def test_the_split_is_fixed_stratified_and_whole():
 
     original = datasets.load_digits()
     ours = torch.cat([train.images, test.images]).flatten(1).double().numpy() * 16 / 255
-    labelled = np.concatenate([np.rint(ours), torch.cat([train.labels, test.labels])[:, None].numpy()], axis=1)
+    labeled = np.concatenate([np.rint(ours), torch.cat([train.labels, test.labels])[:, None].numpy()], axis=1)
     expected = np.concatenate([original.data, original.target[:, None]], axis=1)
-    assert sorted(map(tuple, labelled)) == sorted(map(tuple, expected))
+    assert sorted(map(tuple, labeled)) == sorted(map(tuple, expected))
 
 
-def test_grey_levels_fill_the_bytes():
+def test_gray_levels_fill_the_bytes():
     train, _ = load_digits()
     assert sorted(train.images.unique().tolist()) == [round(level * 255 / 16) for level in range(17)]

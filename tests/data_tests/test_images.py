@@ -1,4 +1,4 @@
-"""Batches, padding for several processes, and normalisation."""
+"""Batches, padding for several processes, and normalization."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_fisher.data import LabelledImages, Normalization, NormalizedImages, channel_statistics
+from lightning_fisher.data import LabeledImages, Normalization, NormalizedImages, channel_statistics
 from lightning_fisher.data.images import IGNORED_LABEL, keep_batch
 from lightning_fisher.data.memory import MemoryImages
 
@@ -20,7 +20,7 @@ def source() -> MemoryImages:
 
 
 def test_whole_batches_are_the_single_samples(source):
-    images = LabelledImages(source, torch.tensor([7, 2, 9, 4]), torch.tensor([0, 1, 2, 3]))
+    images = LabeledImages(source, torch.tensor([7, 2, 9, 4]), torch.tensor([0, 1, 2, 3]))
     batches = list(DataLoader(images, batch_size=3, collate_fn=keep_batch))
     assert [len(labels) for _, labels in batches] == [3, 1]
     pixels, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -36,7 +36,7 @@ def test_whole_batches_are_the_single_samples(source):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 16])
 def test_every_sample_counts_once_over_all_ranks(source, world_size):
-    padded = LabelledImages.all_of(source).padded_to_multiple_of(world_size)
+    padded = LabeledImages.all_of(source).padded_to_multiple_of(world_size)
     seen, batches = [], []
     for rank in range(world_size):
         sampler = DistributedSampler(padded, num_replicas=world_size, rank=rank, shuffle=False)
@@ -46,7 +46,7 @@ def test_every_sample_counts_once_over_all_ranks(source, world_size):
         seen += torch.cat(labels).tolist()
     assert sorted(label for label in seen if label != IGNORED_LABEL) == list(range(11))
     assert len(set(batches)) == 1
-    assert len(LabelledImages.all_of(source)) == 11
+    assert len(LabeledImages.all_of(source)) == 11
 
 
 def test_statistics_are_those_of_numpy(source):
@@ -57,7 +57,7 @@ def test_statistics_are_those_of_numpy(source):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_normalised_images_have_mean_0_and_deviation_1(source, dtype):
+def test_normalized_images_have_mean_0_and_deviation_1(source, dtype):
     normalization = Normalization(*map(tuple, channel_statistics(source.images)))
     images = normalization(source.images, dtype)
     assert images.dtype == dtype
@@ -66,7 +66,7 @@ def test_normalised_images_have_mean_0_and_deviation_1(source, dtype):
     assert (images.var(dim=(0, 2, 3), correction=0) - 1).abs().max() < tolerance
 
 
-def test_normalisation_is_its_formula(source):
+def test_normalization_is_its_formula(source):
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
     expected = (source.images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(Normalization(mean, std)(source.images), expected)
@@ -80,7 +80,7 @@ def test_unfit_statistics_are_refused(mean, std):
 
 def test_normalized_images_are_single_float_samples(source):
     normalization = Normalization((0.5,) * 3, (0.25,) * 3)
-    dataset = NormalizedImages(LabelledImages(source, torch.tensor([3, 1]), torch.tensor([5, 6])), normalization)
+    dataset = NormalizedImages(LabeledImages(source, torch.tensor([3, 1]), torch.tensor([5, 6])), normalization)
     image, label = dataset[1]
     assert len(dataset) == 2
     assert image.shape == (3, 4, 5)

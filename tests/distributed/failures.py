@@ -36,7 +36,7 @@ class Fails(Classifier):
 
 
 def fail(rank: int, world: int, folder: Path, who: int, how: str, at: int) -> None:
-    """Train until rank ``who`` fails at the n-th batch, from 1; from the fifth on they are regularised."""
+    """Train until rank ``who`` fails at the n-th batch, from 1; from the fifth on they are regularized."""
     torch.set_num_threads(1)
     module = Fails(seeded(mlp), scheduler=multi_step(1))
     if rank == who:

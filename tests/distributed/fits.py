@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 from lightning_fisher import FisherMonitor, FisherRegularizer
 from lightning_fisher.callbacks import RandomState
 from tests.callbacks.tiny import Classifier, image_batches, loader, mlp, multi_step, seeded
-from tests.reference.regularised_training import snapshot
+from tests.reference.regularized_training import snapshot
 
 EPOCHS = 2
 M = 8
@@ -32,7 +32,7 @@ MONITOR: dict[str, Any] = {"num_subsets": 5, "subset_size": 8, "seed": 3}  # 5 s
 Batch = tuple[Tensor, Tensor]
 
 
-def normalised_net() -> nn.Module:
+def normalized_net() -> nn.Module:
     """Batch-norm sees a process's own samples only."""
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
 
@@ -48,7 +48,7 @@ class Fit:
     """One training run: its network, data and options; `accumulate` and `clip` mean the same to the reference."""
 
     beta: float | None = BETA
-    form: dict[str, Any] = field(default_factory=dict)  # further arguments of the regulariser
+    form: dict[str, Any] = field(default_factory=dict)  # further arguments of the regularizer
     num_sub_batches: int = M
     net: Callable[[], nn.Module] = mlp
     unused: bool = False
@@ -77,7 +77,7 @@ FITS = {
     "short last batch": Fit(batches=(*BATCHES[:3], *image_batches([8], seed=2))),
     "every second step": Fit(form={"every_n_steps": 2}),
     "half of the sub-batches": Fit(form={"perturbed": 4}),
-    "batch-norm": Fit(net=normalised_net, num_sub_batches=4),
+    "batch-norm": Fit(net=normalized_net, num_sub_batches=4),
     "uneven": Fit(batches=tuple(UNEVEN)),
     "uneven, accumulate, clip": Fit(batches=tuple(UNEVEN), accumulate=2, clip=0.05),
 }

@@ -10,8 +10,8 @@ from lightning_fisher.functional.multipass.sub_batches import draw_perturbed
 from tests.callbacks.tiny import mlp, multi_step, seeded, sgd
 from tests.distributed.fits import BETA, EPOCHS, Fit, M, share
 from tests.reference.penalty import penalty, split_sizes
-from tests.reference.regularised_training import Trace, clip_by_norm, snapshot
-from tests.reference.regularised_training import train as train_on_global_batches
+from tests.reference.regularized_training import Trace, clip_by_norm, snapshot
+from tests.reference.regularized_training import train as train_on_global_batches
 
 
 def one_process(fit: Fit) -> Trace:
@@ -62,11 +62,11 @@ def mean_of_ranks(fit: Fit, world: int) -> list[dict[str, Tensor]]:
     for epoch in range(EPOCHS):
         for index, batch in enumerate(fit.batches):
             first = steps if epoch == 1 and first is None else first  # the learning rate drops after epoch 0
-            regularised = fit.beta is not None and first is not None and (steps - first) % every == 0
+            regularized = fit.beta is not None and first is not None and (steps - first) % every == 0
             for rank in range(world):
                 x, y = share(batch, rank, world)
                 (F.cross_entropy(net(x.double()), y) / fit.accumulate / world).backward()
-                if regularised:
+                if regularized:
                     count = parts(fit, world, len(y), len(share(fit.batches[0], rank, world)[1]))
                     # The draw is the package's: any would do, but not another one.
                     draw = torch.Generator().manual_seed(number * world + rank)

@@ -136,7 +136,7 @@ def test_refused_before_the_first_step(ranks: Ranks, name: str) -> None:
             assert word.format(world=world, M=2 * world + 1) in text, text
 
 
-def test_synchronised_batch_norm_is_refused(fit: Any) -> None:
+def test_synchronized_batch_norm_is_refused(fit: Any) -> None:
     """Its passes wait for the other ranks, which make other passes. (Lightning itself wants GPUs for more than one.)"""
     net = torch.nn.Sequential(seeded(mlp), torch.nn.SyncBatchNorm(3))
     with pytest.raises(ValueError, match=r"SyncBatchNorm layers.*sync_batchnorm=False") as caught:

@@ -10,19 +10,19 @@ import pytest
 from tests.processes import run_ranks
 
 SECONDS = 60  # they need one; gloo itself would wait for half an hour
-PLAIN, REGULARISED = 3, 6  # the batch: of the first epoch, of the second
+PLAIN, REGULARIZED = 3, 6  # the batch: of the first epoch, of the second
 
 
 @pytest.mark.parametrize(
     ("world", "who", "how", "at"),
     [
         (2, 1, "raises", PLAIN),
-        (2, 1, "killed", REGULARISED),
-        (2, 0, "raises", REGULARISED),
+        (2, 1, "killed", REGULARIZED),
+        (2, 0, "raises", REGULARIZED),
         (2, 0, "killed", PLAIN),
-        (4, 3, "raises", REGULARISED),
+        (4, 3, "raises", REGULARIZED),
         (4, 2, "killed", PLAIN),
-        (4, 0, "killed", REGULARISED),
+        (4, 0, "killed", REGULARIZED),
     ],
 )
 def test_the_others_end_too(world: int, who: int, how: str, at: int, tmp_path: Path) -> None:

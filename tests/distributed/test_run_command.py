@@ -21,7 +21,7 @@ from tests.resume.test_kill import STEP
 WORLD = 2
 DDP = [*OPTIONS, "trainer=ddp", f"trainer.devices={WORLD}", "trainer.accelerator=cpu"]
 MODULE = "tests.distributed.failing_run"
-REGULARISED = 5  # the first batch with extra passes: two plain epochs of two batches come before
+REGULARIZED = 5  # the first batch with extra passes: two plain epochs of two batches come before
 CONTINUES = "The same command continues from the last checkpoint."
 
 
@@ -70,7 +70,7 @@ def continues(folder: Path, whole: Path) -> None:
 @pytest.mark.parametrize("who", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_killed_and_continued(who: int, whole: Path, tmp_path: Path) -> None:
     """Whichever process it was, the other ends with one line, and both continue."""
-    ranks = torchrun(tmp_path, points={who: Call(STEP, 2, batch=REGULARISED)})
+    ranks = torchrun(tmp_path, points={who: Call(STEP, 2, batch=REGULARIZED)})
     codes = [rank.wait() for rank in ranks]
     assert codes[who] == -signal.SIGKILL
     assert codes[1 - who] == 1, ranks[1 - who].output
@@ -82,7 +82,7 @@ def test_killed_and_continued(who: int, whole: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_rank_that_raises(whole: Path, tmp_path: Path) -> None:
     """Its own error is told with its traceback's place; the first process ends with exit code 1, not by a kill."""
-    child = launched(tmp_path, fail=f"1:raises:{REGULARISED}")
+    child = launched(tmp_path, fail=f"1:raises:{REGULARIZED}")
     assert child.wait() == 1, child.output
     first, second = errors(child.output)
     assert first.startswith("Error: process 1: RuntimeError: this rank fails (traceback: ")
@@ -95,7 +95,7 @@ def test_a_rank_that_raises(whole: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed(whole: Path, tmp_path: Path) -> None:
-    child = launched(tmp_path, fail=f"1:killed:{REGULARISED}")
+    child = launched(tmp_path, fail=f"1:killed:{REGULARIZED}")
     assert child.wait() == 1, child.output
     (line,) = errors(child.output)
     assert line.startswith("Error: Process 1 of this run was killed by signal 9")
@@ -107,7 +107,7 @@ def test_a_rank_that_is_killed(whole: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", ["raises", "killed"])
 def test_the_first_process_fails(how: str, whole: Path, tmp_path: Path) -> None:
     """The one that it started ends with it."""
-    child = launched(tmp_path, fail=f"0:{how}:{REGULARISED}")
+    child = launched(tmp_path, fail=f"0:{how}:{REGULARIZED}")
     assert child.wait() == (1 if how == "raises" else -signal.SIGKILL), child.output
     assert child.alone(), child.output
     lines = errors(child.output)
@@ -122,7 +122,7 @@ def test_the_first_process_fails(how: str, whole: Path, tmp_path: Path) -> None:
 def test_signals(signum: int, group: bool, whole: Path, tmp_path: Path) -> None:
     """Ctrl-C reaches all processes, a scheduler's SIGTERM all or the first."""
     child = launched(tmp_path)
-    child.wait_for("regularised phase begins")
+    child.wait_for("regularized phase begins")
     child.send(signum, group=group)
     assert child.wait(60) == 128 + signum, child.output
     assert child.alone()
@@ -143,7 +143,7 @@ class FindsNothing:
 
 def test_folders_that_are_not_shared(tmp_path: Path) -> None:
     """Otherwise one process would begin anew beside another that continues."""
-    ranks = torchrun(tmp_path, points={0: Call(STEP, 2, batch=REGULARISED)})
+    ranks = torchrun(tmp_path, points={0: Call(STEP, 2, batch=REGULARIZED)})
     assert [rank.wait() for rank in ranks] == [-signal.SIGKILL, 1]
     ranks = torchrun(tmp_path, points={1: FindsNothing()})
     assert [rank.wait(60) for rank in ranks] == [1, 1], ranks[0].output

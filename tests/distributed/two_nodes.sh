@@ -59,7 +59,7 @@ nodes whole
 echo "2 nodes x 1 process: done"
 
 (
-    until grep -q "regularised phase begins" "$folder/parts-node0.log" 2>/dev/null; do sleep 0.1; done
+    until grep -q "regularized phase begins" "$folder/parts-node0.log" 2>/dev/null; do sleep 0.1; done
     ip netns pids "$net-1" | xargs kill -9
 ) &
 nodes parts

@@ -34,7 +34,7 @@ def numbers(text: str, pattern: str) -> list[float]:
 
 def test_torchvision_model(run) -> None:
     text = run("torchvision_model")
-    switch, error = numbers(text, r"plain epochs 1-#, then regularised; test error # %")
+    switch, error = numbers(text, r"plain epochs 1-#, then regularized; test error # %")
     assert switch == 4
     assert error < 60  # 90 by chance
     assert all(map(torch.isfinite, torch.tensor(numbers(text, r"gamma # ± #"))))

@@ -45,7 +45,7 @@ def share_of_work(rank, world, folder):
             for share, indices in SHARES[world].items():
                 metric = updated(kind(), [parts[t] for t in indices[rank]])
                 results[name, share, "all"] = metric.compute()
-                # The synchronisation is undone afterwards: accumulation goes on locally.
+                # The synchronization is undone afterwards: accumulation goes on locally.
                 updated(metric, [parts[rank]])
                 results[name, share, "one more each"] = metric.compute()
                 metric.reset()

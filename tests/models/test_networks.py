@@ -50,7 +50,7 @@ def test_every_parameter_gets_a_gradient(build, options):
 
 
 @each_small
-def test_he_initialisation(build, options):
+def test_he_initialization(build, options):
     torch.manual_seed(0)
     net = build(num_classes=10, **options)
     convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]

@@ -41,5 +41,5 @@ def by_name(name) -> Case:
 
 
 def each(cases):
-    """Parametrise a test over ``case``."""
+    """Parametrize a test over ``case``."""
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)

@@ -1,4 +1,4 @@
-"""Cases of normalisation layers whose samples do not interact in evaluation mode."""
+"""Cases of normalization layers whose samples do not interact in evaluation mode."""
 
 from __future__ import annotations
 

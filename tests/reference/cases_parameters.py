@@ -1,4 +1,4 @@
-"""Cases of parameters a layer-by-layer method can miss: raw, shared, reparametrised, frozen, unused."""
+"""Cases of parameters a layer-by-layer method can miss: raw, shared, reparametrized, frozen, unused."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ PARAMETER_CASES = [
     Case("weight_norm_conv", lambda: net(m.weight_norm(nn.Conv2d(2, 4, 3))), IMAGES),
     Case("spectral_norm", lambda: nn.Sequential(m.spectral_norm(nn.Linear(6, 8)), nn.Linear(8, 3)), VECTORS),
     Case("subclass_of_linear", lambda: nn.Sequential(m.DoublingLinear(6, 8), nn.Linear(8, 3)), VECTORS),
-    Case("subclass_of_conv", lambda: net(m.StandardisedConv(2, 4, 3)), IMAGES),
+    Case("subclass_of_conv", lambda: net(m.StandardizedConv(2, 4, 3)), IMAGES),
     Case("output_hook", lambda: mlp(m.with_output_hook(nn.Linear(8, 8), 3.0)), VECTORS),
     Case("input_hook", lambda: mlp(m.with_input_hook(nn.Linear(8, 8), 3.0)), VECTORS),
     Case("checkpointed", lambda: m.Checkpointed(mlp(nn.Dropout(0.5)), nn.Linear(3, 3)), VECTORS, train=True),

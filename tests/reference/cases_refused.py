@@ -18,7 +18,7 @@ BATCH_STATISTICS = Case(
 )
 
 
-def batch_normalised(x):
+def batch_normalized(x):
     return (x - x.mean(0)) / (x.std(0, unbiased=False) + 1e-3)
 
 
@@ -35,16 +35,16 @@ def contrastive(z, y):
 
 REFUSED = [
     BATCH_STATISTICS,
-    Case("custom_batch_normalisation", lambda: mlp(m.Apply(batch_normalised)), VECTORS),
+    Case("custom_batch_normalization", lambda: mlp(m.Apply(batch_normalized)), VECTORS),
     Case(
         "functional_batch_norm",
         lambda: mlp(m.Apply(lambda x: F.batch_norm(x, None, None, training=True))),
         VECTORS,
     ),
-    Case("batch_normalised_input", lambda: nn.Sequential(m.Apply(batch_normalised), mlp()), VECTORS),
-    Case("batch_normalised_logits", lambda: nn.Sequential(mlp(), m.Apply(batch_normalised)), VECTORS),
-    Case("slightly_centred", lambda: mlp(m.Apply(lambda x: x - 1e-3 * x.mean(0))), VECTORS),
-    Case("neighbour", lambda: mlp(m.Apply(lambda x: x + 0.1 * x.roll(1, 0))), VECTORS),
+    Case("batch_normalized_input", lambda: nn.Sequential(m.Apply(batch_normalized), mlp()), VECTORS),
+    Case("batch_normalized_logits", lambda: nn.Sequential(mlp(), m.Apply(batch_normalized)), VECTORS),
+    Case("slightly_centered", lambda: mlp(m.Apply(lambda x: x - 1e-3 * x.mean(0))), VECTORS),
+    Case("neighbor", lambda: mlp(m.Apply(lambda x: x + 0.1 * x.roll(1, 0))), VECTORS),
     Case("softmax_over_the_batch", lambda: mlp(m.Apply(lambda x: x.softmax(0))), VECTORS),
     Case("divided_by_batch_size", lambda: mlp(m.Apply(lambda x: x / len(x))), VECTORS),
     Case(
@@ -65,7 +65,7 @@ RIGHT_OR_REFUSED = [
     Case("weighted_mean_loss", mlp, VECTORS, loss_fn=weighted_cross_entropy),
     Case("contrastive_loss", lambda: nn.Linear(6, 4), VECTORS, loss_fn=contrastive),
     Case(
-        "loss_of_centred_logits",
+        "loss_of_centered_logits",
         mlp,
         VECTORS,
         loss_fn=lambda z, y: F.cross_entropy(z - 0.5 * z.mean(0), y, reduction="none"),

@@ -96,7 +96,7 @@ class Reference:
             raise ValueError(f"weights do not fit: missing {missing}, unexpected {unexpected}")
 
     def batch(self, group):
-        """``(images [N, 3, 32, 32] float64 normalised, labels [N])`` of ``penalty`` or ``gram``."""
+        """``(images [N, 3, 32, 32] float64 normalized, labels [N])`` of ``penalty`` or ``gram``."""
         images = torch.from_numpy(self.arrays[f"{group}/images"]).double()
         images = (images - torch.tensor(MEAN, dtype=torch.float64)) / torch.tensor(STD, dtype=torch.float64)
         labels = torch.from_numpy(self.arrays[f"{group}/labels"]).long()

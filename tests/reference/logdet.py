@@ -1,4 +1,4 @@
-"""ln|J J^T| from J itself, never from a Gram matrix: QR of the normalised rows, or singular values."""
+"""ln|J J^T| from J itself, never from a Gram matrix: QR of the normalized rows, or singular values."""
 
 from __future__ import annotations
 

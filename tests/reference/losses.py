@@ -7,7 +7,7 @@ import torch
 from tests.reference.output_gradient import output_gradient
 
 
-def normalise_logits(logits, scale):
+def normalize_logits(logits, scale):
     """``z / (s ||z||_2)``, the norm over the classes (dim 1)."""
     return logits / (scale * logits.pow(2).sum(dim=1, keepdim=True).sqrt())
 
@@ -25,7 +25,7 @@ def sample_loss(logits, target):
 def differentiable(logits, target, loss_fn=None, logit_norm=None):
     """A scalar with the gradient of one sample's loss; for the cross-entropy in its cancellation-free form."""
     if logit_norm is not None:
-        logits = normalise_logits(logits, logit_norm)
+        logits = normalize_logits(logits, logit_norm)
     if loss_fn is not None:
         return loss_fn(logits, target).sum()
     return (logits * output_gradient(logits, target)).sum()

@@ -158,8 +158,8 @@ class DoublingLinear(nn.Linear):
         return F.linear(2 * x, self.weight.tanh(), self.bias)
 
 
-class StandardisedConv(nn.Conv2d):
-    """Weight standardisation: a convolution with a function of its weight."""
+class StandardizedConv(nn.Conv2d):
+    """Weight standardization: a convolution with a function of its weight."""
 
     def forward(self, x):
         w = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)

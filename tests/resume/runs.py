@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from tests.processes import Child, start
 from tests.resume.killing import Call, Event
 
-# Four epochs of four steps; the learning rate drops, and the regulariser begins, after the second.
+# Four epochs of four steps; the learning rate drops, and the regularizer begins, after the second.
 OPTIONS = [
     "model=cnn",
     "model.net.width=4",

@@ -1,6 +1,6 @@
 """Killed by SIGKILL anywhere, the same command continues to the numbers of an uninterrupted run, bit for bit.
 
-The network has dropout and batch-norm, data are shuffled, the learning rate drops and the regulariser begins after
+The network has dropout and batch-norm, data are shuffled, the learning rate drops and the regularizer begins after
 two of the four epochs of four steps.
 """
 
@@ -35,8 +35,8 @@ MORE_POINTS: dict[str, tuple[Call, int | None]] = {
     "in the first epoch": (Call(STEP, 1, batch=3), None),
     "before the last batch before the drop": (Call(BATCH, 8), 0),
     "after the last batch before the drop": (Call(BATCH_END, 8, "after"), 0),
-    "in the first regularised step": (Call(STEP, 1, "after", batch=9), 1),
-    "after the first regularised step": (Call(BATCH_END, 9, "after"), 1),
+    "in the first regularized step": (Call(STEP, 1, "after", batch=9), 1),
+    "after the first regularized step": (Call(BATCH_END, 9, "after"), 1),
     "in the last step": (Call(BATCH_END, 16), 2),
     "in validation": (Call("lightning_fisher.module:ImageClassifier.validation_step", 1, batch=12), 1),
     "inside the first measurement": (Call(SUBSET, 1, "after", batch=4), None),
@@ -139,7 +139,7 @@ def test_killed_again_and_again(whole: Path, events: int, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", ["epoch   1/4", "regularised phase begins", "epoch   3/4", "measuring the finished"])
+@pytest.mark.parametrize("after", ["epoch   1/4", "regularized phase begins", "epoch   3/4", "measuring the finished"])
 def test_killed_by_the_clock(after: str, whole: Path, tmp_path: Path) -> None:
     """From outside, a random moment after a line of the output."""
     run = tmp_path / "run"

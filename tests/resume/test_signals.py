@@ -14,7 +14,7 @@ from tests.resume.test_kill import LAST, STEP, SUBSET
 
 CONTINUES = "Interrupted. The same command continues from the last checkpoint."
 AGAIN = "Interrupted before the first checkpoint. The same command starts again."
-SLURM = {  # what `srun` of one task sets; Lightning recognises it
+SLURM = {  # what `srun` of one task sets; Lightning recognizes it
     "SLURM_JOB_ID": "1",
     "SLURM_JOB_NAME": "train",
     "SLURM_NTASKS": "1",
@@ -26,11 +26,11 @@ SLURM = {  # what `srun` of one task sets; Lightning recognises it
 }
 
 POINTS = {
-    "Ctrl-C in a regularised step": Call(STEP, 3, batch=10, action=Send(signal.SIGINT)),
+    "Ctrl-C in a regularized step": Call(STEP, 3, batch=10, action=Send(signal.SIGINT)),
     "SIGTERM while a checkpoint is written": Call("torch:save", 3, "half", only=LAST, action=Send(signal.SIGTERM)),
 }
 MORE_POINTS = {
-    "SIGTERM in a regularised step": Call(STEP, 3, batch=10, action=Send(signal.SIGTERM)),
+    "SIGTERM in a regularized step": Call(STEP, 3, batch=10, action=Send(signal.SIGTERM)),
     "SIGTERM inside the monitor": Call(SUBSET, 2, batch=12, action=Send(signal.SIGTERM)),
     "SIGTERM in validation": Call(
         "lightning_fisher.module:ImageClassifier.validation_step", 3, action=Send(signal.SIGTERM)

@@ -88,7 +88,7 @@ def test_interrupted_and_continued(signum: int, group: bool, whole: Path, tmp_pa
     """With real jobs: the one that was running continues, and ends at the numbers of a run that nothing happened to."""
     sweep = tmp_path / "sweep"
     child = begin(sweep)
-    child.wait_for("regularised phase begins")
+    child.wait_for("regularized phase begins")
     interrupted(child, signum, group)
     child = begin(sweep)
     assert child.wait() == 0, child.output

@@ -1,4 +1,4 @@
-"""When the regularised phase starts: at the first learning-rate drop (Sec. 7.2.1), an epoch or a step."""
+"""When the regularized phase starts: at the first learning-rate drop (Sec. 7.2.1), an epoch or a step."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ TrainingStep = Callable[..., Any]
 
 
 class RegularizedStep:
-    """Makes the regularised form of a module's `training_step`; the arguments are those of `FisherRegularizer`.
+    """Makes the regularized form of a module's `training_step`; the arguments are those of `FisherRegularizer`.
 
     Attributes:
         largest_batch: Samples of the largest batch so far: a smaller one is the last of an epoch.
@@ -64,14 +64,14 @@ class RegularizedStep:
     def wrap(
         self, trainer: Trainer, module: LightningModule, training_step: TrainingStep, beta: float, weight: float
     ) -> TrainingStep:
-        """The regularised step of one batch.
+        """The regularized step of one batch.
 
         Args:
             trainer: The trainer.
             module: The module.
             training_step: Its own step.
             beta: β, as it is logged.
-            weight: What ``∇R_α`` is multiplied with: β, more where only some steps are regularised, less where not all
+            weight: What ``∇R_α`` is multiplied with: β, more where only some steps are regularized, less where not all
                 sub-batches are perturbed and `scaling` says so.
         """
 
@@ -110,7 +110,7 @@ class RegularizedStep:
         return step
 
     def rehearse(self, trainer: Trainer, module: LightningModule, training_step: TrainingStep) -> TrainingStep:
-        """The module's own step, after the extra passes of a regularised one, which leave no trace.
+        """The module's own step, after the extra passes of a regularized one, which leave no trace.
 
         Raises:
             ValueError: In the step, if they fail and the step of the whole batch doesn't.

@@ -37,7 +37,7 @@ def config_groups() -> dict[str, list[str]]:
 
 
 def is_group(key: str) -> bool:
-    """Whether ``key`` names a config group (needs an initialised Hydra)."""
+    """Whether ``key`` names a config group (needs an initialized Hydra)."""
     return bool(GlobalHydra.instance().config_loader().get_group_options(key.split("@")[0]))
 
 

@@ -112,7 +112,7 @@ def help_page(*, _root_: DictConfig) -> str:
     name = program()
     paragraphs = [
         textwrap.fill(
-            "Train a network with the Fisher-information regulariser, measure the minimum it reaches, run the studies "
+            "Train a network with the Fisher-information regularizer, measure the minimum it reaches, run the studies "
             "of the paper as sweeps, and score networks that exist already.",
             width,
         ),

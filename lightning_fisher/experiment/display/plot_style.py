@@ -1,4 +1,4 @@
-"""How the figures look: colours of Okabe & Ito, which colour-blind readers tell apart, and marks for grey print."""
+"""How the figures look: colors of Okabe & Ito, which color-blind readers tell apart, and marks for gray print."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-PURPLE, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#000000", "#666666"
+BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+PURPLE, SKY, BLACK, GRAY = "#CC79A7", "#56B4E9", "#000000", "#666666"
 
-# One look a series: colour, marker and line differ together, so that any one of them suffices.
+# One look a series: color, marker and line differ together, so that any one of them suffices.
 SERIES = (
     (BLUE, "o", "-"),
-    (VERMILLION, "s", "--"),
+    (VERMILION, "s", "--"),
     (GREEN, "^", "-."),
     (PURPLE, "D", ":"),
     (ORANGE, "v", (0, (5, 1, 1, 1))),

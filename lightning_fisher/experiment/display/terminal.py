@@ -27,7 +27,7 @@ def interactive() -> bool:
 
 
 def console() -> Console:
-    """Standard output as rich draws on it; numbers keep their colour."""
+    """Standard output as rich draws on it; numbers keep their color."""
     return Console(file=sys.stdout, highlight=False)
 
 

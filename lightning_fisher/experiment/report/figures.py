@@ -100,7 +100,7 @@ def plot_scenario(
             right.spines["right"].set_visible(True)
             right.grid(False)
             error = band(right, places, [numbers(m, "test_error") for m in groups.values()], 1, "test error")
-            right.set_ylabel("test error (%)", color=style.VERMILLION)
+            right.set_ylabel("test error (%)", color=style.VERMILION)
             if axis.get_yscale() == "log":
                 logarithmic = True
         note = "; of the logarithm on a logarithmic axis" if logarithmic else ""
@@ -118,7 +118,7 @@ def plot_scenario(
 def plot_ranking(
     rows: Sequence[Row], x: str | None, path: Path, label: str = "", wanted: Sequence[Any] | None = None
 ) -> Path:
-    """Plot every run: test error against each metric, the varied value (if any) by colour and marker, tau as title."""
+    """Plot every run: test error against each metric, the varied value (if any) by color and marker, tau as title."""
     groups = {group[0]: members for group, members in grouped(rows, [x], wanted).items()} if x else {"": list(rows)}
     panels = [key for key in PANELS if numbers(rows, key)]
     with matplotlib.rc_context(style.RC):

@@ -1,4 +1,4 @@
-"""A figure for the tables: each network without and with the regulariser, side by side."""
+"""A figure for the tables: each network without and with the regularizer, side by side."""
 
 from __future__ import annotations
 

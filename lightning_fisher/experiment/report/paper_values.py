@@ -13,7 +13,7 @@ class Reported(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Without and with the regulariser."""
+    """Without and with the regularizer."""
 
     none: Reported
     fisher: Reported

@@ -26,7 +26,7 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Summarise values.
+    """Summarize values.
 
     Raises:
         ValueError: if there is none.

@@ -80,13 +80,13 @@ def _paper(pair: Pair | None, form: str = "{:.2f}") -> list[str]:
 
 
 def table_1(rows: Sequence[Row]) -> str:
-    """Table 1: test error (%) without and with the regulariser."""
+    """Table 1: test error (%) without and with the regularizer."""
     lines = []
     for (data, model), members in grouped(rows, ["data", "model"]).items():
         by_reg = _by_reg(members)
         ours = [cell(by_reg.get(reg, []), "test_error") for reg in ("none", "fisher")]
         lines.append([str(data), str(model), _counts(members), *ours, *_paper(TABLE_1.get((str(data), str(model))))])
-    headings = ["data", "model", "n", "test error (%)", "+ regulariser", "paper", "paper + regulariser"]
+    headings = ["data", "model", "n", "test error (%)", "+ regularizer", "paper", "paper + regularizer"]
     return markdown(headings, lines)
 
 
@@ -108,22 +108,22 @@ def table_2(rows: Sequence[Row]) -> str:
         ours = [cell(by_reg.get(reg, []), key) for reg in ("none", "fisher")]
         lines.append([name, _counts(rows), *ours, *_paper(TABLE_2[key])])
     return markdown(
-        ["error (%)", "n", "ours", "+ regulariser", "paper (WRN-18, ImageNet)", "paper + regulariser"], lines
+        ["error (%)", "n", "ours", "+ regularizer", "paper (WRN-18, ImageNet)", "paper + regularizer"], lines
     )
 
 
 def table_3(rows: Sequence[Row]) -> str:
-    """Table 3: γ̂ without and with the regulariser, at one norm of the logits."""
+    """Table 3: γ̂ without and with the regularizer, at one norm of the logits."""
     lines = []
     for (model,), members in grouped(rows, ["model"]).items():
         by_reg = _by_reg(members)
         ours = [cell(by_reg.get(reg, []), "gamma", "{:.1f}") for reg in ("none", "fisher")]
         lines.append([str(model), _counts(members), *ours, *_paper(TABLE_3.get(str(model)), "{:.1f}")])
-    return markdown(["model", "n", "γ̂", "+ regulariser", "paper (CIFAR-10)", "paper + regulariser"], lines)
+    return markdown(["model", "n", "γ̂", "+ regularizer", "paper (CIFAR-10)", "paper + regularizer"], lines)
 
 
 def step_cost(rows: Sequence[Row]) -> str:
-    """What a step costs (Sec. 7.2.1), in ms, and how many times a plain one a regularised one takes."""
+    """What a step costs (Sec. 7.2.1), in ms, and how many times a plain one a regularized one takes."""
     lines = []
     for (model,), members in grouped(rows, ["model"]).items():
         plain, regularized = numbers(members, "step_ms_plain"), numbers(members, "step_ms_regularized")
@@ -135,8 +135,8 @@ def step_cost(rows: Sequence[Row]) -> str:
         hardware = members[0]["hardware"]
         device = f"{hardware['devices']} x {hardware['cpu'] if hardware['device'] == 'cpu' else hardware['device']}"
         lines.append([str(model), _counts(members), *ours, times, *_paper(pair, "{:.1f}"), paper, device])
-    headings = ["model", "n", "plain (ms)", "regularised (ms)", "ratio"]
-    return markdown([*headings, "paper: plain", "paper: regularised", "paper: ratio", "hardware"], lines)
+    headings = ["model", "n", "plain (ms)", "regularized (ms)", "ratio"]
+    return markdown([*headings, "paper: plain", "paper: regularized", "paper: ratio", "hardware"], lines)
 
 
 def select_beta(rows: Sequence[Row]) -> str:

@@ -69,7 +69,7 @@ def _cosine(axis: Axes, records: Records) -> None:
 
 
 def _switch(records: Records) -> float | None:
-    """The epoch (counted from 1, at its beginning) of the first regularised step, None without one."""
+    """The epoch (counted from 1, at its beginning) of the first regularized step, None without one."""
     regularized = [r["epoch"] + 1 for r in records if r.get("regularized")]
     return regularized[0] - 0.5 if regularized else None
 
@@ -87,8 +87,8 @@ def plot_training(records: Records, path: Path, title: str = "") -> Path:
     """
     panels: list[Any] = [_loss, _error]
     panels += [plot for key, plot in (("gamma", _gamma), ("lr", _rate)) if any(key in r for r in records)]
-    penalised = (("fisher/penalty", _penalty), ("fisher/grad_cosine", _cosine))
-    panels += [plot for key, plot in penalised if any(key in r for r in records)]
+    penalized = (("fisher/penalty", _penalty), ("fisher/grad_cosine", _cosine))
+    panels += [plot for key, plot in penalized if any(key in r for r in records)]
     switch, last = _switch(records), max((r["epoch"] for r in records), default=0) + 1
     with matplotlib.rc_context(style.RC):
         figure, axes = style.grid(len(panels))
@@ -98,7 +98,7 @@ def plot_training(records: Records, path: Path, title: str = "") -> Path:
             axis.set_xlim(0, last + 1)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if switch is not None:
-                axis.axvline(switch, color=style.BLACK, linestyle=":", linewidth=1.2, label="regulariser on")
+                axis.axvline(switch, color=style.BLACK, linestyle=":", linewidth=1.2, label="regularizer on")
         handles: dict[str, Any] = {}
         for axis in axes:
             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):

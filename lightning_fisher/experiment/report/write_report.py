@@ -22,7 +22,7 @@ from lightning_fisher.experiment.report.rows import Row, grouped, load_rows, num
 from lightning_fisher.experiment.report.tables import TABLES, summary
 
 FILE_NAME = "report.md"
-MOST_COLOURS = 6  # of a figure: more values of an option are not told apart
+MOST_COLORS = 6  # of a figure: more values of an option are not told apart
 KINDS = ("scenario", "groups", "ranking", *TABLES)
 QUANTITIES = {"test_error": "test error (%)", "gamma": r"$\hat\gamma$ (nats)"}
 
@@ -84,7 +84,7 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any]) -> Report:
         made.figures.append(plot_scenario(rows, x, folder / "metrics.png", label, wanted))
         made.figures.append(plot_ranking(rows, x, folder / "ranking.png", label, wanted))
     elif kind == "ranking":
-        several = x if x is not None and len(grouped(rows, [x])) <= MOST_COLOURS else None
+        several = x if x is not None and len(grouped(rows, [x])) <= MOST_COLORS else None
         made.figures.append(plot_ranking(rows, several, folder / "ranking.png", label, wanted))
     elif kind == "select_beta":
         quantities = {"val_error": "validation error (%)", **QUANTITIES}

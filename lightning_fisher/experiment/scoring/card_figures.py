@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 
-from lightning_fisher.data import LabelledImages
+from lightning_fisher.data import LabeledImages
 from lightning_fisher.experiment.display import plot_style as style
 from lightning_fisher.experiment.scoring.card import Card
 from lightning_fisher.experiment.scoring.gradient_influence import precision_at
@@ -65,7 +65,7 @@ def _parts(axis: Axes, card: Card) -> None:
     )  # fmt: skip
     axis.plot(x, values["gamma"], "D", color=style.BLACK, markersize=4, label="sum")
     axis.axhline(float(values["gamma"].mean()), color=style.BLACK, linestyle=":", linewidth=1.2, label=r"$\hat\gamma$")
-    axis.axhline(0, color=style.GREY, linewidth=0.8)
+    axis.axhline(0, color=style.GRAY, linewidth=0.8)
     axis.set(xlabel="subset", ylabel=r"$\ln|\xi|$ (nats)", title=r"What $\hat\gamma$ is made of")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -80,7 +80,7 @@ def plot_spectrum(card: Card, path: Path) -> Path:
         )
         axes[0].set(title=r"Gradients: $\xi = J J^\top$", ylabel="eigenvalue", xlabel="number, from the largest")
         axes[1].set(title=r"Their directions: $C$ (cosines)", ylabel="eigenvalue", xlabel="number, from the largest")
-        axes[1].axhline(0, color=style.GREY, linestyle=":", linewidth=1, label="orthogonal gradients: all 1")
+        axes[1].axhline(0, color=style.GRAY, linestyle=":", linewidth=1, label="orthogonal gradients: all 1")
         for axis in axes[:2]:
             decades(axis)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -92,23 +92,23 @@ def plot_spectrum(card: Card, path: Path) -> Path:
 
 
 def _shown(pixels: Tensor) -> np.ndarray:
-    """A uint8 image ``[C, H, W]`` as a picture: grey for one channel, colours for three, else its mean."""
+    """A uint8 image ``[C, H, W]`` as a picture: gray for one channel, colors for three, else its mean."""
     array = pixels.permute(1, 2, 0).numpy()
     return array if array.shape[2] == 3 else array.mean(axis=2)
 
 
-def plot_influential(card: Card, images: LabelledImages, path: Path, columns: int = COLUMNS) -> Path:
+def plot_influential(card: Card, images: LabeledImages, path: Path, columns: int = COLUMNS) -> Path:
     """Show the training images with the largest gradients: label, prediction, truth if known, loss, gradient norm.
 
     Args:
         card: of the network.
-        images: the training images, not normalised.
+        images: the training images, not normalized.
         path: of the PNG.
         columns: images in a row.
     """
     influence, names = card.influence, card.classes
     first = influence.order[: card.top]
-    wrong = influence.mislabelled
+    wrong = influence.mislabeled
     pixels, _ = images.__getitems__(influence.positions[first].tolist())
     columns = min(columns, len(first))
     with matplotlib.rc_context(style.RC):
@@ -119,7 +119,7 @@ def plot_influential(card: Card, images: LabelledImages, path: Path, columns: in
             axis.imshow(_shown(pixels[place]), cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
             axis.grid(False)
             replaced = wrong is not None and bool(wrong[i])
-            color = style.VERMILLION if replaced else style.GREY
+            color = style.VERMILION if replaced else style.GRAY
             for spine in axis.spines.values():
                 spine.set(visible=True, color=color, linewidth=2.4 if replaced else 0.8)
             axis.set(xticks=[], yticks=[])
@@ -135,7 +135,7 @@ def plot_influential(card: Card, images: LabelledImages, path: Path, columns: in
         )
         figure.suptitle(f"{title}\nabove: the label trained with; last line: loss · gradient norm", fontsize=9)
         if wrong is not None:
-            frame = Rectangle((0, 0), 1, 1, fill=False, edgecolor=style.VERMILLION, linewidth=2)
+            frame = Rectangle((0, 0), 1, 1, fill=False, edgecolor=style.VERMILION, linewidth=2)
             name = f"label replaced: {int(wrong[first].sum())} of these {len(first)}"
             figure.legend([frame], [name], loc="outside lower center", frameon=False)
         return style.save(figure, path)
@@ -143,7 +143,7 @@ def plot_influential(card: Card, images: LabelledImages, path: Path, columns: in
 
 def plot_gradients(card: Card, path: Path) -> Path:
     """Plot the gradient norms of all training images: distribution, against the loss, and how well they find labels."""
-    influence, wrong = card.influence, card.influence.mislabelled
+    influence, wrong = card.influence, card.influence.mislabeled
     groups: Sequence[tuple[str, Tensor, int]]
     if wrong is None:
         differs = influence.predicted != influence.given
@@ -183,8 +183,8 @@ def _precision(axis: Axes, card: Card, wrong: Tensor) -> None:
         color, _, dashes = style.SERIES[look + 2]
         axis.plot(k, precision_at(scores, wrong).numpy(), color=color, linestyle=dashes, label=f"by {name}")
     best = np.minimum(1.0, int(wrong.sum()) / k)
-    axis.plot(k, best, color=style.GREY, linewidth=0.8, label="best possible")
-    axis.axhline(float(wrong.double().mean()), color=style.GREY, linestyle=":", linewidth=1.2, label="chance")
+    axis.plot(k, best, color=style.GRAY, linewidth=0.8, label="best possible")
+    axis.axhline(float(wrong.double().mean()), color=style.GRAY, linestyle=":", linewidth=1.2, label="chance")
     axis.set(xscale="log", xlabel="k largest", ylabel="share with a replaced label", ylim=(0, 1.04))
     axis.set_title("Finding the replaced labels")
     axis.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 0.13))

@@ -90,7 +90,7 @@ def influence_reading(card: Card) -> list[str]:
     shown, searched = len(found["top"]), found["searched"]
     sentences = [f"The {shown} largest of {searched:,} per-sample gradients of the loss."]
     if "precision" in found:
-        hits, wrong = round(found["precision"] * shown), found["mislabelled"]
+        hits, wrong = round(found["precision"] * shown), found["mislabeled"]
         sentences.append(
             f"Of the {shown}, {hits} have a replaced label (precision {found['precision']:.2f}; {wrong:,} of all "
             f"{searched:,} have: chance {wrong / searched:.2f}). A replaced label comes before a right one with "
@@ -108,13 +108,13 @@ def to_markdown(card: Card, figures: list[Path]) -> str:
             str(one["position"]),
             card.classes[one["given"]],
             card.classes[one["predicted"]],
-            *([card.classes[one["true"]]] if card.influence.mislabelled is not None else []),
+            *([card.classes[one["true"]]] if card.influence.mislabeled is not None else []),
             f"{one['loss']:.3g}",
             f"{one['gradient_norm']:.3g}",
         ]
         for one in found
     ]
-    true = ["true label"] if card.influence.mislabelled is not None else []
+    true = ["true label"] if card.influence.mislabeled is not None else []
     headings = ["training image", "given label", "predicted", *true, "loss", "gradient norm"]
     blocks = [
         f"# Metric card: {card.subject.name}",

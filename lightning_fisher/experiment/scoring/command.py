@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_fisher.data import LabelledImages
+from lightning_fisher.data import LabeledImages
 from lightning_fisher.datamodule import ImageDataModule
 from lightning_fisher.experiment.config.resolvers import config_hash, flat_config
 from lightning_fisher.experiment.config.score_request import checkpoints
@@ -128,7 +128,7 @@ def measure(cfg: DictConfig, subject: Subject, data: ImageDataModule, classes: l
 
 def write(card: Card, data: ImageDataModule, folder: Path) -> Sequence[Path]:
     """Write the figures, the page and the numbers of a card."""
-    trained: LabelledImages = training_images(data.clean_set, data.train_set)
+    trained: LabeledImages = training_images(data.clean_set, data.train_set)
     figures = [
         plot_spectrum(card, folder / "spectrum.png"),
         plot_influential(card, trained, folder / "influential.png"),

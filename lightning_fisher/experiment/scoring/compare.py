@@ -110,7 +110,7 @@ def plot_comparison(first: Card, second: Card, path: Path) -> Path:
         for axis, (key, heading, form) in zip(axes[2:], shown_keys, strict=True):
             pairs = np.stack([card.subsets.values[key].numpy() for card in (first, second)])
             better, worse = pairs[1] < pairs[0], pairs[1] >= pairs[0]
-            for chosen, color in ((better, style.GREEN), (worse, style.GREY)):
+            for chosen, color in ((better, style.GREEN), (worse, style.GRAY)):
                 axis.plot([1, 2], pairs[:, chosen], color=color, linewidth=0.8, alpha=0.7)
             for look in range(2):
                 color, marker, _ = style.SERIES[look]
@@ -122,7 +122,7 @@ def plot_comparison(first: Card, second: Card, path: Path) -> Path:
             axis.set(xticks=[1, 2], xlim=(0.6, 2.4))
             axis.grid(False, axis="x")
         handles, labels = axes[0].get_legend_handles_labels()
-        handles += [Line2D([], [], color=color, linewidth=0.8) for color in (style.GREEN, style.GREY)]
+        handles += [Line2D([], [], color=color, linewidth=0.8) for color in (style.GREEN, style.GRAY)]
         labels += ["a subset: 2 is smaller", "a subset: 2 is larger"]
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
         return style.save(figure, path)

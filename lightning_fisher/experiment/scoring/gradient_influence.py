@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.data import LabelledImages, Normalization
+from lightning_fisher.data import LabeledImages, Normalization
 from lightning_fisher.experiment.display.terminal import track
 from lightning_fisher.experiment.scoring.subset_metrics import Evaluation, evaluate, fetch
 from lightning_fisher.functional import log_gradient_norms
@@ -37,7 +37,7 @@ class Influence:
     true: Tensor
 
     @property
-    def mislabelled(self) -> Tensor | None:
+    def mislabeled(self) -> Tensor | None:
         """Which labels were replaced; None where none was, so that nothing is known about wrong ones."""
         wrong = self.given != self.true
         return wrong if bool(wrong.any()) else None
@@ -68,10 +68,10 @@ class Influence:
                 for i in first.tolist()
             ],
         }
-        wrong = self.mislabelled
+        wrong = self.mislabeled
         if wrong is not None:
             found |= {
-                "mislabelled": int(wrong.sum()),
+                "mislabeled": int(wrong.sum()),
                 "precision": float(wrong[first].double().mean()),
                 "auc_gradient_norm": auc(self.log_norms, wrong),
                 "auc_loss": auc(self.losses, wrong),
@@ -102,14 +102,14 @@ def precision_at(scores: Tensor, positive: Tensor) -> Tensor:
     return hits / torch.arange(1, len(hits) + 1, dtype=torch.float64)
 
 
-def training_images(clean: LabelledImages, trained: LabelledImages) -> LabelledImages:
+def training_images(clean: LabeledImages, trained: LabeledImages) -> LabeledImages:
     """All images that were trained on, confusion set included, not augmented."""
-    return LabelledImages(clean.source, trained.indices, trained.labels)
+    return LabeledImages(clean.source, trained.indices, trained.labels)
 
 
 def measure_influence(
     net: nn.Module,
-    images: LabelledImages,
+    images: LabeledImages,
     normalization: Normalization,
     *,
     evaluation: Evaluation | None,
@@ -132,7 +132,7 @@ def measure_influence(
     if samples is not None and samples < len(images):
         generator = torch.Generator().manual_seed(seed)
         positions = torch.randperm(len(images), generator=generator)[:samples].sort().values
-    part = LabelledImages(images.source, images.indices[positions], images.labels[positions])
+    part = LabeledImages(images.source, images.indices[positions], images.labels[positions])
     if evaluation is None:
         evaluation = evaluate(net, part, normalization, batch_size, "losses of the training images")
         losses, predicted = evaluation.losses, evaluation.predicted

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_fisher.data import LabelledImages, Normalization
+from lightning_fisher.data import LabeledImages, Normalization
 from lightning_fisher.experiment.display.terminal import track
 from lightning_fisher.experiment.training.final_metrics import make_monitor
 from lightning_fisher.functional import (
@@ -61,7 +61,7 @@ class SubsetMeasurement:
 
 
 def fetch(
-    images: LabelledImages, positions: Tensor, normalization: Normalization, net: nn.Module
+    images: LabeledImages, positions: Tensor, normalization: Normalization, net: nn.Module
 ) -> tuple[Tensor, Tensor]:
     """Images as the network sees them in evaluation, and labels, on its device."""
     device = next(net.parameters()).device
@@ -70,7 +70,7 @@ def fetch(
 
 
 def evaluate(
-    net: nn.Module, images: LabelledImages, normalization: Normalization, batch_size: int, what: str
+    net: nn.Module, images: LabeledImages, normalization: Normalization, batch_size: int, what: str
 ) -> Evaluation:
     """Losses and predictions of all images, in evaluation mode.
 
@@ -97,7 +97,7 @@ def evaluate(
 
 
 def measure_subsets(
-    net: nn.Module, images: LabelledImages, normalization: Normalization, metric: DictConfig
+    net: nn.Module, images: LabeledImages, normalization: Normalization, metric: DictConfig
 ) -> SubsetMeasurement:
     """Measure the metrics of Sec. 7.1 on the subsets that training measures them on, and both spectra.
 

@@ -93,7 +93,7 @@ def make_trainer(node: DictConfig, callbacks: list[Callback], loggers: list[Logg
     if node.enable_progress_bar is None:
         options["enable_progress_bar"] = False  # `Progress` has a bar of its own
     if node.strategy == "auto" and node.devices not in (1, "1"):
-        options["strategy"] = "ddp"  # `auto` may pick a strategy that the regulariser does not support
+        options["strategy"] = "ddp"  # `auto` may pick a strategy that the regularizer does not support
     return made(
         "trainer",
         node,

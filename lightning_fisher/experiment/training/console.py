@@ -47,20 +47,20 @@ def row_table(row: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def phases(row: dict[str, Any]) -> str:
-    """Say in a sentence which epochs were plain and which regularised."""
+    """Say in a sentence which epochs were plain and which regularized."""
     epochs, switch = row["epochs"], row.get("switch_epoch")
     if row["choices"].get("reg") == "none" or not row["config"].get("reg._target_"):
-        return f"{epochs} plain epochs, no regulariser"
+        return f"{epochs} plain epochs, no regularizer"
     if switch is None:
-        return f"{epochs} plain epochs; the regulariser never switched on (start={row['config'].get('reg.start')})"
+        return f"{epochs} plain epochs; the regularizer never switched on (start={row['config'].get('reg.start')})"
     if switch >= epochs:
         return f"{epochs} plain epochs"
     drop = ", after the learning rate dropped," if row["config"].get("reg.start") == "first_lr_drop" else ","
     return (
-        f"epochs 1-{switch} plain, then{drop} epochs {switch + 1}-{epochs} regularised "
+        f"epochs 1-{switch} plain, then{drop} epochs {switch + 1}-{epochs} regularized "
         f"(from step {row['switch_step']}, beta {row['config'].get('reg.beta'):g})"
         if switch
-        else f"epochs 1-{epochs} regularised (beta {row['config'].get('reg.beta'):g})"
+        else f"epochs 1-{epochs} regularized (beta {row['config'].get('reg.beta'):g})"
     )
 
 
@@ -76,7 +76,7 @@ def print_plan(cfg: DictConfig, choices: dict[str, Any], run: Run, folder: Path,
     reg = "none"
     if run.regularizer is not None:
         reg = f"{choices.get('reg')}, beta {run.regularizer.beta:g}, on at {cfg.reg.start}"
-    print(f"regulariser {reg}; device {run.trainer.strategy.root_device} x {run.trainer.world_size}")
+    print(f"regularizer {reg}; device {run.trainer.strategy.root_device} x {run.trainer.world_size}")
     if checkpoint is not None:
         print(f"continuing from {shown(checkpoint)}")
     print(flush=True)

@@ -16,11 +16,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_fisher.experiment.records.curve import FILE_NAME
 from lightning_fisher.experiment.records.result import write_atomically
 
-PENALTY = "fisher/"  # what the regulariser logs, a value a step
+PENALTY = "fisher/"  # what the regularizer logs, a value a step
 
 
 class History(Callback):
-    """Record every epoch's logged values, learning rate, seconds, and whether the step was regularised.
+    """Record every epoch's logged values, learning rate, seconds, and whether the step was regularized.
 
     The records are part of the checkpoint: the curve of a resumed run is whole. A value that is not measured
     at every epoch (γ̂) appears only at the epochs it was measured at.
@@ -31,7 +31,7 @@ class History(Callback):
 
     Args:
         folder: the run folder.
-        regularizer: the regulariser's callback (anything with an ``active`` attribute), None without one.
+        regularizer: the regularizer's callback (anything with an ``active`` attribute), None without one.
         monitor: the metric's callback (with ``last`` and ``seconds``), None without one.
     """
 
@@ -56,7 +56,7 @@ class History(Callback):
         self._measured = getattr(self.monitor, "seconds", 0.0)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Collect what the regulariser logs a step, for its mean over the epoch."""
+        """Collect what the regularizer logs a step, for its mean over the epoch."""
         if getattr(self.regularizer, "active", False):
             logged = trainer.callback_metrics
             self._penalties.append({key: value.detach() for key, value in logged.items() if key.startswith(PENALTY)})

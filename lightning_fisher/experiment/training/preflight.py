@@ -38,7 +38,7 @@ def load_data(run: Run, cfg: DictConfig) -> None:
 
 
 def check_run(run: Run) -> None:
-    """Try what would otherwise fail after the folder was begun: optimizer, network, and what the regulariser supports.
+    """Try what would otherwise fail after the folder was begun: optimizer, network, and what the regularizer supports.
 
     Raises:
         ConfigError: in one line.

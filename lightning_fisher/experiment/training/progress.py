@@ -32,7 +32,7 @@ def epoch_line(record: dict[str, Any], max_epochs: int | None, seconds_left: flo
     if "gamma" in record:
         parts.append(f"gamma {record['gamma']:.1f}")
     if record.get("regularized"):
-        parts.append("regularised" + (f" (R {record['fisher/penalty']:.2e})" if "fisher/penalty" in record else ""))
+        parts.append("regularized" + (f" (R {record['fisher/penalty']:.2e})" if "fisher/penalty" in record else ""))
     else:
         parts.append("plain")
     if seconds_left is not None:

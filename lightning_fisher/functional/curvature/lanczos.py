@@ -33,7 +33,7 @@ def largest_magnitude_eigenvalue(
     """Lanczos' three-term recurrence: one product and three vectors an operator, however many iterations.
 
     It is power iteration that keeps the best of all its iterates' combinations. The basis is not
-    re-orthogonalised: rounding then adds copies of eigenvalues that have converged, which leaves the extreme ones
+    re-orthogonalized: rounding then adds copies of eigenvalues that have converged, which leaves the extreme ones
     as they are (Paige 1980), and memory does not grow with the iterations.
 
     Args:

@@ -17,7 +17,7 @@ from lightning_fisher.functional.evaluation.module_state import (
     evaluation_mode,
     preserved_buffers,
     preserved_random_state,
-    standardises_one,
+    standardizes_one,
 )
 from lightning_fisher.functional.evaluation.precision import SAME, device_types, full_precision
 from lightning_fisher.functional.evaluation.samples import call_module, ordinary, take
@@ -81,7 +81,7 @@ class _Differentiable(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         batch_statistics = func is F.batch_norm and kwargs.get("training", args[5] if len(args) > 5 else False)
-        if batch_statistics and not standardises_one(*args, **kwargs):
+        if batch_statistics and not standardizes_one(*args, **kwargs):
             raise ValueError(
                 "Expected batch-norm layers to use running statistics, but got one that uses the statistics of "
                 "the batch (track_running_stats=False, or training mode forced), where samples interact."

@@ -12,7 +12,7 @@ from lightning_fisher.exceptions import NonFiniteError
 
 
 def require_finite(values: Tensor, what: str) -> None:
-    """Refuse infinities and nan in ``[N, …]`` values, samples in dimension 0; costs a host synchronisation.
+    """Refuse infinities and nan in ``[N, …]`` values, samples in dimension 0; costs a host synchronization.
 
     Raises:
         NonFiniteError: Naming the samples.

@@ -56,7 +56,7 @@ def output_gradients(
 
     Args:
         outputs: What the module returned for N samples: a tensor ``[N, K]`` or ``[N, K, d1, …]`` (the mean over
-            the extra dimensions, over those not labelled −100, is a sample's loss), or with ``loss_fn`` any nested
+            the extra dimensions, over those not labeled −100, is a sample's loss), or with ``loss_fn`` any nested
             structure of tensors.
         targets: Class indices, class probabilities, or what ``loss_fn`` takes.
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy.
@@ -84,12 +84,12 @@ def output_gradients(
         if norms is not None:  # through z/(s‖z‖): the component along z vanishes
             unit = logits / norms
             direction = direction - unit * (unit * direction).sum(1, keepdim=True)
-            direction, more = _normalise(direction)
+            direction, more = _normalize(direction)
             log_norms = log_norms + more - torch.log(logit_norm * norms.squeeze(1))
         leaves, spec = [direction], None
     else:
         leaves, spec = _custom_gradient(outputs, targets, loss_fn, logit_norm)
-        leaves, log_norms = _normalise_jointly(leaves)
+        leaves, log_norms = _normalize_jointly(leaves)
     # −inf is a gradient of exactly zero.
     require_finite(log_norms.masked_fill(torch.isneginf(log_norms), 0.0), "losses and loss gradients")
     if spec is None:
@@ -109,7 +109,7 @@ def _checked_logits(outputs: Any) -> Tensor:
     return outputs.detach().double()
 
 
-def _normalise(direction: Tensor) -> tuple[Tensor, Tensor]:
+def _normalize(direction: Tensor) -> tuple[Tensor, Tensor]:
     """Unit rows and log-norms of ``[N, …]``; scaled first, so that tiny entries don't underflow when squared."""
     flat = direction.flatten(1)
     largest = flat.abs().amax(1, keepdim=True)
@@ -122,9 +122,9 @@ def _normalise(direction: Tensor) -> tuple[Tensor, Tensor]:
     return unit.view_as(direction), log_norms.squeeze(1)
 
 
-def _normalise_jointly(leaves: list[Any]) -> tuple[list[Any], Tensor]:
+def _normalize_jointly(leaves: list[Any]) -> tuple[list[Any], Tensor]:
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    joint, log_norms = _normalise(torch.cat([tensor.flatten(1) for tensor in tensors], 1))
+    joint, log_norms = _normalize(torch.cat([tensor.flatten(1) for tensor in tensors], 1))
     pieces = iter(joint.split([tensor[0].numel() for tensor in tensors], 1))
     return [next(pieces).reshape(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in leaves], log_norms
 
@@ -140,7 +140,7 @@ def _cross_entropy_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Te
             )
         positions = logits[0].numel() // shape[1]
         weights = targets.double()
-        return _normalise((log_p.exp() * weights.sum(1, keepdim=True) - weights) / positions)
+        return _normalize((log_p.exp() * weights.sum(1, keepdim=True) - weights) / positions)
     if targets.shape != (shape[0], *shape[2:]):
         raise ValueError(
             f"Expected class indices in `targets` of shape {(shape[0], *shape[2:])}, but got {tuple(targets.shape)}."

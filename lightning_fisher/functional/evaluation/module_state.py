@@ -46,7 +46,7 @@ def frozen(parameters: Iterable[Tensor]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def refuse_renormalised_embeddings(module: nn.Module) -> None:
+def refuse_renormalized_embeddings(module: nn.Module) -> None:
     """Refuse embeddings with ``max_norm``, whose forward pass changes the weights.
 
     Raises:
@@ -56,12 +56,12 @@ def refuse_renormalised_embeddings(module: nn.Module) -> None:
         if isinstance(submodule, (nn.Embedding, nn.EmbeddingBag)) and submodule.max_norm is not None:
             raise ValueError(
                 f"Expected forward passes that leave the weights alone, but the embedding {name or 'itself'!r} "
-                f"renormalises its weights (max_norm={submodule.max_norm}); set `max_norm=None`."
+                f"renormalizes its weights (max_norm={submodule.max_norm}); set `max_norm=None`."
             )
 
 
-def standardises_one(input: Tensor, running_mean: Tensor | None = None, *args: Any, **kwargs: Any) -> bool:
-    """Whether a call of batch-norm with batch statistics sees a batch of one: timm's standardised weights, say.
+def standardizes_one(input: Tensor, running_mean: Tensor | None = None, *args: Any, **kwargs: Any) -> bool:
+    """Whether a call of batch-norm with batch statistics sees a batch of one: timm's standardized weights, say.
 
     Samples folded into another dimension show in the comparison of the outputs.
     """

@@ -63,7 +63,7 @@ def estimate_from_gamma(gamma: Number, *, num_parameters: int, subset_size: int)
 def log_ellipsoid_height(gamma: Number, *, num_parameters: int, log_volume: float) -> float:
     """``ln h`` of the ellipsoid ``{½ (w−w₀)ᵀ I (w−w₀) ≤ h}`` of volume V (Sec. 5.1.1).
 
-    ``h = ½ (V Γ(W/2+1) |I|^{1/2} / π^{W/2})^{2/W}``: how far the loss rises in a neighbourhood of that volume.
+    ``h = ½ (V Γ(W/2+1) |I|^{1/2} / π^{W/2})^{2/W}``: how far the loss rises in a neighborhood of that volume.
 
     Args:
         gamma: γ = ln|I|, in nats.
@@ -96,7 +96,7 @@ def log_bound_term(gamma: Number, *, num_parameters: int, log_volume: float) -> 
     Args:
         gamma: γ = ln|I_S|, in nats.
         num_parameters: W.
-        log_volume: ln V, V the volume of the neighbourhood of the minimum.
+        log_volume: ln V, V the volume of the neighborhood of the minimum.
 
     Returns:
         ln A.
@@ -128,15 +128,15 @@ def theorem1_bound(
     """Upper bound of the expected loss, ``E_Q[L(D,w)]`` (Theorem 1).
 
     ``E_Q[L(D,w)] ≤ E_Q[L(S,w)] + 2 √((2 L₀ + 2A + ln(2N/δ)) / (N − 1))`` with probability at least 1 − δ, A as
-    in `log_bound_term`, Q the uniform distribution over the neighbourhood of the minimum.
+    in `log_bound_term`, Q the uniform distribution over the neighborhood of the minimum.
 
     Args:
-        train_loss: ``E_Q[L(S,w)]``, the mean training loss over the neighbourhood.
+        train_loss: ``E_Q[L(S,w)]``, the mean training loss over the neighborhood.
         minimum_loss: ``L₀ = L(S, w₀)``, the training loss at the minimum.
         gamma: γ = ln|I_S(w₀)|, exact or by `gamma_from_estimate`.
         num_parameters: W.
         num_samples: N, the size of the training set.
-        log_volume: ln V, V the volume of the neighbourhood.
+        log_volume: ln V, V the volume of the neighborhood.
         delta: The probability δ with which the bound may fail.
 
     Returns:
@@ -169,7 +169,7 @@ def fia(minimum_loss: Number, *, gamma: Number, num_parameters: int, num_samples
     """Fisher information approximation of the description length at a minimum (Sec. 5.2).
 
     ``FIA = N L₀ + (W/2) ln(N/2π) + ln V + ½ ln|I|``: the criterion of Rissanen (1996) with ``∫ √|I(w)| dw`` over
-    a neighbourhood of volume V in which I is constant. At equal N, W, V and a loss near zero only ``½ γ`` is
+    a neighborhood of volume V in which I is constant. At equal N, W, V and a loss near zero only ``½ γ`` is
     left: the paper's metric.
 
     Args:

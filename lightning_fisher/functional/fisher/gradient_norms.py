@@ -24,7 +24,7 @@ def log_gradient_norms(
     """``ln‖∇_w ℓ(x_j, y_j; w)‖₂`` of every sample, in evaluation mode, right at any loss.
 
     At a trained network the largest norms belong to the samples it fits worst or against its other evidence, wrongly
-    labelled ones among them (Paul et al. 2021). The logarithm, because near a minimum norms fall below what float32
+    labeled ones among them (Paul et al. 2021). The logarithm, because near a minimum norms fall below what float32
     holds. These are half the logarithms of the diagonal of ξ, chunk by chunk: the N × N matrix is never formed.
 
     Cost: one forward and one backward pass a chunk, of `gram_matrix`'s kind; memory that of one chunk.

@@ -159,7 +159,7 @@ class LayerwiseGram:
                 continue
             first = arrange(use.input, use.layout, self._count)[:size]
             differences.append(_relative(first, arrange(alone.input, use.layout, size)))
-        # The only host synchronisation before the backward pass.
+        # The only host synchronization before the backward pass.
         values = torch.stack([difference.to(self.gram.device) for difference in differences]).tolist()
         if not values[0] <= self._tolerance:
             if math.isnan(values[0]):

@@ -19,7 +19,7 @@ from lightning_fisher.functional.evaluation.module_state import (
     frozen,
     preserved_buffers,
     preserved_random_state,
-    refuse_renormalised_embeddings,
+    refuse_renormalized_embeddings,
 )
 from lightning_fisher.functional.evaluation.precision import SAME, device_types, full_precision, require_full_precision
 from lightning_fisher.functional.evaluation.samples import chunks, num_samples, ordinary, take
@@ -121,7 +121,7 @@ def scaled_gram(
         raise ValueError(f"Expected argument `chunk_size` to be a positive integer or None, but got {chunk_size}.")
     parameters = list({id(p): p for p in module.parameters() if p.requires_grad}.values())
     require_full_precision(parameters, "per-sample gradients")
-    refuse_renormalised_embeddings(module)
+    refuse_renormalized_embeddings(module)
     if not parameters:
         raise ValueError("Expected the module to have parameters that require gradients, but it has none.")
     dtype = torch.float64 if all(p.dtype == torch.float64 for p in parameters) else torch.float32

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
-from lightning_fisher.functional.evaluation.module_state import standardises_one
+from lightning_fisher.functional.evaluation.module_state import standardizes_one
 from lightning_fisher.functional.evaluation.precision import RefuseAutocast
 from lightning_fisher.functional.gram.rules.base import Rule
 from lightning_fisher.functional.gram.rules.fixed_batch_norm import fixed_batch_norm
@@ -216,7 +216,7 @@ def _given(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _refuse_batch_statistics(arguments: dict[str, Any]) -> None:
-    if arguments["training"] and not standardises_one(arguments["input"], arguments["running_mean"]):
+    if arguments["training"] and not standardizes_one(arguments["input"], arguments["running_mean"]):
         raise ValueError(
             "Expected batch-norm layers to use running statistics, but got one that uses the statistics of the batch "
             "(track_running_stats=False, or training mode forced), where samples have no gradients of their own; "

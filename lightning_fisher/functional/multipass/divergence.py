@@ -51,7 +51,7 @@ class DivergenceAccumulator:
 
 
 def gradient_divergence(gradients: Iterable[Sequence[Tensor]]) -> Divergence:
-    """Variance of the norms and mean pairwise cosine of gradients, what the regulariser acts on (Fig. 1).
+    """Variance of the norms and mean pairwise cosine of gradients, what the regularizer acts on (Fig. 1).
 
     Args:
         gradients: M gradients, each a sequence of tensors (one a parameter) or a single tensor.

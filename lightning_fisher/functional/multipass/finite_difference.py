@@ -1,4 +1,4 @@
-"""The regulariser's value and gradient, ``R_α`` and ``∇R_α`` of Algorithm 1."""
+"""The regularizer's value and gradient, ``R_α`` and ``∇R_α`` of Algorithm 1."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from lightning_fisher.functional.evaluation.module_state import (
     BufferSnapshot,
     RandomStateSnapshot,
     dense,
-    refuse_renormalised_embeddings,
+    refuse_renormalized_embeddings,
 )
 from lightning_fisher.functional.evaluation.precision import (
     RefuseAutocast,
@@ -27,7 +27,7 @@ Gradient = tuple[Tensor | None, ...]
 
 
 class Penalty(NamedTuple):
-    """What one evaluation of the regulariser gives.
+    """What one evaluation of the regularizer gives.
 
     Attributes:
         value: ``R_α``, float64 scalar; ``nan`` where it, or an entry of its gradient, isn't finite.
@@ -79,7 +79,7 @@ def penalty_of_losses(
     """
     parameters = list(parameters)
     require_full_precision(parameters, "the penalty")
-    refuse_renormalised_embeddings(module)
+    refuse_renormalized_embeddings(module)
     devices = {p.device for p in parameters}
     types = device_types(module)
     live = loss_shares is not None

@@ -1,4 +1,4 @@
-"""The gradient of the regularised loss ``L(B, w) + β R_α(w)``, in the forms of different cost."""
+"""The gradient of the regularized loss ``L(B, w) + β R_α(w)``, in the forms of different cost."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ def regularized_gradient(
     ============  =========  ===================  ============================================================
 
     ``"shared"`` uses the mean of the ``g_i`` as the gradient of ``L``. Where samples don't interact that is the same
-    number. Batch-norm in training mode then normalises every sub-batch of N/M samples by itself (ghost batch-norm) and
+    number. Batch-norm in training mode then normalizes every sub-batch of N/M samples by itself (ghost batch-norm) and
     moves its running statistics once a pass; the plain gradient too is computed in float32 or better.
 
     ``perturbed=k`` draws k of the M sub-batches, every choice equally likely: an unbiased estimate of ``∇R_α`` whose
-    variance grows as ``M / k``. With ``"shared"`` neighbouring sub-batches that aren't perturbed are one pass.
+    variance grows as ``M / k``. With ``"shared"`` neighboring sub-batches that aren't perturbed are one pass.
     ``scaling="sqrt"`` weighs it with ``β √(k / M)`` instead of β: no longer unbiased, but of the size of ``∇R_α`` where
     the M terms ``g_i − h_i`` are orthogonal, as they nearly are in ReLU networks: the same β then does about the same.
 

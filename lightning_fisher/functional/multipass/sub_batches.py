@@ -50,7 +50,7 @@ def draw_perturbed(num_sub_batches: int, perturbed: int | None, generator: torch
 
 
 def merge_unperturbed(sizes: Sequence[int], perturbed: Sequence[bool]) -> list[Part]:
-    """The parts of a batch: each perturbed sub-batch by itself, neighbours that aren't in one."""
+    """The parts of a batch: each perturbed sub-batch by itself, neighbors that aren't in one."""
     parts: list[Part] = []
     for size, moved in zip(sizes, perturbed, strict=True):
         if parts and not moved and not parts[-1].perturbed:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from lightning_fisher.functional.evaluation.module_state import (
     BufferSnapshot,
     RandomStateSnapshot,
-    refuse_renormalised_embeddings,
+    refuse_renormalized_embeddings,
 )
 from lightning_fisher.functional.evaluation.precision import (
     RefuseAutocast,
@@ -127,7 +127,7 @@ def penalty_by_vmap(
     """
     parameters = list(parameters)
     require_full_precision(parameters, "the penalty")
-    refuse_renormalised_embeddings(module)
+    refuse_renormalized_embeddings(module)
     if len({(p.dtype, p.device) for p in parameters}) > 1:
         raise VmapError("the parameters differ in dtype or device")
     passes = _Passes(loss, StackedBatches(batches), parameters, module)

@@ -23,7 +23,7 @@ from tests.callbacks.tiny import (
     seeded,
     sgd,
 )
-from tests.reference.regularised_training import train
+from tests.reference.regularized_training import train
 
 N, M = 8, 4
 X = torch.randn(N, 3, generator=torch.Generator().manual_seed(0))
@@ -282,7 +282,7 @@ class Opaque:
     ids=["object", "no tensor", "scalar", "object inside"],
 )
 def test_what_cannot_be_split_is_refused(fit, batch, find_x):
-    """One line that names the remedy, ``split_fn``, instead of a regulariser of something else."""
+    """One line that names the remedy, ``split_fn``, instead of a regularizer of something else."""
     with pytest.raises(Exception, match="split_fn") as caught:
         fit(Spy(find_x), [batch], FisherRegularizer(1.0, num_sub_batches=M, start=0))
     assert "\n" not in str(caught.value).strip()

@@ -64,9 +64,9 @@ def test_auto_decides_at_the_switch_and_stays(fit, monkeypatch, capsys):
     fit(module, [*BATCHES, *BATCHES], regularizer)
     assert regularizer.passes_chosen == "vmap"
     plain_and_rehearsal = [16, *[4] * 8, 16]
-    regularised = [*[4] * 8, 16]
+    regularized = [*[4] * 8, 16]
     deciding = [*[4] * 8, 4, 4, *[*[4] * 8, 4, 4] * execution.ROUNDS, 16]
-    assert calls == [*plain_and_rehearsal, *regularised * 2, *deciding, *[4, 4, 16] * 5]
+    assert calls == [*plain_and_rehearsal, *regularized * 2, *deciding, *[4, 4, 16] * 5]
     assert capsys.readouterr().out.count("sub-batches are evaluated by vmap (loop 1000.0 ms, vmap 0.0 ms)") == 1
 
 

@@ -21,7 +21,7 @@ from tests.callbacks.tiny import (
     mlp,
     seeded,
 )
-from tests.reference.regularised_training import snapshot
+from tests.reference.regularized_training import snapshot
 
 
 class Interrupted(Classifier):

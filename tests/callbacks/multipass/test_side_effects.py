@@ -22,11 +22,11 @@ NEGLIGIBLE = 1e-30  # runs the whole machinery, and vanishes in float32
 
 def run_both(fit, assert_identical, make, *, batches=BATCHES, beta=NEGLIGIBLE, **options):
     """The same module without and with the callback, found identical; returns both modules."""
-    plain, regularised = make(), make()
+    plain, regularized = make(), make()
     expected = fit(plain, batches, max_epochs=2, **options)
     regularizer = FisherRegularizer(beta, num_sub_batches=4, start=0)
-    assert_identical(fit(regularised, batches, regularizer, max_epochs=2, **options), expected)
-    return plain, regularised
+    assert_identical(fit(regularized, batches, regularizer, max_epochs=2, **options), expected)
+    return plain, regularized
 
 
 class Noisy(Classifier):
@@ -50,14 +50,14 @@ def test_the_full_pass_sees_an_untouched_random_state(fit, assert_identical):
         random.seed(7), np.random.seed(7), torch.manual_seed(7)
         return Noisy()
 
-    plain, regularised = make(), None
+    plain, regularized = make(), None
     expected = fit(plain, BATCHES, max_epochs=2)
     end = (random.random(), np.random.rand(), torch.rand(()).item())
-    regularised = make()
-    got = fit(regularised, BATCHES, FisherRegularizer(NEGLIGIBLE, num_sub_batches=4, start=0), max_epochs=2)
+    regularized = make()
+    got = fit(regularized, BATCHES, FisherRegularizer(NEGLIGIBLE, num_sub_batches=4, start=0), max_epochs=2)
     assert_identical(got, expected)
     assert (random.random(), np.random.rand(), torch.rand(()).item()) == end
-    assert [draw for draw in regularised.draws if draw[0] > 4] == plain.draws
+    assert [draw for draw in regularized.draws if draw[0] > 4] == plain.draws
 
 
 def test_both_passes_of_a_sub_batch_share_their_random_numbers(fit):
@@ -114,9 +114,9 @@ class Measured(Classifier):
 
 
 def test_torchmetrics_are_counted_once(fit, assert_identical):
-    plain, regularised = run_both(fit, assert_identical, Measured)
-    assert plain.computed == regularised.computed
-    counts, seen, _ = regularised.computed[-1]
+    plain, regularized = run_both(fit, assert_identical, Measured)
+    assert plain.computed == regularized.computed
+    counts, seen, _ = regularized.computed[-1]
     assert counts == (3, 3, 3)
     assert seen == torch.cat([y for _, y in BATCHES]).tolist()
 

@@ -24,7 +24,7 @@ from tests.callbacks.tiny import (
     seeded,
     sgd,
 )
-from tests.reference.regularised_training import train
+from tests.reference.regularized_training import train
 
 LOGGED = ("fisher/penalty", "fisher/grad_norm_var", "fisher/grad_cosine")
 
@@ -54,7 +54,7 @@ SWITCH_STEPS = {
 }
 
 
-def regularised(module, switch):
+def regularized(module, switch):
     """Which batches had extra passes; those of the second one rehearse a phase that begins later."""
     flags = [len(calls) > 1 for calls in module.calls]
     if switch is None or switch > 1:
@@ -74,16 +74,16 @@ def test_first_lr_drop(fit, name):
     assert regularizer.switch_epoch == (None if expected is None else 0)
     assert regularizer.active is (expected is not None)
     first = 100 if expected is None else expected
-    assert regularised(module, expected) == [False] * first + [True] * (100 - first)
+    assert regularized(module, expected) == [False] * first + [True] * (100 - first)
 
 
 def test_first_lr_drop_of_a_plateau_and_between_epochs(fit):
-    """ReduceLROnPlateau drops after the second epoch: the first batch of the third is regularised."""
+    """ReduceLROnPlateau drops after the second epoch: the first batch of the third is regularized."""
     module = CountingClassifier(seeded(mlp), scheduler=plateau, monitor="one")
     regularizer = FisherRegularizer(1.0, num_sub_batches=2)
     fit(module, image_batches([4] * 5), regularizer, max_epochs=4)
     assert (regularizer.switch_step, regularizer.switch_epoch) == (10, 2)
-    assert regularised(module, 10) == [False] * 10 + [True] * 10
+    assert regularized(module, 10) == [False] * 10 + [True] * 10
 
 
 @pytest.mark.parametrize(("lrs", "expected"), [((0.1, 0.0), 4), ((0.0, 0.1), 4)])
@@ -124,7 +124,7 @@ def test_explicit_start(fit, start, accumulate, expected):
     assert (regularizer.switch_step, regularizer.switch_epoch) == expected
     assert regularizer.active is (expected[0] is not None)
     first = 12 if expected[0] is None else expected[0] * accumulate
-    assert regularised(module, first) == [False] * first + [True] * (12 - first)
+    assert regularized(module, first) == [False] * first + [True] * (12 - first)
 
 
 def test_attributes_before_training():
@@ -156,7 +156,7 @@ def test_says_once_when_it_switches_on(fit, capfd, caplog):
 
 @pytest.mark.parametrize("net", [mlp, conv_bn_net])
 def test_logged_values(fit, memory_logger, net):
-    """R, the variance of ``||g_i||`` and the mean cosine, of every regularised step and of no other."""
+    """R, the variance of ``||g_i||`` and the mean cosine, of every regularized step and of no other."""
     batches = image_batches([16, 16, 13])
     options = {"optimizer": sgd, "scheduler": multi_step(1), "beta": 5.0, "num_sub_batches": 4}
     expected = train(seeded(net), batches, epochs=3, **options)

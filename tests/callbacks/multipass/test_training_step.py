@@ -76,13 +76,13 @@ class Hooked(Classifier):
 
 def test_every_hook_sees_one_ordinary_gradient(fit):
     """One backward a batch, of the plain loss's value, with the extra gradient already inside."""
-    plain, regularised = Hooked(), Hooked()
+    plain, regularized = Hooked(), Hooked()
     fit(plain, BATCHES[:1])
-    fit(regularised, BATCHES[:1], FisherRegularizer(100.0, num_sub_batches=4, start=0))
-    assert regularised.losses == plain.losses
-    assert len(regularised.after_backward) == len(regularised.before_step) == 1
-    assert torch.equal(regularised.after_backward[0], regularised.before_step[0])
-    difference = regularised.after_backward[0] - plain.after_backward[0]
+    fit(regularized, BATCHES[:1], FisherRegularizer(100.0, num_sub_batches=4, start=0))
+    assert regularized.losses == plain.losses
+    assert len(regularized.after_backward) == len(regularized.before_step) == 1
+    assert torch.equal(regularized.after_backward[0], regularized.before_step[0])
+    difference = regularized.after_backward[0] - plain.after_backward[0]
     assert difference.norm() > 1e-4 * plain.after_backward[0].norm()
 
 
@@ -98,7 +98,7 @@ def test_automatic_optimization_stays_in_charge(fit):
 
 
 class Consumes(Classifier):
-    """Normalises its images in place and pops its labels, as a ``training_step`` may: the batch is its own."""
+    """Normalizes its images in place and pops its labels, as a ``training_step`` may: the batch is its own."""
 
     def __init__(self):
         super().__init__(seeded(mlp))

@@ -82,7 +82,7 @@ def test_max_epochs_follows_the_model() -> None:
     assert cfg.model.scheduler.max_epochs == 7
 
 
-def test_label_smoothing_is_a_choice_of_regulariser() -> None:
+def test_label_smoothing_is_a_choice_of_regularizer() -> None:
     cfg = composed("reg=label_smoothing")
     assert cfg.model.label_smoothing == 0.1
     assert OmegaConf.select(cfg, "reg._target_") is None

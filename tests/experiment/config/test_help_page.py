@@ -71,7 +71,7 @@ def test_options_are_real_and_explained(page: str) -> None:
 def test_nothing_is_left_of_the_template(page: str) -> None:
     assert "$" not in page
     assert all(len(line) <= 110 for line in page.splitlines())
-    assert "\033[" not in page  # no terminal: no colours
+    assert "\033[" not in page  # no terminal: no colors
 
 
 def test_hydra_help_is_there(command: Command) -> None:

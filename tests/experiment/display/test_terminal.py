@@ -102,7 +102,7 @@ def test_training_on_a_terminal_has_lines_and_a_bar(tmp_path: Path) -> None:
         play(Progress(History(tmp_path)))
     text = screen.getvalue()
     assert "epoch   1/2" in text
-    assert "regularised" in text
+    assert "regularized" in text
     assert "1/6" in text  # batches of the whole training
     assert text.rfind(SHOWN) > text.rfind(HIDDEN)
 

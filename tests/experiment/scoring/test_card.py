@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from omegaconf import OmegaConf
 from torch import nn
 
-from lightning_fisher.data import LabelledImages
+from lightning_fisher.data import LabeledImages
 from lightning_fisher.data.memory import MemoryImages
 from lightning_fisher.experiment.scoring import card_figures, card_page, compare
 from lightning_fisher.experiment.scoring.card import Card, to_json
@@ -59,8 +59,8 @@ def made(name: str = "net", **parts: Any) -> Card:
     return Card(subject, ["zero", "one", "two"], metric=metric, top=8, made=provenance, **given)
 
 
-def images(channels: int = 1) -> LabelledImages:
-    return LabelledImages.all_of(MemoryImages(torch.randint(0, 256, (40, channels, 8, 8)).byte(), torch.arange(40) % 3))
+def images(channels: int = 1) -> LabeledImages:
+    return LabeledImages.all_of(MemoryImages(torch.randint(0, 256, (40, channels, 8, 8)).byte(), torch.arange(40) % 3))
 
 
 def test_the_page() -> None:

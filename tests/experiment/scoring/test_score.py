@@ -82,7 +82,7 @@ def test_the_card_as_numbers(scored: Result, runs: Path) -> None:
     )
     data.setup()
     truth = data.train_set.source.labels[data.train_set.indices]
-    assert influence["mislabelled"] == int((data.train_set.labels != truth).sum()) > 30
+    assert influence["mislabeled"] == int((data.train_set.labels != truth).sum()) > 30
     for one in influence["top"]:
         assert one["given"] == int(data.train_set.labels[one["position"]])
         assert one["true"] == int(truth[one["position"]])

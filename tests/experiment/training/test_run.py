@@ -81,9 +81,9 @@ def test_run_tells_what_it_did(command: Command) -> None:
     for text in (
         "epoch   1/3",
         "plain",
-        "regularised",
+        "regularized",
         "epochs 1-2 plain",
-        "epochs 3-3 regularised",
+        "epochs 3-3 regularized",
         "test error",
         "gamma",
     ):

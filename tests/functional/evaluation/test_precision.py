@@ -31,8 +31,8 @@ class ScaledLogits(nn.Module):
 
 def blobs(n, generator):
     labels = torch.arange(n) % NUM_CLASSES
-    centres = torch.randn(NUM_CLASSES, 2, 8, 8, generator=torch.Generator().manual_seed(5))
-    return centres[labels] + 0.7 * torch.randn(n, 2, 8, 8, generator=generator), labels
+    centers = torch.randn(NUM_CLASSES, 2, 8, 8, generator=torch.Generator().manual_seed(5))
+    return centers[labels] + 0.7 * torch.randn(n, 2, 8, 8, generator=generator), labels
 
 
 @pytest.fixture(scope="module")

@@ -35,14 +35,14 @@ def test_float32(case):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_normalised_logits(name):
+def test_normalized_logits(name):
     module, inputs, targets = by_name(name).build()
     expected = gram(jacobian(module, inputs, targets, logit_norm=0.04))
     assert gram_error(gram_matrix(module, inputs, targets, logit_norm=0.04), expected) < 1e-9
 
 
 @pytest.mark.parametrize("name", ["loss_mean", "loss_none"])
-def test_normalised_logits_reach_a_custom_loss(name):
+def test_normalized_logits_reach_a_custom_loss(name):
     case = by_name(name)
     module, inputs, targets = case.build()
     options = {"loss_fn": case.loss_fn, "logit_norm": 0.1}

@@ -103,7 +103,7 @@ def test_weights_that_overflow_on_the_way():
 
 @pytest.mark.parametrize("form", ["full", "shared"])
 @each_cliff
-def test_the_regularised_step_is_then_the_plain_one(beyond, form):
+def test_the_regularized_step_is_then_the_plain_one(beyond, form):
     module, inputs = Cliff(beyond), steep([2])
     loss, expected = loss_and_gradient(module, inputs, Y)
     got = regularized_gradient(module, inputs, Y, beta=1e6, num_sub_batches=M, gradient=form)

@@ -14,7 +14,7 @@ from lightning_fisher.functional import regularized_gradient
 from lightning_fisher.functional.multipass.sub_batches import draw_perturbed, merge_unperturbed
 from tests.functional.compare import gradient_error
 from tests.reference.penalty import penalty
-from tests.reference.regularised_forms import step_gradient
+from tests.reference.regularized_forms import step_gradient
 
 
 def network(batch_norm=True, dropout=True):
@@ -107,7 +107,7 @@ def test_every_sub_batch_is_drawn_equally_often():
     assert all(sum(drawn(8, 3, seed)) == 3 for seed in range(50))
 
 
-def test_neighbours_that_are_not_perturbed_are_one_pass():
+def test_neighbors_that_are_not_perturbed_are_one_pass():
     parts = merge_unperturbed([4, 4, 3, 3, 3], [False, False, True, False, False])
     assert [tuple(part) for part in parts] == [(8, False), (3, True), (6, False)]
     passes = []

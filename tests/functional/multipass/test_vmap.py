@@ -14,7 +14,7 @@ from tests.functional.compare import cosine, gradient_error
 from tests.functional.snapshot import changes, snapshot
 from tests.reference.cases import BATCH_NORM_CASES, BATCH_STATISTICS, CASES, RIGHT_OR_REFUSED, by_name, each
 from tests.reference.penalty import penalty, sub_batch_gradients
-from tests.reference.regularised_forms import step_gradient
+from tests.reference.regularized_forms import step_gradient
 from tests.reference.samples import take
 
 # What vmap can't do today: recurrent layers, checkpointing, nested and sparse tensors, values that steer.

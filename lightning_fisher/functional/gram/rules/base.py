@@ -31,7 +31,7 @@ class Workspace:
         self._buffer: Tensor | None = None
 
     def like(self, tensor: Tensor, *shape: int) -> Tensor:
-        """An uninitialised tensor, valid until the next call."""
+        """An uninitialized tensor, valid until the next call."""
         count, buffer = math.prod(shape), self._buffer
         kind = tensor.dtype, tensor.device
         if buffer is None or buffer.numel() < count or (buffer.dtype, buffer.device) != kind:

@@ -105,7 +105,7 @@ def _conv_gram(A: Tensor, G: Tensor, arguments: dict[str, Any], workspace: Works
 class _Columns:
     """What every output position sees of the input, channels last, for each offset of the kernel's first dimension.
 
-    Only the other dimensions are unfolded: the rows that an output sees at one offset are those that its neighbours
+    Only the other dimensions are unfolded: the rows that an output sees at one offset are those that its neighbors
     see at others. With a stride in the first dimension that holds within each residue of the rows.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Normalisation layers in evaluation mode, ``y = x̂ w + b``."""
+"""Normalization layers in evaluation mode, ``y = x̂ w + b``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lightning_fisher.functional.gram.rules.base import Rule, at_once
 
 
-def _normalised(function: Callable[..., Tensor]) -> Callable[[Tensor, dict[str, Any]], Tensor]:
+def _normalized(function: Callable[..., Tensor]) -> Callable[[Tensor, dict[str, Any]], Tensor]:
     def prepare(A: Tensor, arguments: dict[str, Any]) -> Tensor:
         plain: dict[str, Any] = {name: None for name in ("weight", "bias") if name in arguments}
         return function(**{**arguments, "input": A, **plain})
@@ -63,8 +63,8 @@ def _channels_last_sums(A: Tensor, G: Tensor, mean: Tensor, variance: Tensor, ep
     parts = at_once(A, 2 * A[0].numel())  # with as much of G in the cache
     buffer = torch.empty_like(A[parts[0]])
     for part in parts:
-        normalised = torch.sub(A[part], mean, out=buffer[: part.stop - part.start])
-        torch.sum(normalised.mul_(G[part]), 1, out=rows[part])
+        normalized = torch.sub(A[part], mean, out=buffer[: part.stop - part.start])
+        torch.sum(normalized.mul_(G[part]), 1, out=rows[part])
     return rows * (variance + eps).rsqrt()
 
 
@@ -72,7 +72,7 @@ def channel_norm(function: Callable[..., Tensor]) -> Rule:
     """The rule of a function with a scale and shift for each channel (dimension 1)."""
     return Rule.from_signature(
         function,
-        prepare=_normalised(function),
+        prepare=_normalized(function),
         rows=lambda A, G, arguments, block: _channel_sum(A * G, arguments["input"].ndim),
         bias=lambda G, arguments: _channel_sum(G, arguments["input"].ndim),
     )
@@ -83,7 +83,7 @@ def trailing_norm(function: Callable[..., Tensor]) -> Rule:
     return Rule.from_signature(
         function,
         leading=lambda arguments, ndim: ndim - len(arguments["normalized_shape"]),
-        prepare=_normalised(function),
+        prepare=_normalized(function),
         rows=lambda A, G, arguments, block: _trailing_sum(A * G, arguments["normalized_shape"]),
         bias=lambda G, arguments: _trailing_sum(G, arguments["normalized_shape"]),
     )

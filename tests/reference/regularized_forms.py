@@ -1,4 +1,4 @@
-"""The forms of the regularised step in plain float64 loops: full or shared gradient, k of M, every n-th step.
+"""The forms of the regularized step in plain float64 loops: full or shared gradient, k of M, every n-th step.
 
 No Lightning and no code of the package. The passes at ``w - alpha g`` run on copies of the network, so there is nothing
 to restore; a training pass runs on the network itself.
@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from tests.reference.penalty import loss_and_gradient, shifted, split_sizes
-from tests.reference.regularised_training import snapshot
+from tests.reference.regularized_training import snapshot
 
 
 def runs_of(sizes, flags, merge):
-    """``(start, size, flag)`` of the passes: flagged parts alone, unflagged neighbours together if ``merge``."""
+    """``(start, size, flag)`` of the passes: flagged parts alone, unflagged neighbors together if ``merge``."""
     runs, start = [], 0
     for size, flag in zip(sizes, flags, strict=True):
         if merge and runs and not flag and not runs[-1][2]:
@@ -80,7 +80,7 @@ def train_form(
     num_sub_batches=4,
     scaling="linear",
 ):
-    """Train ``net`` (float64, changed in place), regularised from the start; a list of states, one a batch.
+    """Train ``net`` (float64, changed in place), regularized from the start; a list of states, one a batch.
 
     Args:
         flags: a function of the number of the batch: which sub-batches are perturbed.

@@ -1,4 +1,4 @@
-"""A plain training loop with the Fisher regulariser, in float64: no Lightning and no code of the package.
+"""A plain training loop with the Fisher regularizer, in float64: no Lightning and no code of the package.
 
 Per batch: ``R`` and its gradient by Algorithm 1 on *copies* of the network (nothing to restore), one ordinary
 forward and backward of the network itself (the only one that moves its buffers), ``grad += beta * grad R``;
@@ -74,7 +74,7 @@ def train(
         optimizer: a function of the parameters; scheduler: a function of the optimizer.
         interval: ``"epoch"`` or ``"step"``, when the scheduler steps.
         plateau_value: what the scheduler is stepped with, if anything.
-        start: ``"first_lr_drop"``, or the epoch from which on the batches are regularised.
+        start: ``"first_lr_drop"``, or the epoch from which on the batches are regularized.
 
     Returns:
         A ``Trace``.
