@@ -52,14 +52,18 @@ def git_commit() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's model name where the system tells it."""
+    """The processor's name where the system gives it, with family, model and stepping: names of clouds are generic."""
+    found: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+            key, _, value = line.partition(":")
+            found.setdefault(key.strip(), value.strip())
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    numbers = "-".join(found[key] for key in ("cpu family", "model", "stepping") if key in found)
+    return f"{found['model name']} ({numbers})" if numbers else found["model name"]
 
 
 def hardware(device: torch.device, devices: int = 1) -> dict[str, Any]:
@@ -74,6 +78,7 @@ def hardware(device: torch.device, devices: int = 1) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type),
         "devices": devices,
         "cpu": cpu_name(),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),  # of torch's kernels: rounding depends on it
         "cpu_cores": usable,
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
