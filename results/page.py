@@ -1,0 +1,164 @@
+"""The numbers of ``docs/results.md``, computed from the rows.
+
+``python results/page.py`` writes ``docs/results.md`` from ``results/page.md.j2``, a Jinja template whose numbers are
+calls of the functions below, ``results/README.md`` and README's table of measured claims likewise. A test fails where one of them isn't what the
+rows give.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+
+from lightning_fisher.experiment.report.paired_difference import Difference, mean_difference
+from lightning_fisher.experiment.report.rows import Row, load_rows, numbers, value
+from lightning_fisher.functional.ranking import bootstrap_interval, kendall_tau
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATE, PAGE = ROOT / "results" / "page.md.j2", ROOT / "docs" / "results.md"
+TABLE, README = ROOT / "results" / "readme.md.j2", ROOT / "README.md"
+FOLDERS, INDEX = ROOT / "results" / "folders.md.j2", ROOT / "results" / "README.md"
+MARKS = ("<!-- measured: python results/page.py -->\n", "<!-- end of measured -->")  # around the table in README
+FIT = 0.0  # the training error, in per cent, of a network that counts as one that fits
+
+
+class Study:
+    """The rows of a folder, or those of them that have certain values.
+
+    Args:
+        rows: the rows.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = list(rows)
+        if not self.rows:
+            raise ValueError("Expected argument `rows` to hold at least one row, but got none.")
+
+    def __call__(self, **wanted: Any) -> Study:
+        """The rows with these values; ``reg__beta=10`` is the option ``reg.beta``."""
+        keys = {key.replace("__", "."): want for key, want in wanted.items()}
+        return Study([row for row in self.rows if all(value(row, key) == want for key, want in keys.items())])
+
+    @property
+    def fitting(self) -> Study:
+        """Those that fit their training set."""
+        return Study([row for row in self.rows if row["train_error"] <= FIT])
+
+    @property
+    def n(self) -> int:
+        """How many."""
+        return len(self.rows)
+
+    @property
+    def modified(self) -> int:
+        """How many were made by a tree that differed from its commit."""
+        return sum(bool(row["modified"]) for row in self.rows)
+
+    def values(self, key: str) -> list[float]:
+        """A quantity of all rows."""
+        return numbers(self.rows, key)
+
+    def mean(self, key: str, form: str = "{:.2f}") -> str:
+        """Mean ± sample standard deviation."""
+        found = self.values(key)
+        spread = f" ± {form.format(statistics.stdev(found))}" if len(found) > 1 else ""
+        return signed(form.format(statistics.fmean(found))) + spread
+
+    def only_mean(self, key: str, form: str = "{:.2f}") -> str:
+        """The mean."""
+        return signed(form.format(statistics.fmean(self.values(key))))
+
+    def range(self, key: str, form: str = "{:.2f}") -> str:
+        """Least to largest."""
+        found = self.values(key)
+        return f"{signed(form.format(min(found)))} to {signed(form.format(max(found)))}"
+
+    def tau(self, key: str, against: str = "test_error") -> str:
+        """Kendall's τ with the test error and its 95 % bootstrap interval."""
+        pairs = [(value(row, key), value(row, against)) for row in self.rows]
+        x, y = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
+        interval = bootstrap_interval(kendall_tau, x, y, level=0.95)
+        return f"{_signed(kendall_tau(x, y))} [{_signed(interval.low)}, {_signed(interval.high)}]"
+
+    def less(self, other: Study, key: str) -> Difference:
+        """Paired differences to another study's rows of the same seeds."""
+        theirs = {row["seed"]: value(row, key) for row in other.rows}
+        return mean_difference([value(row, key) - theirs[row["seed"]] for row in self.rows if row["seed"] in theirs])
+
+    def difference(self, other: Study, key: str, form: str = "{:+.2f}") -> str:
+        """The mean of the paired differences and its 95 % interval."""
+        found = self.less(other, key)
+        return f"{_form(found.mean, form)} [{_form(found.low, form)}, {_form(found.high, form)}]"
+
+    def distance(self, other: Study, key: str, form: str = "{:.2f}") -> str:
+        """The mean distance of the pairs."""
+        theirs = {row["seed"]: value(row, key) for row in other.rows}
+        return form.format(statistics.fmean(abs(value(row, key) - theirs[row["seed"]]) for row in self.rows))
+
+    def lower(self, other: Study, key: str) -> str:
+        """In how many pairs it is lower."""
+        found = self.less(other, key)
+        return f"{found.lower} of {found.n}"
+
+
+def signed(text: str) -> str:
+    """A typographic minus."""
+    return text.replace("-", "−")
+
+
+def _form(number: float, form: str) -> str:
+    text = form.format(number)
+    return signed("−0.00" if float(text) == 0 and number < 0 and "." in text else text)
+
+
+def _signed(number: Any) -> str:
+    return signed(f"{float(number):.2f}")
+
+
+@cache
+def study(name: str) -> Study:
+    """All rows of ``results/NAME``."""
+    return Study(load_rows(ROOT / "results" / name))
+
+
+def render(template: str) -> str:
+    """Fill a template in."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
+    names: dict[str, Callable[..., Any]] = {"study": study}
+    return environment.from_string(template).render(names)
+
+
+def page() -> str:
+    """``docs/results.md`` as it should be."""
+    return render(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def index() -> str:
+    """``results/README.md`` as it should be."""
+    return render(FOLDERS.read_text(encoding="utf-8"))
+
+
+def readme() -> str:
+    """README with its table as it should be."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
+    table, after = render(TABLE.read_text(encoding="utf-8")), rest.partition(MARKS[1])[2]
+    return f"{before}{MARKS[0]}{table}{MARKS[1]}{after}"
+
+
+def typed_numbers(template: str) -> list[str]:
+    """The numbers with a decimal point, or behind ±, that a template states without computing them."""
+    prose = re.sub(r"{[{%#].*?[}%#]}|`[^`]*`|!\[[^\]]*\]\([^)]*\)", "", template, flags=re.DOTALL)
+    return re.findall(r"[−-]?\d+\.\d+|± ?\d+", prose)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    INDEX.write_text(index(), encoding="utf-8")
+    README.write_text(readme(), encoding="utf-8")
