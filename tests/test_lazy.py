@@ -64,7 +64,7 @@ def test_no_module_has_the_name_of_a_public_object(package: str) -> None:
 def test_a_name_that_is_not_there(package: str) -> None:
     module = importlib.import_module(package)
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
-        module.nothing  # noqa: B018
+        module.nothing
     with pytest.raises(ImportError, match="cannot import name 'nothing'"):
         exec(f"from {package} import nothing")
 
