@@ -1,33 +1,40 @@
 """The method itself: pure functions of a module and a batch, torch only."""
 
-from lightning_fisher.exceptions import NonFiniteError
-from lightning_fisher.functional.curvature.input_jacobian import robustness
-from lightning_fisher.functional.curvature.norms import (
-    HessianFrobeniusNorm,
-    HessianSpectralRadius,
-    frobenius_norm,
-    hessian_frobenius_norm,
-    hessian_spectral_radius,
-    spectral_radius,
-)
-from lightning_fisher.functional.fisher.bounds import (
-    estimate_from_gamma,
-    fia,
-    gamma_from_estimate,
-    log_bound_term,
-    log_ellipsoid_height,
-    theorem1_bound,
-)
-from lightning_fisher.functional.fisher.exact import exact_gamma
-from lightning_fisher.functional.fisher.gradient_norms import log_gradient_norms
-from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, fisher_log_det, log_det
-from lightning_fisher.functional.fisher.spectrum import log_spectrum
-from lightning_fisher.functional.gram.matrix import ScaledGram, gram_matrix, scaled_gram
-from lightning_fisher.functional.multipass.divergence import Divergence, gradient_divergence
-from lightning_fisher.functional.multipass.finite_difference import penalty_gradient
-from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
-from lightning_fisher.functional.multipass.regularized import RegularizedGradient, regularized_gradient
-from lightning_fisher.functional.ranking import Interval, bootstrap_interval, kendall_tau, spearman_rho
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_fisher.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lightning_fisher.exceptions import NonFiniteError
+    from lightning_fisher.functional.curvature.input_jacobian import robustness
+    from lightning_fisher.functional.curvature.norms import (
+        HessianFrobeniusNorm,
+        HessianSpectralRadius,
+        frobenius_norm,
+        hessian_frobenius_norm,
+        hessian_spectral_radius,
+        spectral_radius,
+    )
+    from lightning_fisher.functional.fisher.bounds import (
+        estimate_from_gamma,
+        fia,
+        gamma_from_estimate,
+        log_bound_term,
+        log_ellipsoid_height,
+        theorem1_bound,
+    )
+    from lightning_fisher.functional.fisher.exact import exact_gamma
+    from lightning_fisher.functional.fisher.gradient_norms import log_gradient_norms
+    from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, fisher_log_det, log_det
+    from lightning_fisher.functional.fisher.spectrum import log_spectrum
+    from lightning_fisher.functional.gram.matrix import ScaledGram, gram_matrix, scaled_gram
+    from lightning_fisher.functional.multipass.divergence import Divergence, gradient_divergence
+    from lightning_fisher.functional.multipass.finite_difference import penalty_gradient
+    from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
+    from lightning_fisher.functional.multipass.regularized import RegularizedGradient, regularized_gradient
+    from lightning_fisher.functional.ranking import Interval, bootstrap_interval, kendall_tau, spearman_rho
 
 __all__ = [
     "Divergence",
@@ -65,3 +72,5 @@ __all__ = [
     "spectral_radius",
     "theorem1_bound",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)
