@@ -27,18 +27,25 @@ from lightning_fisher.functional.multipass.divergence import Divergence, gradien
 from lightning_fisher.functional.multipass.finite_difference import penalty_gradient
 from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.regularized import RegularizedGradient, regularized_gradient
-from lightning_fisher.functional.ranking import Interval, bootstrap_interval, kendall_tau, spearman_rho
+from lightning_fisher.functional.ranking.bootstrap import Interval, bootstrap_interval
+from lightning_fisher.functional.ranking.correlation import kendall_tau, spearman_rho
+from lightning_fisher.functional.ranking.granulated import GranulatedKendall, granulated_kendall
+from lightning_fisher.functional.ranking.partial import partial_kendall_tau
+from lightning_fisher.functional.ranking.sign_error import RobustSignError, SignError, robust_sign_error
 
 __all__ = [
     "Divergence",
     "FisherLogDet",
+    "GranulatedKendall",
     "HessianFrobeniusNorm",
     "HessianSpectralRadius",
     "Interval",
     "NonFiniteError",
     "Penalty",
     "RegularizedGradient",
+    "RobustSignError",
     "ScaledGram",
+    "SignError",
     "bootstrap_interval",
     "estimate_from_gamma",
     "exact_gamma",
@@ -48,6 +55,7 @@ __all__ = [
     "gamma_from_estimate",
     "gradient_divergence",
     "gram_matrix",
+    "granulated_kendall",
     "hessian_frobenius_norm",
     "hessian_spectral_radius",
     "kendall_tau",
@@ -56,9 +64,11 @@ __all__ = [
     "log_ellipsoid_height",
     "log_gradient_norms",
     "log_spectrum",
+    "partial_kendall_tau",
     "penalty_gradient",
     "penalty_of_losses",
     "regularized_gradient",
+    "robust_sign_error",
     "robustness",
     "scaled_gram",
     "spearman_rho",
