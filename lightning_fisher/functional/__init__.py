@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 from lightning_fisher.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from lightning_fisher.exceptions import NonFiniteError
-    from lightning_fisher.functional.curvature.input_jacobian import robustness
+    from lightning_fisher.exceptions import (
+        NonFiniteError,
+    )
+    from lightning_fisher.functional.curvature.input_jacobian import (
+        robustness,
+    )
     from lightning_fisher.functional.curvature.norms import (
         HessianFrobeniusNorm,
         HessianSpectralRadius,
@@ -25,27 +29,72 @@ if TYPE_CHECKING:
         log_ellipsoid_height,
         theorem1_bound,
     )
-    from lightning_fisher.functional.fisher.exact import exact_gamma
-    from lightning_fisher.functional.fisher.gradient_norms import log_gradient_norms
-    from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, fisher_log_det, log_det
-    from lightning_fisher.functional.fisher.spectrum import log_spectrum
-    from lightning_fisher.functional.gram.matrix import ScaledGram, gram_matrix, scaled_gram
-    from lightning_fisher.functional.multipass.divergence import Divergence, gradient_divergence
-    from lightning_fisher.functional.multipass.finite_difference import penalty_gradient
-    from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
-    from lightning_fisher.functional.multipass.regularized import RegularizedGradient, regularized_gradient
-    from lightning_fisher.functional.ranking import Interval, bootstrap_interval, kendall_tau, spearman_rho
+    from lightning_fisher.functional.fisher.exact import (
+        exact_gamma,
+    )
+    from lightning_fisher.functional.fisher.gradient_norms import (
+        log_gradient_norms,
+    )
+    from lightning_fisher.functional.fisher.log_determinant import (
+        FisherLogDet,
+        fisher_log_det,
+        log_det,
+    )
+    from lightning_fisher.functional.fisher.spectrum import (
+        log_spectrum,
+    )
+    from lightning_fisher.functional.gram.matrix import (
+        ScaledGram,
+        gram_matrix,
+        scaled_gram,
+    )
+    from lightning_fisher.functional.multipass.divergence import (
+        Divergence,
+        gradient_divergence,
+    )
+    from lightning_fisher.functional.multipass.finite_difference import (
+        penalty_gradient,
+    )
+    from lightning_fisher.functional.multipass.loop import (
+        Penalty,
+        penalty_of_losses,
+    )
+    from lightning_fisher.functional.multipass.regularized import (
+        RegularizedGradient,
+        regularized_gradient,
+    )
+    from lightning_fisher.functional.ranking import (
+        Interval,
+        bootstrap_interval,
+        kendall_tau,
+        spearman_rho,
+    )
+    from lightning_fisher.functional.ranking.granulated import (
+        GranulatedKendall,
+        granulated_kendall,
+    )
+    from lightning_fisher.functional.ranking.partial import (
+        partial_kendall_tau,
+    )
+    from lightning_fisher.functional.ranking.sign_error import (
+        RobustSignError,
+        SignError,
+        robust_sign_error,
+    )
 
 __all__ = [
     "Divergence",
     "FisherLogDet",
+    "GranulatedKendall",
     "HessianFrobeniusNorm",
     "HessianSpectralRadius",
     "Interval",
     "NonFiniteError",
     "Penalty",
     "RegularizedGradient",
+    "RobustSignError",
     "ScaledGram",
+    "SignError",
     "bootstrap_interval",
     "estimate_from_gamma",
     "exact_gamma",
@@ -55,6 +104,7 @@ __all__ = [
     "gamma_from_estimate",
     "gradient_divergence",
     "gram_matrix",
+    "granulated_kendall",
     "hessian_frobenius_norm",
     "hessian_spectral_radius",
     "kendall_tau",
@@ -63,9 +113,11 @@ __all__ = [
     "log_ellipsoid_height",
     "log_gradient_norms",
     "log_spectrum",
+    "partial_kendall_tau",
     "penalty_gradient",
     "penalty_of_losses",
     "regularized_gradient",
+    "robust_sign_error",
     "robustness",
     "scaled_gram",
     "spearman_rho",
