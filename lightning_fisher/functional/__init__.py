@@ -26,6 +26,11 @@ from lightning_fisher.functional.gram.matrix import ScaledGram, gram_matrix, sca
 from lightning_fisher.functional.multipass.divergence import Divergence, gradient_divergence
 from lightning_fisher.functional.multipass.finite_difference import penalty_gradient
 from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
+from lightning_fisher.functional.multipass.methods.difference import difference_penalty_gradient
+from lightning_fisher.functional.multipass.methods.fisher_penalty import fisher_penalty_gradient
+from lightning_fisher.functional.multipass.methods.gradient_norm_penalty import gradient_norm_penalty_gradient
+from lightning_fisher.functional.multipass.methods.sharpness_aware import sharpness_aware_gradient
+from lightning_fisher.functional.multipass.perturbed import StepGradient
 from lightning_fisher.functional.multipass.regularized import RegularizedGradient, regularized_gradient
 from lightning_fisher.functional.ranking import Interval, bootstrap_interval, kendall_tau, spearman_rho
 
@@ -39,14 +44,18 @@ __all__ = [
     "Penalty",
     "RegularizedGradient",
     "ScaledGram",
+    "StepGradient",
     "bootstrap_interval",
+    "difference_penalty_gradient",
     "estimate_from_gamma",
     "exact_gamma",
     "fia",
     "fisher_log_det",
+    "fisher_penalty_gradient",
     "frobenius_norm",
     "gamma_from_estimate",
     "gradient_divergence",
+    "gradient_norm_penalty_gradient",
     "gram_matrix",
     "hessian_frobenius_norm",
     "hessian_spectral_radius",
@@ -61,6 +70,7 @@ __all__ = [
     "regularized_gradient",
     "robustness",
     "scaled_gram",
+    "sharpness_aware_gradient",
     "spearman_rho",
     "spectral_radius",
     "theorem1_bound",
