@@ -59,6 +59,21 @@ if TYPE_CHECKING:
         Penalty,
         penalty_of_losses,
     )
+    from lightning_fisher.functional.multipass.methods.difference import (
+        difference_penalty_gradient,
+    )
+    from lightning_fisher.functional.multipass.methods.fisher_penalty import (
+        fisher_penalty_gradient,
+    )
+    from lightning_fisher.functional.multipass.methods.gradient_norm_penalty import (
+        gradient_norm_penalty_gradient,
+    )
+    from lightning_fisher.functional.multipass.methods.sharpness_aware import (
+        sharpness_aware_gradient,
+    )
+    from lightning_fisher.functional.multipass.perturbed import (
+        StepGradient,
+    )
     from lightning_fisher.functional.multipass.regularized import (
         RegularizedGradient,
         regularized_gradient,
@@ -95,14 +110,18 @@ __all__ = [
     "RobustSignError",
     "ScaledGram",
     "SignError",
+    "StepGradient",
     "bootstrap_interval",
+    "difference_penalty_gradient",
     "estimate_from_gamma",
     "exact_gamma",
     "fia",
     "fisher_log_det",
+    "fisher_penalty_gradient",
     "frobenius_norm",
     "gamma_from_estimate",
     "gradient_divergence",
+    "gradient_norm_penalty_gradient",
     "gram_matrix",
     "granulated_kendall",
     "hessian_frobenius_norm",
@@ -120,6 +139,7 @@ __all__ = [
     "robust_sign_error",
     "robustness",
     "scaled_gram",
+    "sharpness_aware_gradient",
     "spearman_rho",
     "spectral_radius",
     "theorem1_bound",
