@@ -1,10 +1,17 @@
 """Does a measure order networks as their test errors do? Rank correlations and sign errors over runs."""
 
-from lightning_fisher.functional.ranking.bootstrap import Interval, bootstrap_interval
-from lightning_fisher.functional.ranking.correlation import kendall_tau, spearman_rho
-from lightning_fisher.functional.ranking.granulated import GranulatedKendall, granulated_kendall
-from lightning_fisher.functional.ranking.partial import partial_kendall_tau
-from lightning_fisher.functional.ranking.sign_error import RobustSignError, SignError, robust_sign_error
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_fisher.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lightning_fisher.functional.ranking.bootstrap import Interval, bootstrap_interval
+    from lightning_fisher.functional.ranking.correlation import kendall_tau, spearman_rho
+    from lightning_fisher.functional.ranking.granulated import GranulatedKendall, granulated_kendall
+    from lightning_fisher.functional.ranking.partial import partial_kendall_tau
+    from lightning_fisher.functional.ranking.sign_error import RobustSignError, SignError, robust_sign_error
 
 __all__ = [
     "GranulatedKendall",
@@ -18,3 +25,5 @@ __all__ = [
     "robust_sign_error",
     "spearman_rho",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)
