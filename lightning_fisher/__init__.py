@@ -7,8 +7,17 @@ The public names:
 * functions: everything as pure functions of a module and a batch (`lightning_fisher.functional`).
 """
 
-from lightning_fisher.callbacks import FisherMonitor, FisherRegularizer
-from lightning_fisher.metrics import FisherMetric
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning_fisher.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lightning_fisher.callbacks import FisherMonitor, FisherRegularizer
+    from lightning_fisher.metrics import FisherMetric
 
 __version__ = "0.1.0"
 __all__ = ["FisherMetric", "FisherMonitor", "FisherRegularizer"]
+
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -6,8 +6,10 @@ import atexit
 import contextlib
 import functools
 import importlib
+import itertools
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
@@ -154,7 +156,17 @@ def run_ranks(function: str, world: int, folder: Path, *args: Any, timeout: floa
     return ranks
 
 
+_PORTS = range(20_000, 32_000)  # below those that the kernel gives to outgoing connections
+_port = itertools.cycle(random.SystemRandom().sample(_PORTS, len(_PORTS)))
+
+
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port that nothing listens on; not one of another test's a moment ago, nor, but by chance, of another process's.
+
+    Between the answer and its use the port is free: one that the kernel chooses could be given away again by then.
+    """
+    for port in _port:
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError

@@ -16,7 +16,16 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "lightning_fisher"
 ROLE = re.compile(r":(?:func|class|mod|meth|attr):`~?([\w.]+)`")
 # What readers look for first; the other modules follow in the order of the imports.
-FIRST = ("fisher_regularizer", "fisher_monitor", "fisher", "collection", "gram", "logdet", "penalty", "regularized")
+FIRST = (
+    "fisher_regularizer",
+    "fisher_monitor",
+    "fisher",
+    "collection",
+    "matrix",
+    "log_determinant",
+    "loop",
+    "regularized",
+)
 TITLES = {"callbacks": "Callbacks", "metrics": "Metrics", "functional": "Functions", "models": "Networks"}
 
 
@@ -36,7 +45,7 @@ def exports(part: str) -> dict[str, list[str]]:
         and isinstance(node.value, ast.List)
     )
     found: dict[str, list[str]] = {}
-    for node in tree.body:
+    for node in ast.walk(tree):  # those under `if TYPE_CHECKING:` too
         if isinstance(node, ast.ImportFrom) and node.module:
             found.setdefault(node.module, []).extend(alias.name for alias in node.names if alias.name in names)
     names_of = {module.rpartition(".")[2]: module for module in found}

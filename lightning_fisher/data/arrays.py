@@ -5,14 +5,12 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from lightning_fisher.data.files import KEYS, require_archive
 from lightning_fisher.data.images import SourceSplits
 from lightning_fisher.data.memory import memory_images
-
-KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 def load_arrays(
@@ -34,19 +32,8 @@ def load_arrays(
         FileNotFoundError: if there is no such file.
         ValueError: if no path is given, the file isn't such an archive, or its arrays are not as described.
     """
-    if path is None:
-        raise ValueError(
-            f"Expected argument `path` to be an .npz file with {', '.join(KEYS)}, but got none: set data.path=FILE.npz."
-        )
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"There is no file {str(path)!r}: set data.path to an .npz file with {', '.join(KEYS)}."
-        )
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"Expected argument `path` to be an .npz archive of plain arrays, but {str(path)!r} cannot be read "
-            "as one: it is no archive, or only part of one."
-        )
+    require_archive(path)
+    assert path is not None
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}

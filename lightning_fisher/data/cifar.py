@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lightning_fisher.data.files import CIFAR_FOLDERS, cifar_not_found
 from lightning_fisher.data.images import SourceSplits
 from lightning_fisher.data.memory import memory_images
 
@@ -21,12 +22,11 @@ def _load_cifar(
         try:
             part = dataset_class(str(data_dir), train=split == "train", download=download)
         except (OSError, RuntimeError) as error:
-            folder = f"the folder that holds {dataset_class.base_folder}"
+            if not download:
+                raise cifar_not_found(name, data_dir) from error
             raise FileNotFoundError(
-                f"{name} could not be downloaded to {str(data_dir)!r} ({error}): set data.data_dir to {folder}."
-                if download
-                else f"{name} was not found, or is incomplete, in {str(data_dir)!r}: set data.data_dir to {folder}, "
-                "or data.download=true to download it."
+                f"{name} could not be downloaded to {str(data_dir)!r} ({error}): set data.data_dir to the folder that "
+                f"holds {CIFAR_FOLDERS[name]}."
             ) from error
         sources.append(
             memory_images(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_fisher.data.files import IMAGENET_SPLITS, imagenet_not_found
 from lightning_fisher.data.images import SourceSplits
 
 
@@ -89,14 +90,11 @@ def load_imagenet(
     if channels != 3:
         raise ValueError(f"Expected argument `channels` to be 3 for `imagenet`, but got {channels}.")
     sources, classes = [], []
-    for split in ("train", "val"):
+    for split in IMAGENET_SPLITS:
         try:
             folder = ImageFolder(str(Path(data_dir) / split))
         except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"ImageNet was not found in {str(data_dir)!r}: set data.data_dir to a folder with "
-                f"train/CLASS/ and val/CLASS/ folders of images ({str(error).splitlines()[0]})."
-            ) from error
+            raise imagenet_not_found(data_dir, str(error).splitlines()[0]) from error
         if len(folder.classes) != num_classes:
             raise ValueError(
                 f"Expected argument `num_classes` to be the number of class folders in "

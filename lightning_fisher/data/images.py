@@ -82,6 +82,9 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
         )
 
 
+LabelledImages = LabeledImages  # the name until 0.2
+
+
 def keep_batch(batch: Any) -> tuple[Tensor, Tensor]:
     """The `collate_fn` of a data set that is fetched by whole batches."""
     return batch

@@ -16,58 +16,74 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lightning_fisher.exceptions import ConfigError
-from lightning_fisher.experiment import signals
+from lightning_fisher.experiment import context, signals
 from lightning_fisher.experiment.config.compose import CONFIG_DIR, CONFIG_NAME, ROOT, config_groups, known_options
 from lightning_fisher.experiment.config.error_messages import explain
+from lightning_fisher.experiment.config.files import check_files
+from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.config.resolvers import register_resolvers
 from lightning_fisher.experiment.config.score_request import checkpoints, is_scoring, quoted_paths
+from lightning_fisher.experiment.config.validation import check_config
 from lightning_fisher.experiment.records import run_folders
+from lightning_fisher.experiment.scoring.complete import show_complete_card
 from lightning_fisher.experiment.sweep import jobs
+from lightning_fisher.experiment.training.console import show_complete_row
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # where launchers say which process of a run this is
-_errors: list[Exception] = []
-_debug = [False]
 
 
 def task(cfg: DictConfig) -> None:
     """Run one job: in this process, or in its own one when it is part of a sweep."""
+    command, job = context.current(), Job.of_hydra(cfg)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         if is_scoring(cfg) and len(checkpoints(cfg)) > 1:
-            run_folders.discard(Path(HydraConfig.get().runtime.output_dir))
-            _errors.append(ConfigError("Expected option `score.checkpoint` to be one path a job: compare without -m."))
+            run_folders.discard(job.folder)
+            command.errors.append(
+                ConfigError("Expected option `score.checkpoint` to be one path a job: compare without -m.")
+            )
             return
-        jobs.run_in_own_process(cfg)
+        jobs.run_in_own_process(job)
         return
-    if not _debug[0]:
+    if not command.debug:
         os.environ.pop(FULL_ERROR, None)  # was for Hydra; the other processes of this run are to answer in one line too
-    try:  # imported after composing: the imports take seconds
-        if is_scoring(cfg):
+    try:
+        command.enter(job.folder)
+        answer(job)
+    except Exception as error:  # Hydra would print its own line first: `main` raises it instead
+        command.errors.append(error)
+
+
+def answer(job: Job) -> None:
+    """Refuse, show or do one job: what is wrong or complete is answered before torch is imported, which takes seconds.
+
+    Raises:
+        ConfigError: if the config cannot work.
+    """
+    if not jobs.is_checked(job):
+        check_config(job.cfg, job.overrides)
+    if is_scoring(job.cfg):
+        if not show_complete_card(job):
+            check_files(job.cfg)
             from lightning_fisher.experiment.scoring.command import score
 
-            score(cfg)
-        else:
-            from lightning_fisher.experiment.training.train import train
+            score(job)
+    elif not show_complete_row(job):
+        check_files(job.cfg)
+        from lightning_fisher.experiment.training.train import train
 
-            train(cfg)
-    except Exception as error:  # Hydra would print its own line first: `main` raises it instead
-        _errors.append(error)
+        train(job)
 
 
 def _debug_wanted(arguments: list[str]) -> bool:
     return os.environ.get(FULL_ERROR) == "1" or any(a.lower() in ("debug=true", "+debug=true") for a in arguments)
 
 
-def _rank() -> int:
-    """Which process of the run this is; the first one speaks for all."""
-    return next((int(os.environ[name]) for name in RANKS if os.environ.get(name, "").isdigit()), 0)
-
-
 def _fail(error: Exception) -> None:
     """Print one line about an error, and where the whole traceback is if it is no mistake in the command."""
     overrides = [a for a in sys.argv[1:] if not a.startswith("-")]
-    folder, rank = run_folders.current(), _rank()
-    if isinstance(error, OSError) and error.errno is not None and not run_folders.task_started():  # not Hydra's own
+    command, rank = context.current(), context.rank()
+    folder = command.folder
+    if isinstance(error, OSError) and error.errno is not None and not command.started:  # not Hydra's own
         where = error.filename or folder
         line = f"Expected option `hydra.run.dir` to be a writable folder, but got `{where}` ({error.strerror})."
     else:
@@ -91,8 +107,9 @@ def _unexpected(error: Exception, folder: Path | None, rank: int) -> str:
 
 def _interrupted() -> str:
     """Say what the same command will do."""
-    folder = run_folders.current()
-    if jobs.abandon():
+    command = context.current()
+    folder = command.folder
+    if command.leave_sweep() is not None:
         return "Interrupted. The same command goes on with the jobs that are not complete."
     if folder is not None and any(folder.glob("checkpoints/*.ckpt")):
         return "Interrupted. The same command continues from the last checkpoint."
@@ -132,14 +149,12 @@ def main() -> None:
 
 
 def _main() -> None:
-    debug = _debug[0] = _debug_wanted(sys.argv[1:])
+    command = context.begin(debug=_debug_wanted(sys.argv[1:]))
     before = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"  # Hydra raises to the handlers below instead of printing its own report
     _let_workers_find_the_package()
     register_resolvers()
     sys.argv[1:] = quoted_paths(sys.argv[1:])
-    run_folders.forget()
-    _errors.clear()
     jobs.end_with_parent()
     run = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(task)
     failed = False
@@ -149,16 +164,16 @@ def _main() -> None:
             if not CONFIG_DIR.is_dir():
                 raise ConfigError(f"Expected the configs in {CONFIG_DIR}: install the package again.")
             run()
-            if _errors:
-                raise _errors.pop()
+            if command.errors:
+                raise command.errors.pop()
         except Exception as error:
-            if debug:
+            if command.debug:
                 raise
             _fail(error)
             failed = True
         failed = jobs.finish() or failed
     except KeyboardInterrupt:
-        if _rank() == 0:
+        if context.rank() == 0:
             print(f"\n{_interrupted()}", file=sys.stderr, flush=True)
         sys.exit(signals.exit_code())
     finally:

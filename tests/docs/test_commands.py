@@ -14,7 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lightning_fisher.experiment import main
 from lightning_fisher.experiment.config.compose import CONFIG_DIR, CONFIG_NAME
-from lightning_fisher.experiment.config.resolvers import flat_config, register_resolvers
+from lightning_fisher.experiment.config.config_hash import flat_config
+from lightning_fisher.experiment.config.resolvers import register_resolvers
 from tests.docs.pages import DOCS, blocks, commands
 
 PROGRAM = re.compile(r"^(python run\.py|lightning-fisher|python -m lightning_fisher\.experiment)(?: (?P<rest>.*))?$")

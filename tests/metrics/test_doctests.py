@@ -8,6 +8,7 @@ import pkgutil
 
 import pytest
 
+import lightning_fisher.functional.ranking
 import lightning_fisher.metrics
 
 MODULES = ["lightning_fisher.arguments"]
@@ -16,8 +17,11 @@ MODULES += [
 ]
 MODULES += [
     f"lightning_fisher.functional.{name}"
-    for name in ("fisher.bounds", "fisher.exact", "curvature.norms", "curvature.input_jacobian", "ranking")
+    for name in ("fisher.bounds", "fisher.exact", "curvature.norms", "curvature.input_jacobian")
 ]
+
+for package in (lightning_fisher.functional.ranking,):
+    MODULES += [f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -25,5 +29,5 @@ def test_examples(name):
     module = importlib.import_module(name)
     results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert results.failed == 0
-    if not name.endswith((".gram", ".base")):
+    if not name.endswith((".gram", ".base", ".settings")):
         assert results.attempted > 0

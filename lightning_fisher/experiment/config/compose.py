@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+
+from lightning_fisher.experiment import context
 
 ROOT = Path(__file__).resolve().parents[3]  # the folder the package is in: the checkout, or site-packages
 _INSTALLED = ROOT / "lightning_fisher" / "conf"  # where a wheel has what a checkout has in conf/
@@ -61,11 +64,28 @@ def group_overrides(overrides: list[str]) -> list[str]:
 
 
 def defaults(overrides: list[str]) -> DictConfig:
-    """Compose the config with the group choices of ``overrides`` only: what every option is by default."""
-    if GlobalHydra.instance().is_initialized():
-        return compose(CONFIG_NAME, overrides=group_overrides(overrides))
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose(CONFIG_NAME, overrides=group_overrides(overrides))
+    """Compose the config with the group choices of ``overrides`` only: what every option is by default.
+
+    Within a command, such as a sweep, composed once for each choice of groups: not to be changed.
+    """
+    if not GlobalHydra.instance().is_initialized():
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return defaults(overrides)
+    chosen = group_overrides(overrides)
+    sources = GlobalHydra.instance().config_loader().get_sources()
+    key = (*(source.path for source in sources), *chosen)
+    known = context.current().defaults
+    if key not in known:
+        known[key] = compose(CONFIG_NAME, overrides=chosen)
+    found = known[key]
+    assert isinstance(found, DictConfig)
+    return found
+
+
+def parents(keys: Iterable[str]) -> list[str]:
+    """The nodes above options, by dotted name, the outermost first."""
+    found = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
+    return sorted(found, key=lambda name: name.count("."))
 
 
 def known_options(overrides: list[str]) -> list[str]:
@@ -76,5 +96,4 @@ def known_options(overrides: list[str]) -> list[str]:
         return []
     assert isinstance(container, dict)
     flat = list(flatten(container))
-    parents = {".".join(name.split(".")[:depth]) for name in flat for depth in range(1, name.count(".") + 1)}
-    return sorted({*flat, *parents})
+    return sorted({*flat, *parents(flat)})

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_fisher.exceptions import ConfigError
-from lightning_fisher.experiment.records.checkpoints import FOLDER
+from lightning_fisher.experiment.records.run_folders import CHECKPOINTS
 
 OPTION = "score.checkpoint="
 
@@ -48,9 +48,11 @@ def weights_file(path: Path, which: str) -> Path:
     Raises:
         ConfigError: if there is none.
     """
-    file = path / FOLDER / f"{which}.ckpt" if path.is_dir() else path
+    file = path / CHECKPOINTS / f"{which}.ckpt" if path.is_dir() else path
     if not file.is_file():
-        where = f"the run folder `{path}` has no {FOLDER}/{which}.ckpt" if path.is_dir() else f"there is no `{path}`"
+        where = (
+            f"the run folder `{path}` has no {CHECKPOINTS}/{which}.ckpt" if path.is_dir() else f"there is no `{path}`"
+        )
         raise ConfigError(f"Expected option `score.checkpoint` to be a run folder or a file of weights, but {where}.")
     return file
 
@@ -58,7 +60,7 @@ def weights_file(path: Path, which: str) -> Path:
 def run_folder(file: Path) -> Path | None:
     """The run folder that a checkpoint lies in, None where it lies in none."""
     within = Path(os.path.abspath(file)).parent  # by the name it was given: links are not followed
-    return within.parent if within.name == FOLDER and (within.parent / "config.yaml").is_file() else None
+    return within.parent if within.name == CHECKPOINTS and (within.parent / "config.yaml").is_file() else None
 
 
 def labels(cfg: DictConfig) -> list[str]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_fisher.exceptions import ConfigError
-from lightning_fisher.experiment.config.compose import config_groups, defaults, flatten
+from lightning_fisher.experiment.config.compose import config_groups, defaults, flatten, parents
+from lightning_fisher.experiment.config.config_hash import flat_config
 from lightning_fisher.experiment.config.constraints import RULES, is_int, is_number
 from lightning_fisher.experiment.config.error_messages import did_you_mean
-from lightning_fisher.experiment.config.resolvers import flat_config
 
 # Nodes that take no further options; those of a class are checked by its constructor.
 CLOSED = ("", "metric", "model", "score")
@@ -51,12 +50,6 @@ def shown(value: Any) -> str:
 def refuse(key: str, allowed: str, value: Any) -> ConfigError:
     """Make the error of an option: its name, what is allowed, what came."""
     return ConfigError(f"Expected option `{key}` to be {allowed}, but got `{shown(value)}`.")
-
-
-def parents(keys: Iterable[str]) -> list[str]:
-    """The nodes above options, by dotted name, the outermost first."""
-    found = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
-    return sorted(found, key=lambda name: name.count("."))
 
 
 def check_config(cfg: DictConfig, overrides: list[str]) -> None:

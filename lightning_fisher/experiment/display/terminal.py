@@ -122,3 +122,16 @@ def shown(path: Path) -> Path:
         return path.resolve().relative_to(Path.cwd())
     except ValueError:
         return path
+
+
+def print_report(text: str, files: Sequence[Path]) -> None:
+    """Print a report, and where its files are.
+
+    Args:
+        text: of the report, as a terminal shows it.
+        files: its Markdown file and its figures.
+    """
+    print("\n" + text)
+    for path in files:
+        print(f"report  {shown(path)}")
+    sys.stdout.flush()

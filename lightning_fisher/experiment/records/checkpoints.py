@@ -12,8 +12,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_fisher.callbacks import AtomicCheckpointIO
+from lightning_fisher.experiment.records.run_folders import CHECKPOINTS
 
-FOLDER = "checkpoints"
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 DAMAGED = "damaged.ckpt"
@@ -37,7 +37,7 @@ def checkpoint_callbacks(folder: Path, has_validation: bool) -> list[Callback]:
         has_validation: whether there is a validation split to choose the best checkpoint by.
     """
     common: dict[str, Any] = {
-        "dirpath": folder / FOLDER,
+        "dirpath": folder / CHECKPOINTS,
         "enable_version_counter": False,
         "auto_insert_metric_name": False,
     }
@@ -54,7 +54,7 @@ def resumable(folder: Path) -> Path | None:
     One that cannot is set aside: the next save would keep it as the previous one, in place of one that can.
     """
     for name in (LAST, PREVIOUS):
-        path = folder / FOLDER / name
+        path = folder / CHECKPOINTS / name
         if path.is_file():
             try:
                 torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""The folder of the job this process runs, and its removal when the job never began."""
+"""The folder of a run: whose it is, who may write in it, and its removal when the run never began."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -19,36 +18,11 @@ except ImportError:
     fcntl = None
 
 LOCK = ".lock"
+CHECKPOINTS = "checkpoints"  # the folder of them
+FIGURE = "training.png"  # of a run
+CARD = "card.md"  # of a scored network
+REPORT = "report.md"  # of a sweep
 HEADER = "# config hash: "  # how the config of a run begins
-
-
-@dataclass
-class _Current:
-    folder: Path | None = None
-    started: bool = False
-
-
-_current = _Current()
-
-
-def forget() -> None:
-    """Start a command: no folder is known yet."""
-    _current.folder, _current.started = None, False
-
-
-def enter(folder: Path) -> None:
-    """Note the folder Hydra made for this job or sweep."""
-    _current.folder, _current.started = folder, True
-
-
-def current() -> Path | None:
-    """Return the folder of this process's job or sweep, None before Hydra made one."""
-    return _current.folder
-
-
-def task_started() -> bool:
-    """Whether the job itself was reached (a failure before is Hydra's: composing, creating the folder)."""
-    return _current.started
 
 
 def discard(folder: Path) -> None:

@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from lightning_fisher.experiment.display import plot_style as style
 from lightning_fisher.experiment.records.curve import read_history
+from lightning_fisher.experiment.records.run_folders import FIGURE
 
-FILE_NAME = "training.png"
 Records = Sequence[dict[str, float]]
 
 
@@ -111,4 +111,4 @@ def plot_training(records: Records, path: Path, title: str = "") -> Path:
 
 def dashboard(folder: Path, title: str = "") -> Path:
     """Plot the training of a run folder into its ``training.png``."""
-    return plot_training(read_history(folder), folder / FILE_NAME, title or folder.name)
+    return plot_training(read_history(folder), folder / FIGURE, title or folder.name)

@@ -11,8 +11,9 @@ from typing import Any
 
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.error_messages import listing
-from lightning_fisher.experiment.display.terminal import shown
+from lightning_fisher.experiment.display.terminal import print_report
 from lightning_fisher.experiment.records.result import write_atomically
+from lightning_fisher.experiment.records.run_folders import REPORT
 from lightning_fisher.experiment.report.figures import plot_lines, plot_ranking, plot_scenario
 from lightning_fisher.experiment.report.group_figure import plot_groups
 from lightning_fisher.experiment.report.pair_figure import plot_pairs
@@ -21,7 +22,6 @@ from lightning_fisher.experiment.report.rank_table import ranking_table
 from lightning_fisher.experiment.report.rows import Row, grouped, load_rows, numbers, require_known, varied
 from lightning_fisher.experiment.report.tables import TABLES, summary
 
-FILE_NAME = "report.md"
 MOST_COLORS = 6  # of a figure: more values of an option are not told apart
 KINDS = ("scenario", "groups", "ranking", *TABLES)
 QUANTITIES = {"test_error": "test error (%)", "gamma": r"$\hat\gamma$ (nats)"}
@@ -150,11 +150,8 @@ def report(
     target = out or folder
     target.mkdir(parents=True, exist_ok=True)
     made = make(rows, target, plan(rows, kind, x, by))
-    write_atomically(target / FILE_NAME, made.text(markdown=True))
-    print("\n" + made.text(markdown=False))
-    for path in (target / FILE_NAME, *made.figures):
-        print(f"report  {shown(path)}")
-    sys.stdout.flush()
+    write_atomically(target / REPORT, made.text(markdown=True))
+    print_report(made.text(markdown=False), [target / REPORT, *made.figures])
     return made
 
 

@@ -11,7 +11,6 @@ import torch
 from lightning_fisher.experiment.report.tables import markdown, show
 from lightning_fisher.experiment.scoring.card import QUANTITIES, Card, percent, spread_of
 
-FILE_NAME = "card.md"
 HEADINGS = ("lower is better", "mean ± std", "over")
 MISFIT = 2.0  # per cent: a larger training error is told
 

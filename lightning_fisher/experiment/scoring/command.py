@@ -10,17 +10,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_fisher.data import LabeledImages
 from lightning_fisher.datamodule import ImageDataModule
-from lightning_fisher.experiment.config.resolvers import config_hash, flat_config
+from lightning_fisher.experiment.config.config_hash import flat_config
+from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.config.score_request import checkpoints
-from lightning_fisher.experiment.config.validation import check_config, refuse
+from lightning_fisher.experiment.config.validation import refuse
 from lightning_fisher.experiment.display.terminal import WIDTH, print_table, shown
 from lightning_fisher.experiment.records import provenance, run_folders
-from lightning_fisher.experiment.records.result import complete_row, plain, write_atomically, write_row
+from lightning_fisher.experiment.records.result import plain, write_atomically, write_row
+from lightning_fisher.experiment.records.run_folders import CARD
 from lightning_fisher.experiment.scoring import card_page
 from lightning_fisher.experiment.scoring.card import DATA_NAME, Card, to_json
 from lightning_fisher.experiment.scoring.card_figures import plot_gradients, plot_influential, plot_spectrum
@@ -34,34 +35,24 @@ BATCH = 250  # images in an evaluation pass
 METRIC_OPTIONS = ("num_subsets", "subset_size", "logit_norm", "batch_norm", "chunk_size", "seed")
 
 
-def score(cfg: DictConfig) -> None:
+def score(job: Job) -> None:
     """Measure the networks of ``score`` and write their cards into the run folder.
 
     One network: ``card.md``, ``card.json``, three figures, and the row ``result.json`` for reports over a sweep. Two: a
     folder of that kind for each, and the comparison over the same subsets.
 
     Args:
-        cfg: the composed config, without Hydra's own node.
+        job: with a config that was checked.
 
     Raises:
         ConfigError: in one line, if the request cannot be met.
     """
-    hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
-    overrides = [str(override) for override in hydra_config.overrides.task]
-    choices = {key: value for key, value in hydra_config.runtime.choices.items() if not key.startswith("hydra/")}
-    run_folders.enter(folder)
-    check_config(cfg, overrides)
+    cfg, folder, digest = job.cfg, job.folder, job.config_hash
+    overrides = job.overrides
     if cfg.trainer.devices not in (1, "1", "auto"):
         raise refuse("trainer.devices", "1 when scoring (a sweep scores several networks at once)", cfg.trainer.devices)
-    digest = config_hash(cfg)
     paths = checkpoints(cfg)
-    written = folder / card_page.FILE_NAME
-    if len(paths) == 1 and not cfg.restart and complete_row(folder, digest) is not None and written.is_file():
-        print(written.read_text(encoding="utf-8").partition("\n## ")[0])
-        print(f"card    {shown(written)}\nComplete already; restart=true measures it again.")
-        return
-    subjects = [make_subject(cfg, path, overrides, choices) for path in paths]
+    subjects = [make_subject(cfg, path, overrides, job.choices) for path in paths]
     if len(subjects) == 2:
         check_same_images(subjects[0], subjects[1])
     data = load_images(cfg, subjects[0])
@@ -134,7 +125,7 @@ def write(card: Card, data: ImageDataModule, folder: Path) -> Sequence[Path]:
         plot_influential(card, trained, folder / "influential.png"),
         plot_gradients(card, folder / "gradients.png"),
     ]
-    write_atomically(folder / card_page.FILE_NAME, card_page.to_markdown(card, figures))
+    write_atomically(folder / CARD, card_page.to_markdown(card, figures))
     write_atomically(folder / DATA_NAME, json.dumps(plain(to_json(card)), indent=1) + "\n")
     return figures
 
@@ -167,6 +158,6 @@ def print_card(card: Card, folder: Path) -> None:
     print_table(card_page.HEADINGS, card_page.table(card))
     for sentence in (*card_page.reading(card), *card_page.influence_reading(card)):
         print(textwrap.fill(sentence, WIDTH))
-    for name in (card_page.FILE_NAME, "spectrum.png", "influential.png", "gradients.png"):
+    for name in (CARD, "spectrum.png", "influential.png", "gradients.png"):
         print(f"card    {shown(folder / name)}")
     print(flush=True)

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from lightning_fisher.experiment.display import plot_style as style
 from lightning_fisher.experiment.display.terminal import WIDTH, print_table, shown
 from lightning_fisher.experiment.records.result import plain, write_atomically
+from lightning_fisher.experiment.records.run_folders import CARD
 from lightning_fisher.experiment.report.paired_difference import LEVEL, Difference, paired_difference
 from lightning_fisher.experiment.report.tables import markdown, show
 from lightning_fisher.experiment.scoring import card_page
@@ -134,7 +135,7 @@ def write_comparison(first: Card, second: Card, folder: Path) -> Path:
     folders = [f"{i}-{card.subject.name}" for i, card in enumerate((first, second), start=1)]
     blocks = [
         "# Two networks compared",
-        "\n".join(f"{i}. [{card.subject.name}]({own}/{card_page.FILE_NAME}): {' '.join(card_page.about(card)[:1])}"
+        "\n".join(f"{i}. [{card.subject.name}]({own}/{CARD}): {' '.join(card_page.about(card)[:1])}"
                   for i, (card, own) in enumerate(zip((first, second), folders, strict=True), start=1)),
         "\n".join(f"- {sentence}" for sentence in card_page.about(first)[1:]),
         markdown(headings(first, second), table(first, second)),

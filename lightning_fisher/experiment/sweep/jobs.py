@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
-from lightning_fisher.experiment.config.resolvers import config_hash
-from lightning_fisher.experiment.records import run_folders
+from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment import context
+from lightning_fisher.experiment.config.error_messages import one_line
+from lightning_fisher.experiment.config.job import Job
+from lightning_fisher.experiment.config.validation import check_config
 from lightning_fisher.experiment.records.result import complete_row, write_atomically
+from lightning_fisher.experiment.sweep import kept_report
 
 JOBS = ".jobs"  # in the sweep's folder: how each of its jobs ended
 PARENT = "LIGHTNING_FISHER_PARENT"
+CHECKED = "LIGHTNING_FISHER_CHECKED"  # the hash of the config that a sweep has checked for its job
 GRACE_SECONDS = 15.0
-
-
-@dataclass
-class _Sweep:
-    folder: Path | None = None
-
-
-_sweep = _Sweep()
 
 
 class SweepCallback(Callback):
@@ -48,8 +44,9 @@ class SweepCallback(Callback):
         with read_write(config):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(config.hydra.sweep.dir)}")
         shutil.rmtree(folder / JOBS, ignore_errors=True)
-        _sweep.folder = folder
-        run_folders.enter(folder)
+        command = context.current()
+        command.sweep = folder
+        command.enter(folder)
 
 
 def own_configs() -> list[str]:
@@ -95,26 +92,36 @@ def job_environment(jobs_at_once: int = 1) -> dict[str, str]:
     return environment
 
 
-def run_in_own_process(cfg: DictConfig) -> None:
-    """Run the job Hydra is at in a process of its own, unless its row is complete.
+def run_in_own_process(job: Job) -> None:
+    """Run the job Hydra is at in a process of its own, unless its row is complete or its config is refused.
 
     Its own process makes several devices safe (Lightning starts the other ranks by repeating the command), and
     whatever happens to it does not reach the other jobs. How it ended is noted in the sweep's folder; nothing
     is raised.
     """
-    if _sweep.folder is None:  # a launcher's worker, which would outlive a sweep that is killed
+    if context.current().sweep is None:  # a launcher's worker, which would outlive a sweep that is killed
         _end_without(os.getppid())
-    hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
-    if complete_row(folder, config_hash(cfg)) is not None and not cfg.restart:
+    folder = job.folder
+    if not job.cfg.restart and complete_row(folder, job.config_hash) is not None:
         print(f"[{label(folder)}] complete already", flush=True)
         _note(folder, "complete already", 0, 0.0)
         return
-    overrides = [str(override) for override in hydra_config.overrides.task]
     start = time.monotonic()
-    code = _run(job_command([*own_configs(), *overrides], folder), folder)
-    complete = code == 0 and complete_row(folder, config_hash(cfg)) is not None
+    try:
+        check_config(job.cfg, job.overrides)
+    except ConfigError as error:
+        _say(folder, f"Error: {one_line(error)}\n")
+        _note(folder, "failed", 1, time.monotonic() - start)
+        return
+    code = _run(job_command([*own_configs(), *job.overrides], folder), folder, job.config_hash)
+    complete = code == 0 and complete_row(folder, job.config_hash) is not None
     _note(folder, "complete" if complete else "failed", code, time.monotonic() - start)
+
+
+def is_checked(job: Job) -> bool:
+    """Whether the sweep that started this process has checked the config of its job."""
+    checked = os.environ.get(CHECKED)
+    return checked is not None and checked == job.config_hash
 
 
 def label(folder: Path) -> str:
@@ -129,22 +136,33 @@ def jobs_at_once() -> int:
     return (os.cpu_count() or 1) if wanted < 0 else int(wanted)
 
 
-def _run(command: list[str], folder: Path) -> int:
-    """Run a job, its output to the terminal and to ``run.log``; stop it if this process is interrupted."""
+def _say(folder: Path, line: str) -> None:
+    """Put a line of a job onto the terminal and into its ``run.log``."""
+    print(f"[{label(folder)}] {line}", end="", flush=True)
+    with open(folder / "run.log", "a", encoding="utf-8") as log:
+        log.write(line)
+
+
+def _run(command: list[str], folder: Path, checked: str) -> int:
+    """Run a job, its output to the terminal and to ``run.log``; stop it if this process is interrupted.
+
+    Args:
+        command: of the job.
+        folder: of the job.
+        checked: the hash of its config, which was checked.
+    """
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=job_environment(jobs_at_once()),
+        env={**job_environment(jobs_at_once()), CHECKED: checked},
     )
     assert process.stdout is not None
     try:
-        with open(folder / "run.log", "a", encoding="utf-8") as log:
-            for line in process.stdout:
-                print(f"[{label(folder)}] {line}", end="", flush=True)
-                log.write(line)
+        for line in process.stdout:
+            _say(folder, line)
         return process.wait()
     except BaseException:
         _stop(process)
@@ -175,19 +193,13 @@ def read_jobs(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((folder / JOBS).glob("*.json"))]
 
 
-def abandon() -> bool:
-    """Forget the sweep of this process, which was interrupted; whether there was one."""
-    folder, _sweep.folder = _sweep.folder, None
-    return folder is not None
-
-
 def finish() -> bool:
     """Sum up the sweep of this process and write its report.
 
     Returns:
         Whether a job failed; False where this process ran no sweep.
     """
-    folder, _sweep.folder = _sweep.folder, None
+    folder = context.current().leave_sweep()
     if folder is None or not (folder / JOBS).is_dir():
         return False
     jobs = read_jobs(folder)
@@ -198,11 +210,13 @@ def finish() -> bool:
     for job in failed:
         print(f"  failed with exit code {job['exit_code']}: {folder / job['folder'] / 'run.log'}")
     rows = [folder / job["folder"] for job in jobs if job["state"] != "failed"]
-    if rows:
+    if rows and not kept_report.show(folder, rows):
         from lightning_fisher.experiment.report.write_report import report
         from lightning_fisher.experiment.sweep.wandb_report import upload
 
-        upload(report(folder, rows), rows, folder)
+        made = report(folder, rows)
+        kept_report.keep(folder, rows, made.text(markdown=False), made.figures)
+        upload(made, rows, folder)
     return bool(failed)
 
 

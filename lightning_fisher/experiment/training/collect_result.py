@@ -6,9 +6,10 @@ from datetime import datetime, timezone
 from statistics import median
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from lightning_fisher.experiment.config.resolvers import flat_config
+from lightning_fisher.experiment.config.config_hash import flat_config
+from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.records import provenance
 from lightning_fisher.experiment.training.build import Run
 
@@ -65,27 +66,23 @@ def times(run: Run) -> dict[str, float]:
     }
 
 
-def make_row(
-    cfg: DictConfig, run: Run, overrides: list[str], choices: dict[str, Any], config_hash: str
-) -> dict[str, Any]:
+def make_row(job: Job, run: Run) -> dict[str, Any]:
     """Collect everything a report may ask about a run.
 
     Args:
-        cfg: the composed config.
+        job: what was asked for.
         run: the finished run.
-        overrides: the command's overrides.
-        choices: the chosen config of every group.
-        config_hash: of the config.
     """
+    cfg = job.cfg
     device = run.trainer.strategy.root_device
     regularizer = run.regularizer
     study = flat_study(cfg)
     return {
         "study": study,
-        "choices": choices,
-        "overrides": overrides,
+        "choices": job.choices,
+        "overrides": job.overrides,
         "seed": cfg.seed,
-        "config_hash": config_hash,
+        "config_hash": job.config_hash,
         **errors(run),
         **(run.measurement.values if run.measurement is not None else {}),
         "epochs": len(run.history.records),
@@ -109,7 +106,5 @@ def make_row(
 
 def flat_study(cfg: DictConfig) -> dict[str, Any] | None:
     """The study a run belongs to, as plain values; None outside a study."""
-    from omegaconf import OmegaConf
-
     container = OmegaConf.to_container(cfg.study, resolve=True) if cfg.study is not None else None
     return container if isinstance(container, dict) else None  # type: ignore[return-value]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
+from lightning_fisher.experiment import context
+from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.display.terminal import print_pairs, shown
 from lightning_fisher.experiment.records.result import FILE_NAME as ROW
-from lightning_fisher.experiment.report.training_figure import FILE_NAME as FIGURE
-from lightning_fisher.experiment.training.build import Run
+from lightning_fisher.experiment.records.result import complete_row
+from lightning_fisher.experiment.records.run_folders import FIGURE
+
+if TYPE_CHECKING:  # shows complete rows without the imports of training
+    from lightning_fisher.experiment.training.build import Run
 
 # key, heading, format, key of the spread
 SHOWN = (
@@ -64,10 +67,11 @@ def phases(row: dict[str, Any]) -> str:
     )
 
 
-def print_plan(cfg: DictConfig, choices: dict[str, Any], run: Run, folder: Path, checkpoint: Path | None) -> None:
+def print_plan(job: Job, run: Run, checkpoint: Path | None) -> None:
     """Print what is about to happen."""
+    cfg = job.cfg
     parameters = sum(p.numel() for p in run.module.net.parameters())
-    print(f"run folder  {shown(folder)}")
+    print(f"run folder  {shown(job.folder)}")
     print(
         f"model       {cfg.model.name} ({parameters:,} parameters), "
         f"data {cfg.data.name} ({len(run.datamodule.train_set):,} training, "
@@ -75,7 +79,7 @@ def print_plan(cfg: DictConfig, choices: dict[str, Any], run: Run, folder: Path,
     )
     reg = "none"
     if run.regularizer is not None:
-        reg = f"{choices.get('reg')}, beta {run.regularizer.beta:g}, on at {cfg.reg.start}"
+        reg = f"{job.choices.get('reg')}, beta {run.regularizer.beta:g}, on at {cfg.reg.start}"
     print(f"regularizer {reg}; device {run.trainer.strategy.root_device} x {run.trainer.world_size}")
     if checkpoint is not None:
         print(f"continuing from {shown(checkpoint)}")
@@ -91,3 +95,11 @@ def print_row(row: dict[str, Any], folder: Path, note: str = "") -> None:
     if note:
         print(note)
     print(flush=True)
+
+
+def show_complete_row(job: Job) -> bool:
+    """Print the result of a run that is complete; whether it is (``restart=true`` asks for another)."""
+    row = None if job.cfg.restart else complete_row(job.folder, job.config_hash)
+    if row is not None and context.rank() == 0:
+        print_row(row, job.folder, "Complete already; restart=true trains it again.")
+    return row is not None

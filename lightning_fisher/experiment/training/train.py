@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import seed_everything
 from lightning.pytorch.plugins import DoublePrecision
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment import context
 from lightning_fisher.experiment.config.error_messages import explain, name_option
-from lightning_fisher.experiment.config.resolvers import config_hash
-from lightning_fisher.experiment.config.validation import check_config
+from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.records import run_folders
-from lightning_fisher.experiment.records.checkpoints import FOLDER, resumable
-from lightning_fisher.experiment.records.result import complete_row, write_atomically, write_row
+from lightning_fisher.experiment.records.checkpoints import resumable
+from lightning_fisher.experiment.records.result import write_atomically, write_row
+from lightning_fisher.experiment.records.run_folders import CHECKPOINTS
 from lightning_fisher.experiment.report.training_figure import dashboard
 from lightning_fisher.experiment.training import loggers
 from lightning_fisher.experiment.training.build import Run, build
@@ -41,11 +40,11 @@ HINTS = (
 )
 
 
-def train(cfg: DictConfig) -> dict[str, Any] | None:
-    """Train, measure and record one run, or go on with it, or show it if it is complete.
+def train(job: Job) -> dict[str, Any] | None:
+    """Train, measure and record one run, or go on with it.
 
     Args:
-        cfg: the composed config, without Hydra's own node.
+        job: with a config that was checked, and not complete.
 
     Returns:
         The row; None on the processes other than the first.
@@ -53,20 +52,9 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         ConfigError: if the config cannot work.
     """
-    hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
-    overrides = [str(override) for override in hydra_config.overrides.task]
-    choices = {key: value for key, value in hydra_config.runtime.choices.items() if not key.startswith("hydra/")}
-    first = getattr(rank_zero_only, "rank", 0) == 0  # known before the trainer: Lightning tells the processes it starts
-    run_folders.enter(folder)
+    cfg, folder, digest = job.cfg, job.folder, job.config_hash
+    first = context.rank() == 0
     quieten()
-    check_config(cfg, overrides)
-    digest = config_hash(cfg)
-    row = None if cfg.restart else complete_row(folder, digest)
-    if row is not None:
-        if first:
-            print_row(row, folder, "Complete already; restart=true trains it again.")
-        return row
     with run_folders.lock(folder) if first else run_folders.unlocked():
         if first:
             run_folders.check_own(folder)
@@ -83,19 +71,19 @@ def train(cfg: DictConfig) -> dict[str, Any] | None:
             write_atomically(
                 folder / "config.yaml", f"{run_folders.HEADER}{digest}\n" + OmegaConf.to_yaml(cfg, resolve=True)
             )
-            write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(overrides))
-            print_plan(cfg, choices, run, folder, checkpoint)
+            write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(job.overrides))
+            print_plan(job, run, checkpoint)
         try:
             with run.ranks.together():
                 fit(run, checkpoint)
                 test(run)
         except ConfigError:
-            if first and not any((folder / FOLDER).glob("*.ckpt")):
+            if first and not any((folder / CHECKPOINTS).glob("*.ckpt")):
                 run_folders.clear(folder)  # it never came to anything
             raise
         if not run.trainer.is_global_zero:
             return None
-        row = make_row(cfg, run, overrides, choices, digest)
+        row = make_row(job, run)
         figure = dashboard(folder, title=f"{cfg.model.name} on {cfg.data.name}, seed {cfg.seed}")
         loggers.finish(run.loggers, row, [figure])
         write_row(folder, row)

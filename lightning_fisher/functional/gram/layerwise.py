@@ -7,51 +7,50 @@ formed when the gradient of its output arrives, and nothing of J outlives its la
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.checkpoint import CheckpointError
 
-from lightning_fisher.exceptions import InteractionError
 from lightning_fisher.functional.evaluation.finite import require_finite
-from lightning_fisher.functional.evaluation.loss import LossFn, output_gradients
-from lightning_fisher.functional.evaluation.samples import call_module, num_samples, take
+from lightning_fisher.functional.evaluation.module_state import frozen
+from lightning_fisher.functional.gram.layout import arrange, find_layout, outputs_difference, relative_difference
+from lightning_fisher.functional.gram.per_sample_jacobian import differentiable_pairs
+from lightning_fisher.functional.gram.problem import Problem
 from lightning_fisher.functional.gram.recorder import Key, Recorder, Use
-from lightning_fisher.functional.gram.rules.base import (
-    MAX_ELEMENTS,
-    Layout,
-    Workspace,
-    arrange,
-    blocks,
-    gram_of_rows,
-    weight_gram,
-)
+from lightning_fisher.functional.gram.rules.products import MAX_ELEMENTS, Workspace, blocks, gram_of_rows
+from lightning_fisher.functional.gram.verification import Verification
 
 PROBE = 2  # samples in the pass that finds out which dimension of each layer's input holds the samples
 MEMORY = 2.0  # what a pass takes, times the inputs of its layers: with margin for what they keep beside those
 TEMPORARIES = 2 * 4 * MAX_ELEMENTS  # bytes for the rows of a layer, whatever the number of samples
 
 
-class MemoryExceededError(Exception):
-    """A pass over all samples needs more memory than there is.
+@dataclass(frozen=True)
+class Probe:
+    """A pass of the first few samples on their own, to compare with.
 
     Attributes:
-        needed: Bytes a sample, about.
-        room: Bytes there are for samples.
-        samples: How many fit.
+        size: How many.
+        uses: Where the parameters were used.
+        outputs: What the module returned.
+        needed: Bytes a sample that a pass over all of them takes, about.
     """
 
-    def __init__(self, needed: float, room: float) -> None:
-        super().__init__(f"a sample needs {needed:.0f} bytes, there are {room:.0f}")
-        self.needed, self.room, self.samples = needed, room, int(room / needed)
+    size: int
+    uses: list[Use]
+    outputs: Any
+    needed: float
 
 
-class LayerwiseGram:
-    """One pass over N samples.
+@dataclass(frozen=True)
+class LayerwiseResult:
+    """What one pass over N samples gives.
 
     Attributes:
         gram: ``[N, N]`` float64: Gram matrix of the gradients ``∇_w ⟨direction_j, z_j⟩`` over all parameters that a
@@ -62,150 +61,153 @@ class LayerwiseGram:
         general: Positions of the parameters that are left to the general method.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        parameters: Sequence[nn.Parameter],
-        inputs: Any,
-        targets: Any,
-        loss_fn: LossFn | None,
-        logit_norm: float | None,
-        tolerance: float,
-        room: float = math.inf,
-    ) -> None:
-        self._count = num_samples(inputs)
-        self._tolerance = tolerance
-        self.gram = torch.zeros(
-            self._count, self._count, dtype=torch.float64, device=parameters[0].device if parameters else None
-        )
-        self._pending: defaultdict[Key, list[tuple[Use, str]]] = defaultdict(list)
+    gram: Tensor
+    log_norms: Tensor
+    directions: Any
+    outputs: Any
+    general: set[int]
+
+
+def probe(problem: Problem, parameters: Sequence[nn.Parameter]) -> Probe | None:
+    """Run a few samples on their own; ``None`` where there is only one."""
+    if problem.count == 1:
+        return None
+    size = PROBE if problem.count > PROBE else 1
+    recorder = Recorder(parameters)
+    with frozen(parameters), recorder:
+        outputs = problem.take(slice(0, size)).outputs()
+    layer_inputs = {use.input.data_ptr(): use.input.nbytes for use in recorder.uses}
+    return Probe(size, recorder.uses, outputs, MEMORY * sum(layer_inputs.values()) / size)
+
+
+def layerwise_gram(
+    problem: Problem, parameters: Sequence[nn.Parameter], few: Probe | None, verification: Verification
+) -> LayerwiseResult:
+    """Run all samples through the module and back.
+
+    Args:
+        problem: Module and samples.
+        parameters: Parameters to look for.
+        few: The pass of a few samples.
+        verification: Where samples that interact are reported.
+    """
+    contributions = _Contributions(problem, parameters)
+    recorder = contributions.recorder
+    random_state = torch.get_rng_state()
+    with recorder:
+        outputs = problem.outputs()
+    random = not torch.equal(random_state, torch.get_rng_state())
+    _check_shapes(outputs, problem.count)
+    detached = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, outputs)
+    differences = _lay_out(problem, few, recorder, detached)
+    if not differences[0] <= verification.tolerance:
+        if math.isnan(differences[0]):
+            for leaf in tree_flatten(detached)[0]:
+                if isinstance(leaf, Tensor):
+                    require_finite(leaf, "outputs of the module")
+        if random:
+            raise ValueError(
+                "Expected a deterministic forward pass in evaluation mode, but the module draws random numbers."
+            )
+        verification.report(f"relative difference {differences[0]:.1e}")
+    for use, difference in zip(recorder.uses, differences[1:], strict=False):
+        if not difference <= verification.tolerance:
+            use.layout = None
+    contributions.prepare()
+    directions, log_norms = problem.output_gradients(outputs)
+    contributions.backward(outputs, directions)
+    return LayerwiseResult(contributions.gram, log_norms, directions, detached, recorder.general)
+
+
+def _check_shapes(outputs: Any, count: int) -> None:
+    for leaf in tree_flatten(outputs)[0]:
+        if isinstance(leaf, Tensor) and (leaf.ndim == 0 or leaf.shape[0] != count):
+            raise ValueError(
+                f"Expected the module to return the {count} samples in dimension 0, but got shape {tuple(leaf.shape)}."
+            )
+
+
+def _lay_out(problem: Problem, few: Probe | None, recorder: Recorder, outputs: Any) -> list[float]:
+    """Find each layer's samples by comparing with the pass of a few of them.
+
+    Returns:
+        The relative difference of the outputs, then those of the layers' inputs.
+    """
+    uses = recorder.uses
+    if few is None:
+        for use in uses:
+            use.layout = (0, use.input.shape[0], True) if use.input.ndim else None
+        return [0.0]
+    differences = [outputs_difference(outputs, few.outputs, few.size)]
+    if [(use.rule, use.keys) for use in uses] == [(use.rule, use.keys) for use in few.uses]:
+        for use, alone in zip(uses, few.uses, strict=True):
+            use.layout = find_layout(use, alone, problem.count, few.size)
+            if use.layout is None:
+                differences.append(differences[0].new_zeros(()))
+                continue
+            first = arrange(use.input, use.layout, problem.count)[: few.size]
+            differences.append(relative_difference(first, arrange(alone.input, use.layout, few.size)))
+    # Else control flow depends on the data, and no layout is known.
+    # The only host synchronization before the backward pass.
+    return torch.stack([difference.to(problem.device) for difference in differences]).tolist()
+
+
+class _Contributions:
+    """The layers' contributions to ξ, each added when the gradient of its output arrives.
+
+    Attributes:
+        gram: ``[N, N]`` float64: their sum.
+        recorder: Which parameters are used where; owns the set of those that no rule covers.
+    """
+
+    def __init__(self, problem: Problem, parameters: Sequence[nn.Parameter]) -> None:
+        self.gram = torch.zeros(problem.count, problem.count, dtype=torch.float64, device=problem.device)
+        self.recorder = Recorder(parameters, self._add)
+        self._count = problem.count
+        self._parameters = parameters
         self._workspace = Workspace()
-        few = self._run_few(module, parameters, inputs, room)
-        recorder = Recorder(parameters, self._add)
-        random_state = torch.get_rng_state()
-        with recorder:
-            outputs = call_module(module, inputs)
-        self._random = not torch.equal(random_state, torch.get_rng_state())
-        self._check_outputs(outputs)
-        self.outputs = _map_tensors(outputs, Tensor.detach)
-        self.general = recorder.general
-        self._lay_out(few, recorder)
-        unseen = set(range(len(parameters))) - {key[0] for use in recorder.uses for key in use.keys}
-        self.general |= unseen
-        self._use_count: defaultdict[Key, int] = defaultdict(int)
-        for use in recorder.uses:
-            for key in use.keys:
-                self._use_count[key] += 1
-        for index in {key[0] for key in self._use_count}:  # a parameter used whole here and in part there
-            parts = {key[1] for key in self._use_count if key[0] == index}
-            if -1 in parts and len(parts) > 1:
-                self.general.add(index)
-        self.directions, self.log_norms = output_gradients(outputs, targets, loss_fn, logit_norm)
+        self._pending: defaultdict[Key, list[tuple[Use, str]]] = defaultdict(list)
+        self._use_count: Counter[Key] = Counter()
+
+    def prepare(self) -> None:
+        """Leave to the general method what was not seen, has no known layout, or is used whole here, in part there."""
+        uses, general = self.recorder.uses, self.recorder.general
+        self._use_count.update(key for use in uses for key in use.keys.values())
+        parts = defaultdict(set)
+        for index, part in self._use_count:
+            parts[index].add(part)
+        general.update(index for index, seen in parts.items() if -1 in seen and len(seen) > 1)
+        general.update(set(range(len(self._parameters))) - parts.keys())
+        for use in uses:
+            if use.layout is None or use.layout[0] >= use.rule.leading(use.arguments):
+                general |= use.indices
+
+    def backward(self, outputs: Any, directions: Any) -> None:
+        """One backward pass; every layer adds itself on the way."""
+        pairs = differentiable_pairs(outputs, directions)
         try:
-            self._backward(outputs)
+            if pairs:
+                torch.autograd.backward([output for output, _ in pairs], [direction for _, direction in pairs])
         except CheckpointError:  # activation checkpointing repeats a forward pass that is recorded only once
             self.gram.zero_()
             self._pending.clear()
-            self.general.update(range(len(parameters)))
+            self.recorder.general.update(range(len(self._parameters)))
         for key, uses in self._pending.items():
-            if key[0] not in self.general:
-                self._add_shared(uses, parameters[key[0]])
-
-    def _check_outputs(self, outputs: Any) -> None:
-        for leaf in tree_flatten(outputs)[0]:
-            if isinstance(leaf, Tensor) and (leaf.ndim == 0 or leaf.shape[0] != self._count):
-                raise ValueError(
-                    f"Expected the module to return the {self._count} samples in dimension 0, "
-                    f"but got shape {tuple(leaf.shape)}."
-                )
-
-    def _run_few(
-        self, module: nn.Module, parameters: Sequence[nn.Parameter], inputs: Any, room: float
-    ) -> tuple[int, Recorder, Any] | None:
-        """A pass of a few samples on their own, to compare with; ``None`` where there is only one.
-
-        Raises:
-            MemoryExceededError: If all of them need more than ``room`` bytes.
-        """
-        if self._count == 1:
-            return None
-        size = PROBE if self._count > PROBE else 1
-        probe = Recorder(parameters)
-        with probe:
-            outputs = call_module(module, take(inputs, slice(0, size)))
-        layer_inputs = {use.input.data_ptr(): use.input.nbytes for use in probe.uses}
-        needed = MEMORY * sum(layer_inputs.values()) / size
-        if TEMPORARIES + needed * self._count > room:
-            raise MemoryExceededError(needed, max(room - TEMPORARIES, 0.0))
-        return size, probe, outputs
-
-    def _lay_out(self, few: tuple[int, Recorder, Any] | None, recorder: Recorder) -> None:
-        """Find each layer's samples by comparing with the pass of a few of them."""
-        if few is None:
-            for use in recorder.uses:
-                use.layout = (0, use.input.shape[0], True) if use.input.ndim else None
-            self._reject_unusable(recorder.uses)
-            return
-        size, probe, outputs = few
-        same = [(a.rule, a.weight, a.bias) for a in recorder.uses] == [(b.rule, b.weight, b.bias) for b in probe.uses]
-        if not same:  # control flow that depends on the data
-            self.general |= {key[0] for use in recorder.uses for key in use.keys}
-            return
-        differences = [_difference(self.outputs, outputs, size)]
-        for use, alone in zip(recorder.uses, probe.uses, strict=True):
-            use.layout = _layout(use, alone, self._count, size)
-            if use.layout is None:
-                differences.append(self.gram.new_zeros(()))
-                continue
-            first = arrange(use.input, use.layout, self._count)[:size]
-            differences.append(_relative(first, arrange(alone.input, use.layout, size)))
-        # The only host synchronization before the backward pass.
-        values = torch.stack([difference.to(self.gram.device) for difference in differences]).tolist()
-        if not values[0] <= self._tolerance:
-            if math.isnan(values[0]):
-                for leaf in tree_flatten(self.outputs)[0]:
-                    if isinstance(leaf, Tensor):
-                        require_finite(leaf, "outputs of the module")
-            if self._random:
-                raise ValueError(
-                    "Expected a deterministic forward pass in evaluation mode, but the module draws random numbers."
-                )
-            raise InteractionError(f"relative difference {values[0]:.1e}")
-        for use, value in zip(recorder.uses, values[1:], strict=True):
-            if not value <= self._tolerance:
-                use.layout = None
-        self._reject_unusable(recorder.uses)
-
-    def _reject_unusable(self, uses: list[Use]) -> None:
-        for use in uses:
-            if use.layout is None or not _usable(use):
-                self.general |= {key[0] for key in use.keys}
-
-    def _backward(self, outputs: Any) -> None:
-        pairs = [
-            (output, direction)
-            for output, direction in zip(tree_flatten(outputs)[0], tree_flatten(self.directions)[0], strict=True)
-            if isinstance(output, Tensor) and output.requires_grad
-        ]
-        if pairs:
-            torch.autograd.backward([output for output, _ in pairs], [direction for _, direction in pairs])
+            if key[0] not in self.recorder.general:
+                self._add_shared(uses, self._parameters[key[0]])
 
     def _add(self, use: Use) -> None:
         """The contribution of one layer, as soon as its output gradient is there."""
-        for name, key in (("weight", use.weight), ("bias", use.bias)):
-            if key is None or key[0] in self.general:
+        kept = False
+        for name, key in use.keys.items():
+            if key[0] in self.recorder.general:
                 continue
             if self._use_count[key] > 1:
                 self._pending[key].append((use, name))
+                kept = True
                 continue
-            A, G = self._arranged(use)
-            if name == "bias":
-                assert use.rule.bias is not None
-                rows = use.rule.bias(G, use.arguments).reshape(self._count, -1)
-                self.gram += gram_of_rows([rows])
-            else:
-                self.gram += weight_gram(use.rule, A, G, use.arguments, self._workspace)
-        if not any(use is pending for uses in self._pending.values() for pending, _ in uses):
+            self.gram += use.rule.gram(name, *self._arranged(use), use.arguments, self._workspace)
+        if not kept:
             use.release()
 
     def _arranged(self, use: Use) -> tuple[Tensor, Tensor]:
@@ -217,63 +219,11 @@ class LayerwiseGram:
     def _add_shared(self, uses: list[tuple[Use, str]], parameter: Tensor) -> None:
         """A parameter used several times: its gradients add up before they are multiplied."""
         arranged = [(use, name, *self._arranged(use)) for use, name in uses]
-        features = min(use.rule.features(use.arguments) if name == "weight" else 1 for use, name in uses)
+        features = min(use.rule.features(name, use.arguments) for use, name in uses)
         for block in blocks(features, self._count * parameter.numel()):
             rows: Tensor | None = None
             for use, name, A, G in arranged:
-                if name == "bias":
-                    assert use.rule.bias is not None
-                    part = use.rule.bias(G, use.arguments)
-                else:
-                    assert use.rule.rows is not None
-                    part = use.rule.rows(A, G, use.arguments, block)
-                part = part.reshape(self._count, -1)
+                part = use.rule.rows(name, A, G, use.arguments, block).reshape(self._count, -1)
                 rows = part if rows is None else rows + part
             assert rows is not None
             self.gram += gram_of_rows([rows])
-
-
-def _map_tensors(tree: Any, function: Any) -> Any:
-    return torch.utils._pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, tree)
-
-
-def _usable(use: Use) -> bool:
-    assert use.layout is not None
-    fits = use.layout[0] < use.rule.leading(use.arguments, use.input.ndim)
-    weight = use.arguments["weight"]
-    convolution = "dilation" in use.arguments
-    return fits and (not convolution or use.input.ndim == weight.ndim)
-
-
-def _layout(use: Use, few: Use, count: int, size: int) -> Layout | None:
-    """Which dimension holds the samples, how many rows each has, and in which order."""
-    shape, small = use.input.shape, few.input.shape
-    if len(shape) != len(small) or len(use.output_shape) != len(few.output_shape):
-        return None
-    differing = [dim for dim in range(len(shape)) if shape[dim] != small[dim]]
-    if len(differing) != 1:
-        return None
-    dim = differing[0]
-    repeats, rest = divmod(shape[dim], count)
-    if rest or small[dim] != repeats * size or use.output_shape[dim] != shape[dim]:
-        return None
-    if repeats == 1:
-        return (dim, 1, True)
-    errors = []
-    for major in (True, False):
-        layout = (dim, repeats, major)
-        first = arrange(use.input, layout, count)[:size]
-        errors.append(float(_relative(first, arrange(few.input, layout, size))))
-    return (dim, repeats, errors[0] <= errors[1])
-
-
-def _relative(value: Tensor, reference: Tensor) -> Tensor:
-    if not value.is_floating_point():
-        return (value != reference).any().double()
-    scale = reference.abs().amax().clamp_min(torch.finfo(value.dtype).tiny)
-    return ((value - reference).abs().amax() / scale).double() if value.numel() else value.new_zeros(()).double()
-
-
-def _difference(outputs: Any, few: Any, size: int) -> Tensor:
-    pairs = zip(tree_flatten(outputs)[0], tree_flatten(few)[0], strict=True)
-    return torch.stack([_relative(a[:size], b) for a, b in pairs if isinstance(a, Tensor)]).max()

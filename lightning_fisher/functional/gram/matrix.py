@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import warnings
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.exceptions import InteractionError
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
-from lightning_fisher.functional.evaluation.loss import LossFn, output_gradients
+from lightning_fisher.functional.evaluation.loss import LossFn
 from lightning_fisher.functional.evaluation.memory import available_memory
 from lightning_fisher.functional.evaluation.module_state import (
     evaluation_mode,
@@ -22,13 +19,15 @@ from lightning_fisher.functional.evaluation.module_state import (
     refuse_renormalized_embeddings,
 )
 from lightning_fisher.functional.evaluation.precision import SAME, device_types, full_precision, require_full_precision
-from lightning_fisher.functional.evaluation.samples import chunks, num_samples, ordinary, take
-from lightning_fisher.functional.gram.layerwise import LayerwiseGram, MemoryExceededError
+from lightning_fisher.functional.evaluation.samples import chunks, ordinary, take
+from lightning_fisher.functional.gram.layerwise import TEMPORARIES, Probe, layerwise_gram, probe
+from lightning_fisher.functional.gram.layout import outputs_difference
 from lightning_fisher.functional.gram.per_sample_jacobian import collect_outputs, row_gram
+from lightning_fisher.functional.gram.problem import Problem
+from lightning_fisher.functional.gram.verification import Verification
 
 BatchNorm = Literal["eval", "batch"]
 COUPLED_CHUNK = 10  # of the authors' released code
-GRADIENT = 10  # times the tolerance of outputs
 
 
 class ScaledGram(NamedTuple):
@@ -119,151 +118,101 @@ def scaled_gram(
         raise ValueError(f'Expected argument `batch_norm` to be "eval" or "batch", but got {batch_norm!r}.')
     if chunk_size is not None and (not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1):
         raise ValueError(f"Expected argument `chunk_size` to be a positive integer or None, but got {chunk_size}.")
-    parameters = list({id(p): p for p in module.parameters() if p.requires_grad}.values())
+    parameters = tuple({id(p): p for p in module.parameters() if p.requires_grad}.values())
     require_full_precision(parameters, "per-sample gradients")
     refuse_renormalized_embeddings(module)
     if not parameters:
         raise ValueError("Expected the module to have parameters that require gradients, but it has none.")
     dtype = torch.float64 if all(p.dtype == torch.float64 for p in parameters) else torch.float32
-    devices = {p.device for p in parameters}
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.compiler.set_stance("force_eager"),
         full_precision(device_types(module)),
-        preserved_random_state(devices),
+        preserved_random_state({p.device for p in parameters}),
         preserved_buffers(module),
+        evaluation_mode(module, batch_statistics=batch_norm == "batch"),
     ):
         inputs, targets = ordinary((inputs, targets), dtype)
+        problem = Problem(module, parameters, inputs, targets, loss_fn, logit_norm, SAME[dtype])
         if batch_norm == "batch":
-            gram, log_scales = _coupled(module, parameters, inputs, targets, loss_fn, chunk_size, logit_norm)
+            gram, log_scales = _coupled(problem, COUPLED_CHUNK if chunk_size is None else chunk_size)
         else:
-            how = (loss_fn, chunk_size, logit_norm)
-            try:
-                gram, log_scales = _independent(module, parameters, inputs, targets, *how, SAME[dtype])
-            except InteractionError:
-                if dtype == torch.float64 or _interact(module, inputs, targets, loss_fn, logit_norm):
-                    raise
-                gram, log_scales = _independent(module, parameters, inputs, targets, *how, math.inf)
+            gram, log_scales = _independent(problem, chunk_size)
     return ScaledGram((gram + gram.T) / 2, log_scales, torch.finfo(dtype).eps)
 
 
-def _independent(
-    module: nn.Module,
-    parameters: list[nn.Parameter],
-    inputs: Any,
-    targets: Any,
-    loss_fn: LossFn | None,
-    chunk_size: int | None,
-    logit_norm: float | None,
-    tolerance: float,
-) -> tuple[Tensor, Tensor]:
-    count = num_samples(inputs)
-    with evaluation_mode(module):
-        if chunk_size is None or chunk_size >= count:
-            room = math.inf if chunk_size is not None else available_memory(parameters[0].device)
-            try:
-                return _block(module, parameters, inputs, targets, loss_fn, logit_norm, tolerance, room)
-            except MemoryExceededError as error:
-                chunk_size = max(error.samples, 2)
-                gib = 2**30
-                warnings.warn(
-                    f"The Gram matrix of {count} samples needs about {error.needed * count / gib:.1f} GiB at once and "
-                    f"{error.room / gib:.1f} GiB are available: computed from chunks of {chunk_size} samples, pair by "
-                    "pair, which takes longer; give a `chunk_size` to choose.",
-                    stacklevel=2,
-                )
-        # Blocks (a, b) of ξ need both gradients at once: pass over the two chunks together.
-        device = parameters[0].device
-        gram = torch.zeros(count, count, dtype=torch.float64, device=device)
-        log_scales = torch.zeros(count, dtype=torch.float64, device=device)
-        parts = [torch.arange(count)[part] for part in chunks(count, max(1, chunk_size // 2))]
-        for i, first in enumerate(parts):
-            for second in parts[i + 1 :]:
-                both = torch.cat([first, second]).to(device)
-                part = take(inputs, both), take(targets, both)
-                with samples_of_a_batch(both):
-                    block, scales = _block(module, parameters, *part, loss_fn, logit_norm, tolerance)
-                gram[both.unsqueeze(1), both] = block
-                log_scales[both] = scales
-        return gram, log_scales
+def _independent(problem: Problem, chunk_size: int | None) -> tuple[Tensor, Tensor]:
+    """ξ of samples that don't interact: at once, or in chunks of the size given or of as many as memory holds."""
+    verification = Verification(problem)
+    count, device = problem.count, problem.device
+    few = None
+    if chunk_size is None:
+        few = probe(problem, _visible(problem))
+        chunk_size = _samples_that_fit(few, count, available_memory(device))
+    if chunk_size >= count:
+        return _block(problem, few or probe(problem, _visible(problem)), verification)
+    # Blocks (a, b) of ξ need both gradients at once: pass over the two chunks together.
+    gram = torch.zeros(count, count, dtype=torch.float64, device=device)
+    log_scales = torch.zeros(count, dtype=torch.float64, device=device)
+    parts = [torch.arange(count)[part] for part in chunks(count, max(1, chunk_size // 2))]
+    for i, first in enumerate(parts):
+        for second in parts[i + 1 :]:
+            both = torch.cat([first, second]).to(device)
+            part = problem.take(both)
+            with samples_of_a_batch(both):
+                block, scales = _block(part, probe(part, _visible(part)), verification)
+            gram[both.unsqueeze(1), both] = block
+            log_scales[both] = scales
+    return gram, log_scales
 
 
-def _block(
-    module: nn.Module,
-    parameters: list[nn.Parameter],
-    inputs: Any,
-    targets: Any,
-    loss_fn: LossFn | None,
-    logit_norm: float | None,
-    tolerance: float,
-    room: float = math.inf,
-) -> tuple[Tensor, Tensor]:
-    opaque = any(isinstance(submodule, torch.jit.ScriptModule) for submodule in module.modules())
-    with frozen(parameters):
-        layerwise = LayerwiseGram(
-            module, [] if opaque else parameters, inputs, targets, loss_fn, logit_norm, tolerance, room
-        )
-    gram = layerwise.gram.to(parameters[0].device)
-    general = parameters if opaque else [parameters[i] for i in sorted(layerwise.general)]
-    others = [p for p in parameters if not any(p is g for g in general)]
+def _samples_that_fit(few: Probe | None, count: int, room: float) -> int:
+    """How many samples a pass may hold, two at the least; warns if that isn't all of them."""
+    if few is None or TEMPORARIES + few.needed * count <= room:
+        return count
+    room = max(room - TEMPORARIES, 0.0)
+    size = max(int(room / few.needed), 2)
+    gib = 2**30
+    warnings.warn(
+        f"The Gram matrix of {count} samples needs about {few.needed * count / gib:.1f} GiB at once and "
+        f"{room / gib:.1f} GiB are available: computed from chunks of {size} samples, pair by "
+        "pair, which takes longer; give a `chunk_size` to choose.",
+        stacklevel=2,
+    )
+    return size
+
+
+def _block(problem: Problem, few: Probe | None, verification: Verification) -> tuple[Tensor, Tensor]:
+    """Gram matrix and log-scales of samples that are run at once."""
+    visible = _visible(problem)
+    with frozen(problem.parameters):
+        result = layerwise_gram(problem, visible, few, verification)
+    gram = result.gram
+    general = [p for i, p in enumerate(problem.parameters) if i in result.general or not visible]
     if general:
-        with frozen(others):
-            gram = gram + row_gram(
-                module,
-                general,
-                inputs,
-                layerwise.directions,
-                outputs=layerwise.outputs,
-                tolerance=tolerance,
-            )
+
+        def compare(outputs: Any, chunk: slice) -> None:
+            difference = outputs_difference(take(result.outputs, chunk), outputs, chunk.stop - chunk.start)
+            if not difference <= verification.tolerance:
+                verification.report("one by one and together")
+
+        with frozen(p for p in problem.parameters if not any(p is g for g in general)):
+            gram = gram + row_gram(problem, general, result.directions, check=compare)
     require_finite(gram.diagonal(), "per-sample gradients")
-    _check_first(module, parameters, inputs, layerwise.directions, gram, tolerance)
-    return gram, layerwise.log_norms
+    verification.check_first(problem, result.directions, gram)
+    return gram, result.log_norms
 
 
-def _check_first(
-    module: nn.Module, parameters: list[nn.Parameter], inputs: Any, directions: Any, gram: Tensor, tolerance: float
-) -> None:
-    """Compare the first sample's entry with a plain backward pass of that sample alone.
-
-    Costs one sample's pass; catches what no look at the outputs shows, such as coupling in the backward pass only.
-    """
-    if math.isinf(tolerance):
-        return
-    first = slice(0, 1)
-    alone = row_gram(module, parameters, take(inputs, first), take(directions, first))[0, 0]
-    difference = (gram[0, 0] - alone).abs()
-    if not difference <= GRADIENT * tolerance * alone + 1e-30:
-        raise InteractionError(f"squared gradient norm of the first: {gram[0, 0]:.6g} together, {alone:.6g} alone")
+def _visible(problem: Problem) -> tuple[nn.Parameter, ...]:
+    """The parameters whose uses can be seen: none where a part of the module is scripted."""
+    opaque = any(isinstance(submodule, torch.jit.ScriptModule) for submodule in problem.module.modules())
+    return () if opaque else problem.parameters
 
 
-def _interact(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn | None, logit_norm: float | None) -> bool:
-    """Settle in float64, on a few samples, whether a difference seen in float32 is rounding (at a kink, say)."""
-    few = slice(0, 3)
-    twin = copy.deepcopy(module).double()
-    if isinstance(loss_fn, nn.Module):
-        loss_fn = copy.deepcopy(loss_fn).double()
-    try:
-        scaled_gram(twin, take(inputs, few), take(targets, few), loss_fn=loss_fn, logit_norm=logit_norm)
-    except InteractionError:
-        return True
-    return False
-
-
-def _coupled(
-    module: nn.Module,
-    parameters: list[nn.Parameter],
-    inputs: Any,
-    targets: Any,
-    loss_fn: LossFn | None,
-    chunk_size: int | None,
-    logit_norm: float | None,
-) -> tuple[Tensor, Tensor]:
-    size = COUPLED_CHUNK if chunk_size is None else chunk_size
-    with evaluation_mode(module, batch_statistics=True):
-        outputs = collect_outputs(module, inputs, size)
-        directions, log_norms = output_gradients(outputs, targets, loss_fn, logit_norm)
-        gram = row_gram(module, parameters, inputs, directions, chunk_size=size)
-        require_finite(gram.diagonal(), "per-sample gradients")
-        return gram, log_norms
+def _coupled(problem: Problem, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """ξ of samples that are coupled within their chunk by the statistics of batch-norm."""
+    directions, log_norms = problem.output_gradients(collect_outputs(problem, chunk_size))
+    gram = row_gram(problem, problem.parameters, directions, chunk_size=chunk_size)
+    require_finite(gram.diagonal(), "per-sample gradients")
+    return gram, log_norms

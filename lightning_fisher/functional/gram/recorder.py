@@ -1,13 +1,14 @@
 """Where a forward pass uses which parameter, and which of its rows belong to which sample.
 
 A ``TorchFunctionMode`` sees every torch function that receives a parameter, in modules and in custom forward code
-alike. Calls with a known rule (`layers.py`) become a `Use`: the layer's input is kept and a hook on its output
+alike. Calls with a known rule (`rules/registry.py`) become a `Use`: the layer's input is kept and a hook on its output
 delivers the gradient. A parameter that reaches any other function is left to the general fallback
-(`rows.py`), so nothing is ever skipped.
+(`per_sample_jacobian.py`), so nothing is ever skipped.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,11 +21,12 @@ from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.functional.evaluation.module_state import standardizes_one
 from lightning_fisher.functional.evaluation.precision import RefuseAutocast
-from lightning_fisher.functional.gram.rules.base import Rule
-from lightning_fisher.functional.gram.rules.fixed_batch_norm import fixed_batch_norm
+from lightning_fisher.functional.gram.rules.base import Arguments, Rule
+from lightning_fisher.functional.gram.rules.normalization import fixed_batch_norm
 from lightning_fisher.functional.gram.rules.registry import RULES
 
 Key = tuple[int, int]  # (index of the parameter, part of it; −1: all of it)
+Layout = tuple[int, int, bool]  # (batch dimension, rows a sample, sample-major)
 
 
 @dataclass
@@ -32,13 +34,12 @@ class Use:
     """One call of a known function with tracked parameters."""
 
     rule: Rule
-    arguments: dict[str, Any]
-    weight: Key | None
-    bias: Key | None
+    arguments: Arguments
+    keys: dict[str, Key]  # by name of the argument
     input: Tensor
     version: int
     output_shape: torch.Size
-    layout: tuple[int, int, bool] | None = None  # (batch dimension, rows a sample, sample-major)
+    layout: Layout | None = None
     gradient: Tensor | None = None
 
     def release(self) -> None:
@@ -48,9 +49,9 @@ class Use:
         self.arguments = {}
 
     @property
-    def keys(self) -> list[Key]:
-        """The tracked parameters of this call."""
-        return [key for key in (self.weight, self.bias) if key is not None]
+    def indices(self) -> set[int]:
+        """Positions of the tracked parameters of this call."""
+        return {index for index, _ in self.keys.values()}
 
 
 class _Tap(torch.autograd.Function):
@@ -103,10 +104,11 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if rule is not None and torch.is_grad_enabled():
             arguments = rule.bind(*args, **kwargs)
-            weight, bias = (self._index.get(id(arguments.get(name)), None) for name in ("weight", "bias"))
-            plain = not arguments.get("scale_grad_by_freq", False)
-            if plain and {weight, bias} - {None} == tracked and id(arguments["input"]) not in self._index:
-                return self._call(rule, func, arguments, _whole(weight), _whole(bias))
+            given = {name: self._index.get(id(arguments.get(name))) for name in rule.parameters}
+            keys = {name: (index, -1) for name, index in given.items() if index is not None}
+            alone = {index for index, _ in keys.values()} == tracked and id(arguments["input"]) not in self._index
+            if alone and rule.covers(arguments):
+                return self._call(rule, func, arguments, keys)
         output = func(*args, **kwargs)
         if _tensors(output):  # not a question about a shape or a dtype
             self.general |= tracked
@@ -116,15 +118,14 @@ class Recorder(TorchFunctionMode):
         self,
         rule: Rule,
         func: Callable[..., Any],
-        arguments: dict[str, Any],
-        weight: Key | None,
-        bias: Key | None,
+        arguments: Arguments,
+        keys: dict[str, Key],
     ) -> Tensor:
-        output = func(**arguments) if rule.by_name else func(*arguments.values())
+        output = rule.call(func, arguments)
         input = arguments["input"]
         # Detached: the hook below holds the use, and a use that held the graph would keep all of it alive for good.
         arguments = {**arguments, "input": input.detach()}
-        use = Use(rule, arguments, weight, bias, arguments["input"], input._version, output.shape)
+        use = Use(rule, arguments, keys, arguments["input"], input._version, output.shape)
         self.uses.append(use)
         if self.on_gradient is not None:
             if not output.requires_grad:
@@ -136,7 +137,7 @@ class Recorder(TorchFunctionMode):
 
     def _deliver(self, use: Use, gradient: Tensor) -> None:
         if use.input._version != use.version:  # modified in place since: what the layer saw is lost
-            self.general |= {key[0] for key in use.keys}
+            self.general |= use.indices
             return
         use.gradient = gradient
         assert self.on_gradient is not None
@@ -147,7 +148,9 @@ class Recorder(TorchFunctionMode):
 
         The kernel then runs with identity projections; multiplying by the identity is exact.
         """
-        call = ATTENTION.bind(query, key, value, *args, **kwargs)
+        bound = ATTENTION.bind(query, key, value, *args, **kwargs)
+        bound.apply_defaults()
+        call = bound.arguments
         weight, bias = call["in_proj_weight"], call["in_proj_bias"]
         width = call["embed_dim_to_check"]
         if call["static_k"] is not None or call["static_v"] is not None or not torch.is_grad_enabled():
@@ -186,18 +189,15 @@ class Recorder(TorchFunctionMode):
     def _linear(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, weight_key: Key | None, bias_key: Key | None
     ) -> Tensor:
-        if weight_key is None and bias_key is None:
+        given = {"weight": weight_key, "bias": bias_key}
+        keys = {name: key for name, key in given.items() if key is not None}
+        if not keys:
             return F.linear(input, weight, bias)
-        rule = RULES[F.linear]
-        return self._call(rule, F.linear, {"input": input, "weight": weight, "bias": bias}, weight_key, bias_key)
+        return self._call(RULES[F.linear], F.linear, {"input": input, "weight": weight, "bias": bias}, keys)
 
 
 _PLAIN = (int, float, bool, str, type(None))
-ATTENTION = Rule.from_signature(F.multi_head_attention_forward)
-
-
-def _whole(index: int | None) -> Key | None:
-    return None if index is None else (index, -1)
+ATTENTION = inspect.signature(F.multi_head_attention_forward)
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_fisher.exceptions import ConfigError
-from lightning_fisher.experiment.records.checkpoints import FOLDER, checkpoint_callbacks
+from lightning_fisher.experiment.records.checkpoints import checkpoint_callbacks
+from lightning_fisher.experiment.records.run_folders import CHECKPOINTS
 from lightning_fisher.experiment.training.finite_loss import FiniteLoss
 from lightning_fisher.experiment.training.history import History
 
@@ -92,10 +93,10 @@ def test_no_checkpoint_holds_a_nan(
 ) -> None:
     with pytest.raises(ConfigError, match=rf"diverged: {what} not finite in epoch {epoch + 1} \(learning rate 0.1\)"):
         fit(tmp_path, At(epoch, batch, action))
-    names = {path.name for path in (tmp_path / FOLDER).glob("*")}
+    names = {path.name for path in (tmp_path / CHECKPOINTS).glob("*")}
     assert names >= {"last.ckpt", "best.ckpt"} if epoch else not names
     for name in names:
-        kept = torch.load(tmp_path / FOLDER / name, weights_only=True)
+        kept = torch.load(tmp_path / CHECKPOINTS / name, weights_only=True)
         assert kept["epoch"] < epoch
         assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
 
@@ -103,12 +104,12 @@ def test_no_checkpoint_holds_a_nan(
 def test_the_same_without_validation(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a weight was not finite in epoch 2"):
         fit(tmp_path, At(1, 1, nan_weight), validation=False)
-    assert torch.load(tmp_path / FOLDER / "last.ckpt", weights_only=True)["epoch"] == 0
+    assert torch.load(tmp_path / CHECKPOINTS / "last.ckpt", weights_only=True)["epoch"] == 0
 
 
 def test_a_finite_run_is_left_alone(tmp_path: Path) -> None:
     fit(tmp_path)
-    assert torch.load(tmp_path / FOLDER / "last.ckpt", weights_only=True)["epoch"] == 2
+    assert torch.load(tmp_path / CHECKPOINTS / "last.ckpt", weights_only=True)["epoch"] == 2
 
 
 def test_a_penalty_that_was_left_out_does_not_hide_the_others(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_fisher.experiment.config.compose import CONFIG_DIR, CONFIG_NAME, config_groups
-from lightning_fisher.experiment.config.resolvers import flat_config, register_resolvers
+from lightning_fisher.experiment.config.config_hash import flat_config
+from lightning_fisher.experiment.config.resolvers import register_resolvers
 from lightning_fisher.experiment.training.build import make_module, make_trainer
 from lightning_fisher.experiment.training.loggers import make_loggers
 

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_fisher import FisherMetric, FisherMonitor, FisherRegularizer
 from lightning_fisher.datamodule import ImageDataModule
 from lightning_fisher.experiment.config.compose import config_groups
+from lightning_fisher.experiment.config.config_hash import config_hash, flat_config
 from lightning_fisher.experiment.config.error_messages import explain
-from lightning_fisher.experiment.config.resolvers import config_hash, flat_config
 from lightning_fisher.experiment.config.validation import check_config
 from lightning_fisher.experiment.training.build import made, make_module, make_trainer
 from lightning_fisher.experiment.training.final_metrics import make_monitor

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_fisher.experiment.records.checkpoints import FOLDER, RunCheckpointIO, resumable
+from lightning_fisher.experiment.records.checkpoints import RunCheckpointIO, resumable
+from lightning_fisher.experiment.records.run_folders import CHECKPOINTS
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return tmp_path / FOLDER
+    return tmp_path / CHECKPOINTS
 
 
 def save(folder: Path, epoch: int) -> None:

@@ -15,7 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from lightning_fisher.experiment.config.compose import CONFIG_DIR, CONFIG_NAME, config_groups
-from lightning_fisher.experiment.config.resolvers import config_hash, register_resolvers
+from lightning_fisher.experiment.config.config_hash import config_hash
+from lightning_fisher.experiment.config.resolvers import register_resolvers
 from lightning_fisher.experiment.config.validation import check_config
 from lightning_fisher.experiment.sweep import jobs
 from tests.experiment.conftest import Command
@@ -88,7 +89,7 @@ def test_jobs_find_the_own_configs_of_the_command(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[list[str]] = []
-    monkeypatch.setattr(jobs, "_run", lambda job, folder: commands.append(job) or 1)
+    monkeypatch.setattr(jobs, "_run", lambda job, folder, checked: commands.append(job) or 1)
     (tmp_path / "own" / "model").mkdir(parents=True)
     (tmp_path / "own" / "model" / "mine.yaml").write_text("defaults: [resnet8]\nname: mine\n")
     command("--config-dir=own", "-m", "model=mine")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_fisher.functional import gram_matrix
-from lightning_fisher.functional.gram.rules import base, convolution
+from lightning_fisher.functional.gram.rules import convolution, products
 from tests.functional.compare import gram_error
 from tests.reference.jacobian import gram, jacobian
 
@@ -21,7 +21,7 @@ CONVOLUTIONS = {
 
 
 @pytest.fixture
-def products(monkeypatch):
+def multiplied(monkeypatch):
     """The sizes of the products ``G · columns`` that ran."""
     sizes = []
     multiply = torch.bmm
@@ -37,7 +37,7 @@ def products(monkeypatch):
 @pytest.mark.parametrize("samples_at_once", [1, 2, 11])
 @pytest.mark.parametrize("features_at_once", [7, 1000])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_blocks(name, samples_at_once, features_at_once, monkeypatch, products):
+def test_blocks(name, samples_at_once, features_at_once, monkeypatch, multiplied):
     torch.manual_seed(0)
     layer, shape = CONVOLUTIONS[name]
     inputs, targets = torch.randn(11, *shape).double(), torch.arange(11) % 3
@@ -47,13 +47,13 @@ def test_blocks(name, samples_at_once, features_at_once, monkeypatch, products):
     d_in, features = layer.weight[0].numel(), layer.weight.shape[0]
     options = {name: getattr(layer, name) for name in ("weight", "bias", "stride", "padding", "dilation", "groups")}
     in_flight = samples_at_once * convolution._Columns(inputs, layer(inputs), options).elements
-    monkeypatch.setattr(base, "CACHED", -(-in_flight // torch.get_num_threads()))
-    monkeypatch.setattr(base, "MAX_ELEMENTS", features_at_once * len(inputs) * d_in)
+    monkeypatch.setattr(products, "CACHED", -(-in_flight // torch.get_num_threads()))
+    monkeypatch.setattr(products, "MAX_ELEMENTS", features_at_once * len(inputs) * d_in)
     # For maps this small another form is cheaper, which isn't what is tested.
     monkeypatch.setattr(convolution, "products_pay", lambda *sizes: False)
     assert gram_error(gram_matrix(module, inputs, targets), expected) < 1e-9
-    assert {samples for samples, _ in products} == {1: {1}, 2: {2, 1}, 11: {11}}[samples_at_once]
-    assert max(outputs for _, outputs in products) == min(features_at_once, features)
+    assert {samples for samples, _ in multiplied} == {1: {1}, 2: {2, 1}, 11: {11}}[samples_at_once]
+    assert max(outputs for _, outputs in multiplied) == min(features_at_once, features)
 
 
 @pytest.mark.parametrize("count", [1, 31, 33, 100])
@@ -61,7 +61,7 @@ def test_blocks(name, samples_at_once, features_at_once, monkeypatch, products):
 def test_gram_of_rows(count, lengths):
     torch.manual_seed(0)
     parts = [torch.randn(count, length) for length in lengths]
-    found = base.gram_of_rows(iter(parts))
+    found = products.gram_of_rows(iter(parts))
     every = torch.cat(parts, 1).double()
     assert gram_error(found, every @ every.T) < 1e-5
     assert torch.equal(found, found.T)

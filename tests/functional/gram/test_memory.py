@@ -41,7 +41,7 @@ def test_no_activation_outlives_the_call(fails):
 def test_layers_let_go_of_their_inputs_as_soon_as_they_are_done(monkeypatch):
     """When the first layer's gradient arrives nothing but its own input is held."""
     held = []
-    add = layerwise.LayerwiseGram._add
+    add = layerwise._Contributions._add
 
     def spy(self, use):
         add(self, use)
@@ -56,7 +56,7 @@ def test_layers_let_go_of_their_inputs_as_soon_as_they_are_done(monkeypatch):
             uses.append(self.uses[-1])
         return output
 
-    monkeypatch.setattr(layerwise.LayerwiseGram, "_add", spy)
+    monkeypatch.setattr(layerwise._Contributions, "_add", spy)
     monkeypatch.setattr(recorder.Recorder, "_call", note)
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
     gram_matrix(net, torch.randn(5, 4), torch.zeros(5, dtype=torch.long))

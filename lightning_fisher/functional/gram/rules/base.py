@@ -1,139 +1,114 @@
-"""Per-sample weight gradients and their Gram matrices, one rule a function of torch.
+"""What a rule is: how a function uses its parameters, and their per-sample gradients from one call of it.
 
-Every rule receives the input ``A`` and the output gradient ``G`` of one call with the samples in dimension 0, and
-gives the N × N Gram matrix of that call's weight gradients, or rows of the per-sample gradients themselves.
-Temporaries stay below `MAX_ELEMENTS`: a weight is worked through in blocks of output features.
+Every rule receives the input ``A`` and the output gradient ``G`` of one call with the samples in dimension 0 and
+gives rows of the per-sample gradients, or their N × N Gram matrix where that is cheaper.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from lightning_fisher.functional.evaluation.samples import chunks
+from lightning_fisher.functional.gram.rules.products import Workspace, blocks, gram_of_rows
 
-MAX_ELEMENTS = 2**26  # of one temporary: 256 MiB in float32
-CACHED = 2**18  # of a temporary that is read again at once on a CPU: 1 MiB in float32, which a core's cache holds
-WIDTH, LONG = 32, 2048  # of blocks of a symmetric product, and from which length on they pay (`benchmarks`)
-Layout = tuple[int, int, bool]  # (batch dimension, rows a sample, sample-major)
+Arguments = dict[str, Any]  # of a call, by name
 
 
-class Workspace:
-    """One buffer that the layers of a pass share: on a CPU fresh pages cost more than the product that fills them."""
+class Rule(ABC):
+    """Per-sample gradients of the parameters of one function.
 
-    def __init__(self) -> None:
-        self._buffer: Tensor | None = None
-
-    def like(self, tensor: Tensor, *shape: int) -> Tensor:
-        """An uninitialized tensor, valid until the next call."""
-        count, buffer = math.prod(shape), self._buffer
-        kind = tensor.dtype, tensor.device
-        if buffer is None or buffer.numel() < count or (buffer.dtype, buffer.device) != kind:
-            self._buffer = None  # let go before the larger one is made
-            buffer = self._buffer = torch.empty(count, dtype=tensor.dtype, device=tensor.device)
-        return buffer[:count].view(shape)
-
-
-@dataclass(frozen=True, eq=False)
-class Rule:
-    """How to call a function, and where its samples and parameters are.
+    Temporaries stay below `products.MAX_ELEMENTS`: a parameter is worked through in blocks of output features.
 
     Attributes:
-        names: Argument names in order, with ``defaults`` for the optional ones.
-        by_name: Whether the function takes keyword arguments.
-        leading: ``(arguments, dims of A)`` → how many leading dimensions of A and G may hold the samples.
-        rows: ``(A, G, arguments, block)`` → per-sample weight gradient ``[N, …]`` of a block of output features.
-        features: ``arguments`` → number of output features ``rows`` can be cut into.
-        gram: ``(A, G, arguments, workspace)`` → cheaper form of ``rows · rowsᵀ``, or ``None`` where there is none.
-        bias: ``(G, arguments)`` → per-sample bias gradient ``[N, …]``.
-        prepare: ``(A, arguments)`` → what ``rows`` needs of A, computed in the call's own layout.
+        function: The function itself.
+        parameters: Names of the arguments that are differentiated.
     """
 
-    names: tuple[str, ...]
-    defaults: dict[str, Any] = field(default_factory=dict)
-    by_name: bool = True
-    leading: Callable[[dict[str, Any], int], int] = lambda arguments, ndim: 1
-    rows: Callable[[Tensor, Tensor, dict[str, Any], slice], Tensor] | None = None
-    features: Callable[[dict[str, Any]], int] = lambda arguments: 1
-    gram: Callable[[Tensor, Tensor, dict[str, Any], Workspace], Tensor | None] = lambda A, G, arguments, workspace: None
-    bias: Callable[[Tensor, dict[str, Any]], Tensor] | None = None
-    prepare: Callable[[Tensor, dict[str, Any]], Tensor] = lambda A, arguments: A
+    parameters: tuple[str, ...] = ("weight", "bias")
 
-    def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def __init__(
+        self, function: Callable[..., Tensor], names: tuple[str, ...] = (), defaults: Arguments | None = None
+    ) -> None:
+        """Args name the function's arguments in order, where its signature can't be inspected."""
+        self.function = function
+        if not names:
+            signature = inspect.signature(function).parameters.values()
+            names = tuple(p.name for p in signature)
+            defaults = {p.name: p.default for p in signature if p.default is not p.empty}
+        self._names, self._defaults = names, defaults or {}
+
+    def bind(self, *args: Any, **kwargs: Any) -> Arguments:
         """All arguments by name, in the function's order."""
-        given = dict(zip(self.names, args, strict=False)) | kwargs
-        return {name: given[name] if name in given else self.defaults[name] for name in self.names}
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        return {name: given[name] if name in given else self._defaults[name] for name in self._names}
 
-    @classmethod
-    def from_signature(cls, function: Callable[..., Any], **how: Any) -> Rule:
-        """A rule for a Python function."""
-        parameters = inspect.signature(function).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        return cls(tuple(p.name for p in parameters), defaults, **how)
+    def call(self, function: Callable[..., Tensor], arguments: Arguments) -> Tensor:
+        """``function``, which is the rule's own or one in its place, with bound arguments."""
+        return function(**arguments)
 
+    def covers(self, arguments: Arguments) -> bool:
+        """Check whether the rule holds for a call with these arguments."""
+        return True
 
-def arrange(tensor: Tensor, layout: Layout, count: int) -> Tensor:
-    """Samples first: ``[N, …]``, or ``[N, r, …]`` where a sample owns r rows."""
-    dim, repeats, major = layout
-    tensor = tensor.movedim(dim, 0)
-    if repeats == 1:
-        return tensor
-    if major:
-        return tensor.unflatten(0, (count, repeats))
-    return tensor.unflatten(0, (repeats, count)).transpose(0, 1)
+    def leading(self, arguments: Arguments) -> int:
+        """How many leading dimensions of the input and the output may hold the samples."""
+        return 1
 
+    def prepare(self, A: Tensor, arguments: Arguments) -> Tensor:
+        """What the rule needs of the input, computed in the call's own layout."""
+        return A
 
-def blocks(features: int, elements: int) -> Iterator[slice]:
-    """Slices of ``features`` output features so that each block holds at most `MAX_ELEMENTS` of ``elements``."""
-    size = max(1, features * MAX_ELEMENTS // max(elements, 1))
-    for start in range(0, features, size):
-        yield slice(start, min(start + size, features))
+    def features(self, name: str, arguments: Arguments) -> int:
+        """The number of output features that `rows` of a parameter can be cut into."""
+        return 1
 
+    @abstractmethod
+    def rows(self, name: str, A: Tensor, G: Tensor, arguments: Arguments, block: slice) -> Tensor:
+        """Per-sample gradients ``[N, …]`` of a block of output features of the parameter ``name``."""
 
-def at_once(tensor: Tensor, elements: int) -> list[slice]:
-    """Slices of samples whose temporaries, ``elements`` each, a CPU's cache holds; elsewhere fewer, larger ones."""
-    count = tensor.shape[0]
-    limit = CACHED * torch.get_num_threads() if tensor.device.type == "cpu" else MAX_ELEMENTS
-    return chunks(count, max(1, limit // max(elements, 1)))
-
-
-def gram_of_rows(parts: Iterable[Tensor]) -> Tensor:
-    """``Σ R Rᵀ`` over matrices ``R`` of N rows: ``[N, N]``, symmetric.
-
-    On a CPU only the blocks on and below the diagonal are multiplied, two thirds of the time for 100 rows; BLAS has a
-    routine for it (``syrk``), torch has no way to it.
-    """
-    total: Tensor | None = None
-    below: Tensor | None = None
-    for rows in parts:
-        count, length = rows.shape
-        if rows.device.type != "cpu" or length < LONG or count <= WIDTH:
-            total = rows @ rows.T if total is None else total.addmm_(rows, rows.T)
-            continue
-        below = rows.new_zeros(count, count) if below is None else below
-        for start in range(0, count, WIDTH):
-            block = slice(start, start + WIDTH)
-            below[start:, block].addmm_(rows[start:], rows[block].T)
-    if below is not None:
-        both = below.tril() + below.tril(-1).T
-        total = both if total is None else total.add_(both)
-    assert total is not None
-    return total
+    def gram(self, name: str, A: Tensor, G: Tensor, arguments: Arguments, workspace: Workspace) -> Tensor:
+        """Gram matrix ``[N, N]`` of the per-sample gradients of the parameter ``name``."""
+        elements = G.shape[0] * arguments[name].numel()
+        return gram_of_rows(
+            self.rows(name, A, G, arguments, block).flatten(1)
+            for block in blocks(self.features(name, arguments), elements)
+        )
 
 
-def weight_gram(rule: Rule, A: Tensor, G: Tensor, arguments: dict[str, Any], workspace: Workspace) -> Tensor:
-    """Gram matrix ``[N, N]`` of the per-sample weight gradients of one call."""
-    gram = rule.gram(A, G, arguments, workspace)
-    if gram is not None:
-        return gram
-    assert rule.rows is not None
-    return gram_of_rows(
-        rule.rows(A, G, arguments, block).flatten(1)
-        for block in blocks(rule.features(arguments), G.shape[0] * arguments["weight"].numel())
-    )
+class LayerRule(Rule):
+    """A function of an input, a weight and perhaps a bias: what layers of torch call."""
+
+    def features(self, name: str, arguments: Arguments) -> int:
+        """Those of the weight; a bias is never cut."""
+        return self.weight_features(arguments) if name == "weight" else 1
+
+    def rows(self, name: str, A: Tensor, G: Tensor, arguments: Arguments, block: slice) -> Tensor:
+        """Per-sample gradients of the weight (a block of it) or of the bias."""
+        if name == "weight":
+            return self.weight_rows(A, G, arguments, block)
+        return self.bias_rows(G, arguments)
+
+    def gram(self, name: str, A: Tensor, G: Tensor, arguments: Arguments, workspace: Workspace) -> Tensor:
+        """The cheaper form of the weight's, if there is one."""
+        cheaper = self.weight_gram(A, G, arguments, workspace) if name == "weight" else None
+        return super().gram(name, A, G, arguments, workspace) if cheaper is None else cheaper
+
+    def weight_features(self, arguments: Arguments) -> int:
+        """The number of output features that `weight_rows` can be cut into."""
+        return 1
+
+    @abstractmethod
+    def weight_rows(self, A: Tensor, G: Tensor, arguments: Arguments, block: slice) -> Tensor:
+        """Per-sample gradients ``[N, …]`` of a block of output features of the weight."""
+
+    def weight_gram(self, A: Tensor, G: Tensor, arguments: Arguments, workspace: Workspace) -> Tensor | None:
+        """The Gram matrix without the rows, or ``None`` where the rows are cheaper."""
+        return None
+
+    @abstractmethod
+    def bias_rows(self, G: Tensor, arguments: Arguments) -> Tensor:
+        """Per-sample gradients ``[N, …]`` of the bias."""

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_fisher.functional.gram.rules.base import MAX_ELEMENTS, Rule, Workspace, at_once, blocks, gram_of_rows
-from lightning_fisher.functional.gram.rules.linear import product_gram, products_pay
+from lightning_fisher.functional.gram.rules.base import Arguments, LayerRule
+from lightning_fisher.functional.gram.rules.products import (
+    MAX_ELEMENTS,
+    Workspace,
+    at_once,
+    blocks,
+    gram_of_rows,
+    product_gram,
+    products_pay,
+)
 
 
 def _tuple(value: Any, dims: int) -> list[int]:
@@ -19,7 +27,7 @@ def _tuple(value: Any, dims: int) -> list[int]:
     return values * dims if len(values) == 1 else values
 
 
-def _geometry(A: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, list[int], list[int], list[int]]:
+def _geometry(A: Tensor, arguments: Arguments) -> tuple[Tensor, list[int], list[int], list[int]]:
     """Input with one-sided padding applied, stride, symmetric padding, dilation."""
     kernel = arguments["weight"].shape[2:]
     dims = len(kernel)
@@ -36,70 +44,93 @@ def _geometry(A: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, list[int], 
     return A, stride, _tuple(padding, dims), dilation
 
 
-def _conv_rows(A: Tensor, G: Tensor, arguments: dict[str, Any], block: slice) -> Tensor:
-    weight = arguments["weight"]
-    if A.ndim > weight.ndim:  # a sample owns several images: their gradients add up
-        rows = _conv_rows(A.flatten(0, 1), G.flatten(0, 1), arguments, block)
-        return rows.unflatten(0, A.shape[:2]).sum(1)
-    A, stride, padding, dilation = _geometry(A, arguments)
-    groups = int(arguments["groups"])
-    if groups == 1:
-        G = G[:, block]
-    # The framework's own weight gradient of a convolution in which every sample is a group of its own.
-    count, channels = A.shape[:2]
-    outputs = G.shape[1]
-    kernel = weight.shape[2:]
-    dims = len(kernel)
-    grads = torch.ops.aten.convolution_backward(
-        G.reshape(1, count * outputs, *G.shape[2:]),
-        A.reshape(1, count * channels, *A.shape[2:]),
-        weight.new_zeros(()).expand(count * outputs, channels // groups, *kernel),
-        None,
-        stride,
-        padding,
-        dilation,
-        False,
-        [0] * dims,
-        count * groups,
-        [False, True, False],
-    )
-    return grads[1].view(count, -1)
+class Convolution(LayerRule):
+    """`torch.conv1d`, `torch.conv2d` or `torch.conv3d`."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__(
+            function,
+            ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+            {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1},
+        )
+
+    def covers(self, arguments: Arguments) -> bool:
+        """A single image without a batch dimension has no sample of its own."""
+        return bool(arguments["input"].ndim == arguments["weight"].ndim)
+
+    def weight_features(self, arguments: Arguments) -> int:
+        """Output channels, as long as they all see the same input."""
+        return 1 if int(arguments["groups"]) > 1 else int(arguments["weight"].shape[0])
+
+    def weight_rows(self, A: Tensor, G: Tensor, arguments: Arguments, block: slice) -> Tensor:
+        """The framework's weight gradient of a convolution in which every sample is a group of its own."""
+        weight = arguments["weight"]
+        if A.ndim > weight.ndim:  # a sample owns several images: their gradients add up
+            rows = self.weight_rows(A.flatten(0, 1), G.flatten(0, 1), arguments, block)
+            return rows.unflatten(0, A.shape[:2]).sum(1)
+        A, stride, padding, dilation = _geometry(A, arguments)
+        groups = int(arguments["groups"])
+        if groups == 1:
+            G = G[:, block]
+        count, channels = A.shape[:2]
+        outputs = G.shape[1]
+        kernel = weight.shape[2:]
+        dims = len(kernel)
+        grads = torch.ops.aten.convolution_backward(
+            G.reshape(1, count * outputs, *G.shape[2:]),
+            A.reshape(1, count * channels, *A.shape[2:]),
+            weight.new_zeros(()).expand(count * outputs, channels // groups, *kernel),
+            None,
+            stride,
+            padding,
+            dilation,
+            False,
+            [0] * dims,
+            count * groups,
+            [False, True, False],
+        )
+        return grads[1].view(count, -1)
+
+    def weight_gram(self, A: Tensor, G: Tensor, arguments: Arguments, workspace: Workspace) -> Tensor | None:
+        """The product form on unfolded inputs, or one product ``G · columns`` a sample, where they pay."""
+        weight = arguments["weight"]
+        if A.ndim > weight.ndim or int(arguments["groups"]) != 1:
+            return None
+        kernel = weight.shape[2:]
+        count, d_out = G.shape[:2]
+        length, d_in = math.prod(G.shape[2:]), weight[0].numel()
+        if products_pay(count, length, d_in, d_out) and weight.ndim == 4 and count * d_in * length <= MAX_ELEMENTS:
+            A, stride, padding, dilation = _geometry(A, arguments)
+            unfolded = F.unfold(A, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
+            return product_gram(unfolded.transpose(1, 2), G.flatten(2).transpose(1, 2))
+        if not _prefers_columns(A, G, kernel):
+            return None
+        columns = _Columns(A, G, arguments)
+        if columns.elements > MAX_ELEMENTS:
+            return None
+        G = G.flatten(2)
+        total: Tensor | None = None
+        for block in blocks(d_out, count * d_out * d_in):
+            rows = workspace.like(A, kernel[0], count, G[0, block].shape[0], d_in // kernel[0])
+            for part in columns.parts:
+                gradient = G[part, block]
+                for offset, seen in enumerate(columns.of(part)):
+                    torch.bmm(gradient, seen, out=rows[offset, part])
+            gram = gram_of_rows(rows.flatten(2))
+            total = gram if total is None else total.add_(gram)
+        return total
+
+    def bias_rows(self, G: Tensor, arguments: Arguments) -> Tensor:
+        """Sums over positions."""
+        trailing = tuple(range(G.ndim - arguments["weight"].ndim + 2, G.ndim))
+        G = G.sum(trailing) if trailing else G
+        return G.sum(1) if G.ndim == 3 else G
 
 
 def _prefers_columns(A: Tensor, G: Tensor, kernel: torch.Size) -> bool:
     """Where products beat the grouped convolution: all but few channels that lie apart (`benchmarks`, on a CPU)."""
     inputs, outputs = A.shape[1], G.shape[1]
     return A.stride(1) == 1 or math.prod(kernel) == 1 or inputs <= 4 or inputs * outputs > 256
-
-
-def _conv_gram(A: Tensor, G: Tensor, arguments: dict[str, Any], workspace: Workspace) -> Tensor | None:
-    """The product form on unfolded inputs where it pays, else one product ``G · columns`` a sample where that does."""
-    weight = arguments["weight"]
-    if A.ndim > weight.ndim or int(arguments["groups"]) != 1:
-        return None
-    kernel = weight.shape[2:]
-    count, d_out = G.shape[:2]
-    length, d_in = math.prod(G.shape[2:]), weight[0].numel()
-    if products_pay(count, length, d_in, d_out) and weight.ndim == 4 and count * d_in * length <= MAX_ELEMENTS:
-        A, stride, padding, dilation = _geometry(A, arguments)
-        unfolded = F.unfold(A, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))
-        return product_gram(unfolded.transpose(1, 2), G.flatten(2).transpose(1, 2))
-    if not _prefers_columns(A, G, kernel):
-        return None
-    columns = _Columns(A, G, arguments)
-    if columns.elements > MAX_ELEMENTS:
-        return None
-    G = G.flatten(2)
-    total: Tensor | None = None
-    for block in blocks(d_out, count * d_out * d_in):
-        rows = workspace.like(A, kernel[0], count, G[0, block].shape[0], d_in // kernel[0])
-        for part in columns.parts:
-            gradient = G[part, block]
-            for offset, seen in enumerate(columns.of(part)):
-                torch.bmm(gradient, seen, out=rows[offset, part])
-        gram = gram_of_rows(rows.flatten(2))
-        total = gram if total is None else total.add_(gram)
-    return total
 
 
 class _Columns:
@@ -113,7 +144,7 @@ class _Columns:
         parts: Samples that are unfolded together.
     """
 
-    def __init__(self, A: Tensor, G: Tensor, arguments: dict[str, Any]) -> None:
+    def __init__(self, A: Tensor, G: Tensor, arguments: Arguments) -> None:
         A, stride, padding, dilation = _geometry(A, arguments)
         kernel, outputs = arguments["weight"].shape[2:], G.shape[2:]
         self._input = A.movedim(1, -1)
@@ -155,19 +186,3 @@ class _Columns:
         self._buffer[:count] = self._windows[:count]
         for columns in self._offsets:
             yield columns[:count]
-
-
-def _conv_bias(G: Tensor, arguments: dict[str, Any]) -> Tensor:
-    trailing = tuple(range(G.ndim - arguments["weight"].ndim + 2, G.ndim))
-    G = G.sum(trailing) if trailing else G
-    return G.sum(1) if G.ndim == 3 else G
-
-
-CONVOLUTION = Rule(
-    ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-    {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1},
-    rows=_conv_rows,
-    features=lambda arguments: 1 if int(arguments["groups"]) > 1 else arguments["weight"].shape[0],
-    gram=_conv_gram,
-    bias=_conv_bias,
-)

@@ -2,22 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_fisher.functional.gram.rules.base import Rule, at_once
+from lightning_fisher.functional.gram.rules.base import Arguments, LayerRule
+from lightning_fisher.functional.gram.rules.products import at_once
 
 
-def _normalized(function: Callable[..., Tensor]) -> Callable[[Tensor, dict[str, Any]], Tensor]:
-    def prepare(A: Tensor, arguments: dict[str, Any]) -> Tensor:
-        plain: dict[str, Any] = {name: None for name in ("weight", "bias") if name in arguments}
-        return function(**{**arguments, "input": A, **plain})
+class _Norm(LayerRule):
+    """What the families share: the weight's gradient is ``Σ G x̂``, the bias' ``Σ G``."""
 
-    return prepare
+    def prepare(self, A: Tensor, arguments: Arguments) -> Tensor:
+        """``x̂``: the function without scale and shift."""
+        plain: Arguments = {name: None for name in ("weight", "bias") if name in arguments}
+        return self.function(**{**arguments, "input": A, **plain})
+
+    def weight_rows(self, A: Tensor, G: Tensor, arguments: Arguments, block: slice) -> Tensor:
+        """``Σ G x̂``."""
+        return self.bias_rows(A * G, arguments)
+
+
+class ChannelNorm(_Norm):
+    """A function with a scale and shift for each channel (dimension 1): group and instance norm."""
+
+    def bias_rows(self, G: Tensor, arguments: Arguments) -> Tensor:
+        """``[N, (r,) C, …]`` → ``[N, C]``."""
+        return _channel_sum(G, arguments["input"].ndim)
+
+
+class TrailingNorm(_Norm):
+    """A function with a scale and shift for each entry of the trailing dimensions: layer and RMS norm."""
+
+    def leading(self, arguments: Arguments) -> int:
+        """All but the normalized dimensions."""
+        return int(arguments["input"].ndim) - len(arguments["normalized_shape"])
+
+    def bias_rows(self, G: Tensor, arguments: Arguments) -> Tensor:
+        """``[N, …, *shape]`` → ``[N, *shape]``."""
+        return G.reshape(G.shape[0], -1, *arguments["normalized_shape"]).sum(1)
+
+
+class BatchNorm(ChannelNorm):
+    """Batch-norm with running statistics."""
+
+    def prepare(self, A: Tensor, arguments: Arguments) -> Tensor:
+        """The input itself: the kernels below standardize it."""
+        return A
+
+    def weight_rows(self, A: Tensor, G: Tensor, arguments: Arguments, block: slice) -> Tensor:
+        """``Σ G x̂`` a sample and channel, by the framework's own backward kernel with a channel for each."""
+        mean, variance = arguments["running_mean"], arguments["running_var"]
+        count, channels = A.shape[0], mean.shape[0]
+        if A.ndim == arguments["input"].ndim and A.ndim > 2 and A.stride(1) == 1:
+            return _channels_last_sums(
+                A.movedim(1, -1).flatten(1, -2), G.movedim(1, -1).flatten(1, -2), mean, variance, arguments["eps"]
+            )
+        owned = A.shape[1] if A.ndim > arguments["input"].ndim else 1
+        images = count * owned
+        grads = torch.ops.aten.native_batch_norm_backward(
+            G.reshape(1, images * channels, -1),
+            A.reshape(1, images * channels, -1),
+            None,
+            mean.repeat(images),
+            variance.repeat(images),
+            None,
+            None,
+            False,
+            arguments["eps"],
+            [False, True, False],
+        )
+        return grads[1].view(count, owned, channels).sum(1)
 
 
 def _channel_sum(values: Tensor, ndim: int) -> Tensor:
@@ -25,36 +82,6 @@ def _channel_sum(values: Tensor, ndim: int) -> Tensor:
     extra = values.ndim - ndim
     values = values.flatten(2 + extra).sum(-1) if values.ndim > 2 + extra else values
     return values.sum(1) if extra else values
-
-
-def _trailing_sum(values: Tensor, shape: Any) -> Tensor:
-    """``[N, …, *shape]`` → ``[N, *shape]``."""
-    return values.reshape(values.shape[0], -1, *shape).sum(1)
-
-
-def _batch_norm_rows(A: Tensor, G: Tensor, arguments: dict[str, Any], block: slice) -> Tensor:
-    """``Σ G x̂`` a sample and channel, by the framework's own backward kernel with a channel for each."""
-    mean, variance = arguments["running_mean"], arguments["running_var"]
-    count, channels = A.shape[0], mean.shape[0]
-    if A.ndim == arguments["input"].ndim and A.ndim > 2 and A.stride(1) == 1:
-        return _channels_last_sums(
-            A.movedim(1, -1).flatten(1, -2), G.movedim(1, -1).flatten(1, -2), mean, variance, arguments["eps"]
-        )
-    owned = A.shape[1] if A.ndim > arguments["input"].ndim else 1
-    images = count * owned
-    grads = torch.ops.aten.native_batch_norm_backward(
-        G.reshape(1, images * channels, -1),
-        A.reshape(1, images * channels, -1),
-        None,
-        mean.repeat(images),
-        variance.repeat(images),
-        None,
-        None,
-        False,
-        arguments["eps"],
-        [False, True, False],
-    )
-    return grads[1].view(count, owned, channels).sum(1)
 
 
 def _channels_last_sums(A: Tensor, G: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
@@ -68,27 +95,52 @@ def _channels_last_sums(A: Tensor, G: Tensor, mean: Tensor, variance: Tensor, ep
     return rows * (variance + eps).rsqrt()
 
 
-def channel_norm(function: Callable[..., Tensor]) -> Rule:
-    """The rule of a function with a scale and shift for each channel (dimension 1)."""
-    return Rule.from_signature(
-        function,
-        prepare=_normalized(function),
-        rows=lambda A, G, arguments, block: _channel_sum(A * G, arguments["input"].ndim),
-        bias=lambda G, arguments: _channel_sum(G, arguments["input"].ndim),
-    )
+class _FixedNorm(torch.autograd.Function):
+    """``F.batch_norm`` with running statistics as a function of its input only."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        input: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        return F.batch_norm(input, mean, variance, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, _, variance, weight, _, eps = inputs
+        scale = (variance + eps).rsqrt()
+        scale = scale if weight is None else scale * weight
+        ctx.save_for_backward(scale.view(-1, *[1] * (input.ndim - 2)))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (scale,) = ctx.saved_tensors
+        return gradient * scale, None, None, None, None, None
 
 
-def trailing_norm(function: Callable[..., Tensor]) -> Rule:
-    """The rule of a function with a scale and shift for each entry of the trailing dimensions."""
-    return Rule.from_signature(
-        function,
-        leading=lambda arguments, ndim: ndim - len(arguments["normalized_shape"]),
-        prepare=_normalized(function),
-        rows=lambda A, G, arguments, block: _trailing_sum(A * G, arguments["normalized_shape"]),
-        bias=lambda G, arguments: _trailing_sum(G, arguments["normalized_shape"]),
-    )
+def fixed_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.batch_norm`; its arguments, its output.
 
-
-BATCH_NORM = Rule.from_signature(
-    F.batch_norm, rows=_batch_norm_rows, bias=lambda G, arguments: _channel_sum(G, arguments["input"].ndim)
-)
+    On a CPU the framework's backward pass computes the sums for weight and bias even if nobody asks, two to three times
+    what the gradient of the input takes. Where those are constants and the statistics fixed, it isn't used.
+    """
+    others = (running_mean, running_var, weight, bias)
+    if (
+        training
+        or running_mean is None
+        or running_var is None
+        or input.device.type != "cpu"
+        or any(other is not None and other.requires_grad for other in others)
+    ):
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return _FixedNorm.apply(input, running_mean, running_var, weight, bias, eps)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_fisher.functional.gram.rules.fixed_batch_norm import fixed_batch_norm
+from lightning_fisher.functional.gram.rules.normalization import fixed_batch_norm
 
 SHAPES = [(5, 3), (5, 3, 7), (5, 3, 4, 6), (5, 3, 2, 3, 4)]
 

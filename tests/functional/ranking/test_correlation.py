@@ -126,7 +126,7 @@ def test_interval_narrows_with_the_level_and_keeps_the_random_state():
 def test_memory_is_bounded_by_parts(monkeypatch):
     x, y = torch.randn(2, 15)
     whole = bootstrap_interval(kendall_tau, x, y, num_resamples=100)
-    monkeypatch.setattr("lightning_fisher.functional.ranking.MAX_ELEMENTS", 15 * 15 * 7)
+    monkeypatch.setattr("lightning_fisher.functional.ranking.bootstrap.MAX_ELEMENTS", 15 * 15 * 7)
     assert bootstrap_interval(kendall_tau, x, y, num_resamples=100) == whole
 
 

@@ -1,0 +1,25 @@
+"""The card of a network that was scored before, shown without measuring it again."""
+
+from __future__ import annotations
+
+from lightning_fisher.experiment.config.job import Job
+from lightning_fisher.experiment.config.score_request import checkpoints
+from lightning_fisher.experiment.display.terminal import shown
+from lightning_fisher.experiment.records.result import complete_row
+from lightning_fisher.experiment.records.run_folders import CARD
+
+
+def show_complete_card(job: Job) -> bool:
+    """Print the card of one network if it is complete; whether it is (``restart=true`` asks for another).
+
+    Raises:
+        ConfigError: if the command names neither one checkpoint nor two.
+    """
+    written = job.folder / CARD
+    if len(checkpoints(job.cfg)) > 1 or job.cfg.restart or not written.is_file():
+        return False
+    if complete_row(job.folder, job.config_hash) is None:
+        return False
+    print(written.read_text(encoding="utf-8").partition("\n## ")[0])
+    print(f"card    {shown(written)}\nComplete already; restart=true measures it again.")
+    return True

@@ -1,0 +1,58 @@
+"""Which dimension of a layer's input holds the samples: found by comparing with a pass of a few of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from lightning_fisher.functional.gram.recorder import Layout, Use
+
+
+def arrange(tensor: Tensor, layout: Layout, count: int) -> Tensor:
+    """Samples first: ``[N, …]``, or ``[N, r, …]`` where a sample owns r rows."""
+    dim, repeats, major = layout
+    tensor = tensor.movedim(dim, 0)
+    if repeats == 1:
+        return tensor
+    if major:
+        return tensor.unflatten(0, (count, repeats))
+    return tensor.unflatten(0, (repeats, count)).transpose(0, 1)
+
+
+def find_layout(use: Use, few: Use, count: int, size: int) -> Layout | None:
+    """Which dimension holds the samples, how many rows each has, and in which order; ``None``: none does."""
+    shape, small = use.input.shape, few.input.shape
+    if len(shape) != len(small) or len(use.output_shape) != len(few.output_shape):
+        return None
+    differing = [dim for dim in range(len(shape)) if shape[dim] != small[dim]]
+    if len(differing) != 1:
+        return None
+    dim = differing[0]
+    repeats, rest = divmod(shape[dim], count)
+    if rest or small[dim] != repeats * size or use.output_shape[dim] != shape[dim]:
+        return None
+    if repeats == 1:
+        return (dim, 1, True)
+    errors = []
+    for major in (True, False):
+        layout = (dim, repeats, major)
+        first = arrange(use.input, layout, count)[:size]
+        errors.append(float(relative_difference(first, arrange(few.input, layout, size))))
+    return (dim, repeats, errors[0] <= errors[1])
+
+
+def relative_difference(value: Tensor, reference: Tensor) -> Tensor:
+    """Largest difference relative to the largest entry, a scalar; 0 or 1 for integers."""
+    if not value.is_floating_point():
+        return (value != reference).any().double()
+    scale = reference.abs().amax().clamp_min(torch.finfo(value.dtype).tiny)
+    return ((value - reference).abs().amax() / scale).double() if value.numel() else value.new_zeros(()).double()
+
+
+def outputs_difference(outputs: Any, few: Any, size: int) -> Tensor:
+    """`relative_difference` of the first ``size`` samples of two structures of outputs, the largest of all leaves."""
+    pairs = zip(tree_flatten(outputs)[0], tree_flatten(few)[0], strict=True)
+    return torch.stack([relative_difference(a[:size], b) for a, b in pairs if isinstance(a, Tensor)]).max()

@@ -1,0 +1,58 @@
+"""What a Gram matrix is asked of: a module, its parameters, samples and a loss, in one object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_fisher.functional.evaluation.loss import LossFn, output_gradients
+from lightning_fisher.functional.evaluation.samples import call_module, num_samples, take
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Per-sample gradients of a loss with respect to parameters of a module.
+
+    Attributes:
+        module: The module, already in the right mode.
+        parameters: Those that are differentiated.
+        inputs: N samples, in any structure.
+        targets: Theirs.
+        loss_fn: The loss; ``None``: cross-entropy.
+        logit_norm: ``s`` of ``z ← z / (s‖z‖₂)``.
+        tolerance: Relative difference that two evaluations of the same thing may show.
+    """
+
+    module: nn.Module
+    parameters: tuple[nn.Parameter, ...]
+    inputs: Any
+    targets: Any
+    loss_fn: LossFn | None
+    logit_norm: float | None
+    tolerance: float
+
+    @cached_property
+    def count(self) -> int:
+        """N."""
+        return num_samples(self.inputs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the result goes."""
+        return self.parameters[0].device
+
+    def take(self, index: slice | Tensor) -> Problem:
+        """The same of some of the samples."""
+        return replace(self, inputs=take(self.inputs, index), targets=take(self.targets, index))
+
+    def outputs(self) -> Any:
+        """Run the module."""
+        return call_module(self.module, self.inputs)
+
+    def output_gradients(self, outputs: Any) -> tuple[Any, Tensor]:
+        """Unit directions and log-norms of the loss gradients with respect to ``outputs``."""
+        return output_gradients(outputs, self.targets, self.loss_fn, self.logit_norm)

@@ -1,0 +1,22 @@
+"""The examples in the docstrings of the other training methods run, and say what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = [
+    "lightning_fisher.functional.multipass.methods.difference",
+    "lightning_fisher.functional.multipass.methods.fisher_penalty",
+    "lightning_fisher.functional.multipass.methods.gradient_norm_penalty",
+    "lightning_fisher.functional.multipass.methods.sharpness_aware",
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    results = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert results.failed == 0
+    assert results.attempted > 0
