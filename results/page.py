@@ -102,6 +102,12 @@ class Study:
         theirs = {row["seed"]: value(row, key) for row in other.rows}
         return form.format(statistics.fmean(abs(value(row, key) - theirs[row["seed"]]) for row in self.rows))
 
+    def same(self, other: Study, key: str) -> str:
+        """In how many pairs it is the same to the last digit."""
+        theirs = {row["seed"]: value(row, key) for row in other.rows}
+        equal = [value(row, key) == theirs[row["seed"]] for row in self.rows]
+        return f"{sum(equal)} of {len(equal)}"
+
     def lower(self, other: Study, key: str) -> str:
         """In how many pairs it is lower."""
         found = self.less(other, key)
