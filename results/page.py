@@ -1,8 +1,8 @@
 """The numbers of ``docs/results.md``, computed from the rows.
 
 ``python results/page.py`` writes ``docs/results.md`` from ``results/page.md.j2``, a Jinja template whose numbers are
-calls of the functions below, ``results/README.md`` and README's table of measured claims likewise. A test fails where one of them isn't what the
-rows give.
+calls of the functions below; ``results/README.md`` and README's table of measured claims likewise. A test fails where
+one of them isn't what the rows give.
 """
 
 from __future__ import annotations
