@@ -6,11 +6,21 @@ import math
 from typing import Any
 
 
-def require_integer(name: str, value: Any, least: int, or_none: bool = False) -> None:
-    """Refuse what is no integer of at least ``least``.
+def require_integer(
+    name: str, value: Any, least: int, or_none: bool = False, *, most: float = math.inf, words: str = ""
+) -> None:
+    """Refuse what is no integer from ``least`` to ``most``.
+
+    Args:
+        name: Of the argument.
+        value: Its value.
+        least: Smallest allowed value.
+        or_none: Whether None is allowed too.
+        most: Largest allowed value.
+        words: What is allowed, for the message; empty: the limits.
 
     Raises:
-        ValueError: With the argument's name, what is allowed and what came.
+        ValueError: With the argument's name, what is allowed and the value received.
 
     Example:
         >>> from lightning_fisher.arguments import require_integer
@@ -20,8 +30,27 @@ def require_integer(name: str, value: Any, least: int, or_none: bool = False) ->
     """
     if or_none and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        words = f"an integer of at least {least}{' or None' if or_none else ''}"
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        words = words or f"an integer of at least {least}{' or None' if or_none else ''}"
+        raise ValueError(f"Expected argument `{name}` to be {words}, but got {value!r}.")
+
+
+def require_number(name: str, value: Any, least: float, most: float = math.inf, words: str = "") -> None:
+    """Refuse what is no finite number from ``least`` to ``most``.
+
+    Args:
+        name: Of the argument.
+        value: Its value.
+        least: Smallest allowed value.
+        most: Largest allowed value.
+        words: What is allowed, for the message; empty: the limits.
+
+    Raises:
+        ValueError: With the argument's name, what is allowed and the value received.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not least <= value <= most or math.isinf(value):
+        words = words or f"a number from {least:g} to {most:g}"
         raise ValueError(f"Expected argument `{name}` to be {words}, but got {value!r}.")
 
 
@@ -29,7 +58,7 @@ def require_positive(name: str, value: Any, or_none: bool = False) -> None:
     """Refuse what is no positive number.
 
     Raises:
-        ValueError: With the argument's name, what is allowed and what came.
+        ValueError: With the argument's name, what is allowed and the value received.
     """
     if or_none and value is None:
         return
@@ -42,7 +71,7 @@ def require_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Refuse what is none of a few words.
 
     Raises:
-        ValueError: With the argument's name, what is allowed and what came.
+        ValueError: With the argument's name, what is allowed and the value received.
     """
     if value not in allowed:
         raise ValueError(f"Expected argument `{name}` to be one of {allowed}, but got {value!r}.")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.arguments import require_integer
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.loss import LossFn, mean_loss
 from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot
@@ -104,8 +105,7 @@ def mean_loss_hessian(
         ValueError: If there is nothing to differentiate, parameters are narrower than float32, ``chunk_size``
             is not positive, or a batch-norm uses batch statistics.
     """
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"Expected argument `chunk_size` to be at least 1 or None, but got {chunk_size}.")
+    require_integer("chunk_size", chunk_size, 1, or_none=True)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError("Expected argument `module` to have parameters that require gradients, but got none.")

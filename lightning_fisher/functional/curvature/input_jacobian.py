@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from lightning_fisher.arguments import require_choice, require_integer, require_positive
 from lightning_fisher.functional.curvature.lanczos import largest_magnitude_eigenvalue
 from lightning_fisher.functional.curvature.softmax import SoftmaxJacobian
 from lightning_fisher.functional.evaluation.differentiable import (
@@ -181,15 +182,8 @@ def _logits(outputs: Any, leaves: list[Tensor]) -> Tensor:
 
 
 def _check(method: str, reduction: str, tol: float, max_iter: int, chunk_size: int | None) -> None:
-    for name, value, allowed in (
-        ("method", method, get_args(Method)),
-        ("reduction", reduction, get_args(Reduction)),
-    ):
-        if value not in allowed:
-            raise ValueError(f"Expected argument `{name}` to be one of {allowed}, but got {value!r}.")
-    if not tol > 0:
-        raise ValueError(f"Expected argument `tol` to be a positive number, but got {tol}.")
-    if max_iter < 1:
-        raise ValueError(f"Expected argument `max_iter` to be at least 1, but got {max_iter}.")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"Expected argument `chunk_size` to be at least 1 or None, but got {chunk_size}.")
+    require_choice("method", method, get_args(Method))
+    require_choice("reduction", reduction, get_args(Reduction))
+    require_positive("tol", tol)
+    require_integer("max_iter", max_iter, 1)
+    require_integer("chunk_size", chunk_size, 1, or_none=True)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.arguments import require_integer, require_positive
 from lightning_fisher.exceptions import NonFiniteError
 from lightning_fisher.functional.curvature.hessian import mean_loss_hessian
 from lightning_fisher.functional.curvature.lanczos import largest_magnitude_eigenvalue, require_symmetric
@@ -133,8 +134,7 @@ def hessian_frobenius_norm(
         >>> hessian_frobenius_norm(net, torch.ones(4, 1), torch.zeros(4, 1), loss_fn=squared_error).value
         tensor(4., dtype=torch.float64)
     """
-    if num_probes < 1:
-        raise ValueError(f"Expected argument `num_probes` to be at least 1, but got {num_probes}.")
+    require_integer("num_probes", num_probes, 1)
     generator = torch.Generator().manual_seed(seed)
     with mean_loss_hessian(module, inputs, targets, loss_fn=loss_fn, chunk_size=chunk_size) as product:
         if num_probes >= product.size:
@@ -201,10 +201,8 @@ def hessian_spectral_radius(
         >>> hessian_spectral_radius(net, torch.ones(4, 1), torch.zeros(4, 1), loss_fn=squared_error).value
         tensor(2., dtype=torch.float64)
     """
-    if not tol > 0:
-        raise ValueError(f"Expected argument `tol` to be a positive number, but got {tol}.")
-    if max_iter < 1:
-        raise ValueError(f"Expected argument `max_iter` to be at least 1, but got {max_iter}.")
+    require_positive("tol", tol)
+    require_integer("max_iter", max_iter, 1)
     generator = torch.Generator().manual_seed(seed)
     with mean_loss_hessian(module, inputs, targets, loss_fn=loss_fn, chunk_size=chunk_size) as product:
         start = torch.randn(1, product.size, generator=generator, dtype=torch.float64).to(product.device)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.arguments import require_integer
 from lightning_fisher.functional.evaluation.loss import LossFn
 from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take
 from lightning_fisher.functional.gram.matrix import scaled_gram
@@ -49,8 +50,7 @@ def log_gradient_norms(
         >>> log_gradient_norms(torch.nn.Linear(3, 2), torch.randn(200, 3), torch.zeros(200, dtype=torch.long)).shape
         torch.Size([200])
     """
-    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1:
-        raise ValueError(f"Expected argument `chunk_size` to be a positive integer, but got {chunk_size!r}.")
+    require_integer("chunk_size", chunk_size, 1)
     parts = []
     for chunk in chunks(num_samples(inputs), chunk_size):
         scaled = scaled_gram(module, take(inputs, chunk), take(targets, chunk), loss_fn=loss_fn, logit_norm=logit_norm)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.arguments import require_integer
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
 from lightning_fisher.functional.evaluation.loss import LossFn
 from lightning_fisher.functional.evaluation.memory import available_memory
@@ -116,8 +117,7 @@ def scaled_gram(
     """`gram_matrix` with the scale of every sample's output gradient kept apart; same arguments."""
     if batch_norm not in ("eval", "batch"):
         raise ValueError(f'Expected argument `batch_norm` to be "eval" or "batch", but got {batch_norm!r}.')
-    if chunk_size is not None and (not isinstance(chunk_size, int) or isinstance(chunk_size, bool) or chunk_size < 1):
-        raise ValueError(f"Expected argument `chunk_size` to be a positive integer or None, but got {chunk_size}.")
+    require_integer("chunk_size", chunk_size, 1, or_none=True)
     parameters = tuple({id(p): p for p in module.parameters() if p.requires_grad}.values())
     require_full_precision(parameters, "per-sample gradients")
     refuse_renormalized_embeddings(module)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.arguments import require_integer, require_number
 from lightning_fisher.functional.evaluation.loss import LossFn, mean_loss
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples, ordinary, split
 from lightning_fisher.functional.multipass.execution import FIXED, PassChoice, check_passes
@@ -125,10 +126,8 @@ def check_penalty_options(alpha: float, num_sub_batches: int, count: int | None 
         ValueError: With the argument's name, what is allowed and what came.
     """
     limits = torch.finfo(torch.float32)  # below and above, w − α g is w or overflows whatever g is
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not limits.tiny <= alpha <= limits.max:
-        raise ValueError(f"Expected argument `alpha` to be a positive number in float32's range, but got {alpha!r}.")
-    if isinstance(num_sub_batches, bool) or not isinstance(num_sub_batches, int) or num_sub_batches < 1:
-        raise ValueError(f"Expected argument `num_sub_batches` to be a positive integer, but got {num_sub_batches!r}.")
+    require_number("alpha", alpha, limits.tiny, limits.max, words="a positive number in float32's range")
+    require_integer("num_sub_batches", num_sub_batches, 1)
     if count is not None and num_sub_batches > count:
         raise ValueError(
             f"Expected argument `num_sub_batches` to be at most the batch's {count} samples, but got {num_sub_batches}."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -80,84 +80,156 @@ def penalty_of_losses(
     parameters = list(parameters)
     require_full_precision(parameters, "the penalty")
     refuse_renormalized_embeddings(module)
-    devices = {p.device for p in parameters}
-    types = device_types(module)
+    passes = _Passes(parameters, module, alpha, extra_pass)
+    with passes.weights_kept():
+        if loss_shares is None:
+            sums = _extra_passes(passes, losses, weights)
+        else:
+            sums = _training_passes(passes, losses, weights, loss_shares)
+    penalty, gradient = finite_or_left_out(torch.stack(sums.values).sum(), tuple(sums.gradient))
     live = loss_shares is not None
-    shares = [0.0] * len(losses) if loss_shares is None else loss_shares
-    values: list[Tensor] = []
-    here_values: list[Tensor] = []
-    total: list[Tensor | None] = [None] * len(parameters)
-    loss_total: list[Tensor | None] = [None] * len(parameters)
-    spread = DivergenceAccumulator()
-    weights_now: list[Tensor] = list(parameters)
-    originals = [p.detach().clone() for p in parameters]
-    before = RandomStateSnapshot(devices)
-    buffers = BufferSnapshot(module)
-    first = True
-
-    def evaluate(loss: Callable[[], Tensor]) -> tuple[Tensor, Gradient]:
-        nonlocal first
-        with RefuseAutocast(types) if first else nullcontext():  # the first pass tells
-            value = loss()
-        first = False
-        # The loss may have frozen some of them by now, or be a constant.
-        variables = [p for p in parameters if p.requires_grad and value.requires_grad]
-        found = iter(torch.autograd.grad(value, variables, allow_unused=True) if variables else ())
-        gradients = (next(found) if variables and p.requires_grad else None for p in parameters)
-        return value.detach(), tuple(None if g is None else dense(g) for g in gradients)
-
-    def evaluate_extra(loss: Callable[[], Tensor], afterwards: BufferSnapshot) -> tuple[Tensor, Gradient]:
-        try:
-            # What isn't finite at w − α g is left out below: no anomaly of the user's own step.
-            with extra_pass(), torch.autograd.set_detect_anomaly(False):
-                return evaluate(loss)
-        finally:
-            afterwards.restore()
-
-    finished = False
-    try:
-        with torch.compiler.set_stance("force_eager"), full_precision(types):
-            for loss, weight, share in zip(losses, weights, shares, strict=True):
-                masks = RandomStateSnapshot(devices)
-                if live and weight != 0:
-                    buffers = BufferSnapshot(module)
-                value, gradient = evaluate(loss) if live else evaluate_extra(loss, buffers)
-                require_dependence(any(g is not None for g in gradient))
-                if live:
-                    here_values.append(value.double() * share)
-                    _accumulate(loss_total, gradient, share)
-                if weight == 0:
-                    continue
-                after = RandomStateSnapshot(devices)
-                moved_on = buffers
-                if live:  # both passes start from the same buffers, the next one from those of the training pass
-                    moved_on = BufferSnapshot(module)
-                    buffers.restore()
-                moved = [(p, g) for p, g in zip(parameters, gradient, strict=True) if g is not None]
-                spread.add([g for _, g in moved])
-                with torch.no_grad():
-                    torch._foreach_add_([p for p, _ in moved], [g for _, g in moved], alpha=-alpha)
-                masks.restore()
-                stepped_value, stepped_gradient = evaluate_extra(loss, moved_on)
-                after.restore()
-                with torch.no_grad():
-                    torch._foreach_copy_(weights_now, originals)
-                    values.append((value.double() - stepped_value.double()) * weight)
-                    _accumulate(total, _difference(gradient, stepped_gradient), weight)
-        finished = True
-    finally:
-        with torch.no_grad():
-            torch._foreach_copy_(weights_now, originals)
-        if not (live and finished):
-            before.restore()
-    penalty, gradient = finite_or_left_out(torch.stack(values).sum(), tuple(total))
     return Penalty(
         penalty,
         gradient,
-        spread.compute(),
-        torch.stack(here_values).sum() if live else None,
-        tuple(loss_total) if live else None,
+        sums.spread.compute(),
+        torch.stack(sums.losses).sum() if live else None,
+        tuple(sums.loss_gradient) if live else None,
     )
+
+
+def _extra_passes(passes: _Passes, losses: Sequence[Callable[[], Tensor]], weights: Sequence[float]) -> _Sums:
+    """All passes are extra ones: buffers and random state are as before afterwards."""
+    sums = _Sums(passes)
+    before, buffers = RandomStateSnapshot(passes.devices), BufferSnapshot(passes.module)
+    try:
+        for i, (loss, weight) in enumerate(zip(losses, weights, strict=True)):
+            masks = RandomStateSnapshot(passes.devices)
+            here = passes.extra(loss, buffers, first=i == 0)
+            require_dependence(any(g is not None for g in here.gradient))
+            if weight != 0:
+                sums.add(here, passes.stepped(loss, here, masks, buffers), weight)
+    finally:
+        before.restore()
+    return sums
+
+
+def _training_passes(
+    passes: _Passes, losses: Sequence[Callable[[], Tensor]], weights: Sequence[float], shares: Sequence[float]
+) -> _Sums:
+    """The passes at ``w`` are those of training: buffers and random state move on, once a part."""
+    sums = _Sums(passes)
+    before = RandomStateSnapshot(passes.devices)
+    try:
+        for i, (loss, weight, share) in enumerate(zip(losses, weights, shares, strict=True)):
+            masks = RandomStateSnapshot(passes.devices)
+            buffers = BufferSnapshot(passes.module) if weight != 0 else None
+            here = passes.at_weights(loss, first=i == 0)
+            require_dependence(any(g is not None for g in here.gradient))
+            sums.add_loss(here, share)
+            if buffers is not None:  # both passes start from the same buffers, the next part from those of training
+                moved_on = BufferSnapshot(passes.module)
+                buffers.restore()
+                sums.add(here, passes.stepped(loss, here, masks, moved_on), weight)
+    except BaseException:
+        before.restore()
+        raise
+    return sums
+
+
+class _Value(NamedTuple):
+    """A loss and its gradient."""
+
+    loss: Tensor
+    gradient: Gradient
+
+
+class _Passes:
+    """Evaluates the losses of parts at ``w``, in the passes of training or in extra ones, and at ``w − α g``."""
+
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        module: nn.Module,
+        alpha: float,
+        extra_pass: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.parameters = parameters
+        self.module = module
+        self.devices = {p.device for p in parameters}
+        self._types = device_types(module)
+        self._alpha = alpha
+        self._extra_pass = extra_pass
+        self._weights: list[Tensor] = list(parameters)
+        self._originals = [p.detach().clone() for p in parameters]
+
+    @contextmanager
+    def weights_kept(self) -> Iterator[None]:
+        """Full precision inside; the parameters are ``w`` again afterwards, whatever happens."""
+        try:
+            with torch.compiler.set_stance("force_eager"), full_precision(self._types):
+                yield
+        finally:
+            self._put_back()
+
+    def at_weights(self, loss: Callable[[], Tensor], *, first: bool) -> _Value:
+        """A pass at the weights as they are; the ``first`` of all shows whether the module enters autocast."""
+        with RefuseAutocast(self._types) if first else nullcontext():
+            value = loss()
+        # The loss may have frozen some of them by now, or be a constant.
+        variables = [p for p in self.parameters if p.requires_grad and value.requires_grad]
+        found = iter(torch.autograd.grad(value, variables, allow_unused=True) if variables else ())
+        gradients = (next(found) if variables and p.requires_grad else None for p in self.parameters)
+        return _Value(value.detach(), tuple(None if g is None else dense(g) for g in gradients))
+
+    def extra(self, loss: Callable[[], Tensor], afterwards: BufferSnapshot, *, first: bool = False) -> _Value:
+        """A pass that leaves nothing behind but the buffers of ``afterwards``."""
+        try:
+            # What isn't finite at w − α g is left out of the penalty: no anomaly of the user's own step.
+            with self._extra_pass(), torch.autograd.set_detect_anomaly(False):
+                return self.at_weights(loss, first=first)
+        finally:
+            afterwards.restore()
+
+    def stepped(
+        self, loss: Callable[[], Tensor], here: _Value, masks: RandomStateSnapshot, afterwards: BufferSnapshot
+    ) -> _Value:
+        """The extra pass at ``w − α g``, with the random numbers of the pass at ``w``."""
+        after = RandomStateSnapshot(self.devices)
+        moved = [(p, g) for p, g in zip(self.parameters, here.gradient, strict=True) if g is not None]
+        with torch.no_grad():
+            torch._foreach_add_([p for p, _ in moved], [g for _, g in moved], alpha=-self._alpha)
+        masks.restore()
+        found = self.extra(loss, afterwards)
+        after.restore()
+        self._put_back()
+        return found
+
+    def _put_back(self) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(self._weights, self._originals)
+
+
+class _Sums:
+    """What the parts add up to."""
+
+    def __init__(self, passes: _Passes) -> None:
+        self.values: list[Tensor] = []
+        self.gradient: list[Tensor | None] = [None] * len(passes.parameters)
+        self.losses: list[Tensor] = []
+        self.loss_gradient: list[Tensor | None] = [None] * len(passes.parameters)
+        self.spread = DivergenceAccumulator()
+
+    def add(self, here: _Value, there: _Value, weight: float) -> None:
+        """A part of the penalty."""
+        self.spread.add([g for g in here.gradient if g is not None])
+        with torch.no_grad():
+            self.values.append((here.loss.double() - there.loss.double()) * weight)
+            _accumulate(self.gradient, _difference(here.gradient, there.gradient), weight)
+
+    def add_loss(self, here: _Value, share: float) -> None:
+        """A part of the loss."""
+        self.losses.append(here.loss.double() * share)
+        _accumulate(self.loss_gradient, here.gradient, share)
 
 
 def require_dependence(dependent: bool) -> None:

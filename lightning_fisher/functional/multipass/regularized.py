@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.arguments import require_choice, require_number
 from lightning_fisher.functional.evaluation.loss import LossFn
 from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.samples import num_samples, ordinary, split
@@ -122,8 +123,7 @@ def regularized_gradient(
     check_passes(passes, FIXED)
     check_passes_of(gradient, passes)
     check_scaling(scaling)
-    if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta < float("inf"):
-        raise ValueError(f"Expected argument `beta` to be a non-negative number, but got {beta!r}.")
+    require_number("beta", beta, 0, words="a non-negative number")
     trainable = trainable_parameters(module, count, targets)
     moved = draw_perturbed(num_sub_batches, perturbed, generator)
     scale = num_sub_batches / sum(moved)
@@ -180,8 +180,7 @@ def check_gradient(gradient: str) -> None:
     Raises:
         ValueError: With the forms there are.
     """
-    if gradient not in GRADIENTS:
-        raise ValueError(f"Expected argument `gradient` to be one of {GRADIENTS}, but got {gradient!r}.")
+    require_choice("gradient", gradient, GRADIENTS)
 
 
 def damping(scaling: str, scale: float) -> float:
@@ -201,8 +200,7 @@ def check_scaling(scaling: str) -> None:
     Raises:
         ValueError: With those there are.
     """
-    if scaling not in SCALINGS:
-        raise ValueError(f"Expected argument `scaling` to be one of {SCALINGS}, but got {scaling!r}.")
+    require_choice("scaling", scaling, SCALINGS)
 
 
 def check_passes_of(gradient: str, passes: str) -> None:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from lightning_fisher.arguments import require_integer
+
 
 class Part(NamedTuple):
     """Consecutive samples that are evaluated in one pass.
@@ -34,11 +36,8 @@ def check_perturbed(perturbed: int | None, num_sub_batches: int) -> None:
     """
     if perturbed is None:
         return
-    if isinstance(perturbed, bool) or not isinstance(perturbed, int) or not 1 <= perturbed <= num_sub_batches:
-        raise ValueError(
-            f"Expected argument `perturbed` to be None (all) or an integer from 1 to the {num_sub_batches} "
-            f"sub-batches, but got {perturbed!r}."
-        )
+    words = f"None (all) or an integer from 1 to the {num_sub_batches} sub-batches"
+    require_integer("perturbed", perturbed, 1, most=num_sub_batches, words=words)
 
 
 def draw_perturbed(num_sub_batches: int, perturbed: int | None, generator: torch.Generator | None = None) -> list[bool]:

@@ -57,5 +57,5 @@ def test_samples_that_interact_are_refused():
 
 @pytest.mark.parametrize("chunk_size", [0, 2.0, True, None])
 def test_chunk_size_is_checked(chunk_size):
-    with pytest.raises(ValueError, match=r"`chunk_size` to be a positive integer"):
+    with pytest.raises(ValueError, match=r"`chunk_size` to be an integer of at least 1"):
         log_gradient_norms(nn.Linear(2, 2), torch.randn(3, 2), torch.zeros(3).long(), chunk_size=chunk_size)
