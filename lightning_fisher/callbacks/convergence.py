@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_fisher.arguments import require_integer
+
 
 class StopAtConvergence(Callback):
     """The stopping rule of the paper's scenarios (Sec. 7.1).
@@ -30,8 +32,7 @@ class StopAtConvergence(Callback):
 
     def __init__(self, plateaus: int = 2, max_error: float = 0.0, monitor: str = "train_error") -> None:
         super().__init__()
-        if isinstance(plateaus, bool) or not isinstance(plateaus, int) or plateaus < 1:
-            raise ValueError(f"Expected argument `plateaus` to be an integer of at least 1, but got {plateaus!r}.")
+        require_integer("plateaus", plateaus, least=1)
         if not 0 <= max_error < 100:
             raise ValueError(f"Expected argument `max_error` to be in [0, 100), but got {max_error!r}.")
         self.plateaus = plateaus

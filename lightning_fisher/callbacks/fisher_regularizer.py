@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_fisher.arguments import require_choice, require_integer, require_non_negative
+from lightning_fisher.callbacks.fisher_step import FisherStep, PenaltyOptions
+from lightning_fisher.callbacks.multipass.sub_batches import SplitFn
 from lightning_fisher.callbacks.multipass.switch import FirstDrop, Start
-from lightning_fisher.callbacks.multipass.training_step import RegularizedStep, SplitFn, TrainingStepPatch
+from lightning_fisher.callbacks.multipass.training_step import TrainingStepPatch
 from lightning_fisher.callbacks.requirements import require_supported, require_trainable
-from lightning_fisher.functional.multipass.execution import check_passes
-from lightning_fisher.functional.multipass.finite_difference import check_penalty_options
-from lightning_fisher.functional.multipass.regularized import check_gradient, check_passes_of, check_scaling, damping
-from lightning_fisher.functional.multipass.sub_batches import check_perturbed
+from lightning_fisher.functional.multipass.regularized import damping
 
 Schedule = Literal["constant", "linear", "cosine"]
 SCHEDULES = ("constant", "linear", "cosine")
@@ -116,34 +116,22 @@ class FisherRegularizer(Callback):
         passes: Literal["auto", "loop", "vmap"] = "loop",
         scaling: Literal["linear", "sqrt"] = "linear",
     ) -> None:
-        check_penalty_options(alpha, num_sub_batches)
-        check_gradient(gradient)
-        check_passes(passes)
-        check_passes_of(gradient, passes)
-        check_scaling(scaling)
-        check_perturbed(perturbed, num_sub_batches)
-        if isinstance(every_n_steps, bool) or not isinstance(every_n_steps, int) or every_n_steps < 1:
-            raise ValueError(f"Expected argument `every_n_steps` to be a positive integer, but got {every_n_steps!r}.")
-        _require_number("beta", beta)
-        _require_number("ramp_epochs", ramp_epochs)
-        if beta_schedule not in SCHEDULES:
-            raise ValueError(f"Expected argument `beta_schedule` to be one of {SCHEDULES}, but got {beta_schedule!r}.")
+        self.options = PenaltyOptions(alpha, num_sub_batches, split_fn, gradient, perturbed, passes, scaling)
+        require_integer("every_n_steps", every_n_steps, least=1)
+        require_non_negative("beta", beta)
+        require_non_negative("ramp_epochs", ramp_epochs)
+        require_choice("beta_schedule", beta_schedule, SCHEDULES)
         if beta_schedule != "constant" and not ramp_epochs > 0:
             raise ValueError(f"Expected argument `ramp_epochs` to be positive for a ramp, but got {ramp_epochs!r}.")
-        if split_fn is not None and not callable(split_fn):
-            raise ValueError(f"Expected argument `split_fn` to be callable or None, but got {split_fn!r}.")
         self.beta = float(beta)
         self.alpha = float(alpha)
         self.num_sub_batches = num_sub_batches
+        self.split_fn, self.gradient, self.perturbed = split_fn, gradient, perturbed
+        self.passes, self.scaling = passes, scaling
         self.start = Start(start)
-        self.split_fn = split_fn
         self.beta_schedule = beta_schedule
         self.ramp_epochs = float(ramp_epochs)
-        self.gradient = gradient
-        self.perturbed = perturbed
         self.every_n_steps = every_n_steps
-        self.passes = passes
-        self.scaling = scaling
         self._patch: TrainingStepPatch | None = None
         self._reset()
 
@@ -155,9 +143,7 @@ class FisherRegularizer(Callback):
         self._batches = 0  # of this fit
         self._switch_time = 0.0  # in epochs, fractions included
         self._drop = FirstDrop()
-        self._step = RegularizedStep(
-            self.alpha, self.num_sub_batches, self.gradient, self.perturbed, self.split_fn, self.passes, self.scaling
-        )
+        self._step = FisherStep(self.options)
 
     @property
     def passes_chosen(self) -> str | None:
@@ -178,10 +164,10 @@ class FisherRegularizer(Callback):
                     f"Expected argument `num_sub_batches` to be a multiple of the {world} processes, "
                     f"but got {self.num_sub_batches}."
                 )
-            if self.perturbed is not None and self.perturbed % world:
+            perturbed = self.options.perturbed
+            if perturbed is not None and perturbed % world:
                 raise ValueError(
-                    f"Expected argument `perturbed` to be a multiple of the {world} processes, "
-                    f"but got {self.perturbed}."
+                    f"Expected argument `perturbed` to be a multiple of the {world} processes, but got {perturbed}."
                 )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -195,7 +181,7 @@ class FisherRegularizer(Callback):
         """Latch the switch; replace `training_step` for this batch in the regularized phase."""
         self._restore()
         if self.beta > 0 and self._batches == 0:  # now, not epochs later at the switch
-            self._step.require_splittable(trainer, batch)
+            self._step.splitter.split(trainer, batch)
         rate = max((float(group["lr"]) for group in trainer.optimizers[0].param_groups), default=0.0)
         dropped = self._drop.update(rate)
         if not self.active and self.start.reached(trainer.current_epoch, trainer.global_step, dropped):
@@ -209,7 +195,7 @@ class FisherRegularizer(Callback):
             )
         beta = self.current_beta(_time(trainer, batch_idx))
         if beta > 0 and (trainer.global_step - (self.switch_step or 0)) % self.every_n_steps == 0:
-            weight = beta * self.every_n_steps * damping(self.scaling, self.every_n_steps)
+            weight = beta * self.every_n_steps * damping(self.options.scaling, self.every_n_steps)
             step = self._step.wrap(trainer, pl_module, pl_module.training_step, beta, weight)
             self._patch = TrainingStepPatch(pl_module, step)
         elif self.beta > 0 and not self.active and self._batches == 1:  # state carried over shows in the second batch
@@ -233,6 +219,7 @@ class FisherRegularizer(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Also where a batch was skipped half-way. The first penalty left out is worth a warning."""
         self._restore()
+        self._step.choice.settle()
         new = self._step.take_left_out()
         if new and not self.left_out:
             warnings.warn(
@@ -266,8 +253,8 @@ class FisherRegularizer(Callback):
             "switch_epoch": self.switch_epoch,
             "switch_time": self._switch_time,
             "left_out": self.left_out,
-            "largest_batch": self._step.largest_batch,
-            "passes_chosen": self.passes_chosen if self.passes == "auto" else None,
+            "largest_batch": dict(self._step.splitter.largest),
+            "passes_chosen": self.passes_chosen if self.options.passes == "auto" else None,
             "drop": self._drop.state_dict(),
         }
 
@@ -277,16 +264,12 @@ class FisherRegularizer(Callback):
         self.switch_step, self.switch_epoch = state_dict["switch_step"], state_dict["switch_epoch"]
         self._switch_time = state_dict["switch_time"]
         self.left_out = state_dict.get("left_out", 0)
-        self._step.largest_batch = state_dict["largest_batch"]
-        if self.passes == "auto":
+        largest = state_dict["largest_batch"]  # a number where there could be one loader only
+        self._step.splitter.largest = {"": largest} if isinstance(largest, int) else dict(largest)
+        if self.options.passes == "auto":
             self._step.choice.chosen = state_dict.get("passes_chosen")
         self._drop.load_state_dict(state_dict["drop"])
 
 
 def _time(trainer: Trainer, batch_idx: int) -> float:
     return trainer.current_epoch + batch_idx / trainer.num_training_batches
-
-
-def _require_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"Expected argument `{name}` to be a non-negative number, but got {value!r}.")

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_map
 
+from lightning_fisher.callbacks.multipass.pass_choice import PassChoice
 from lightning_fisher.functional import fisher_log_det, gram_matrix, penalty_gradient
-from lightning_fisher.functional.multipass.execution import PassChoice
 from lightning_fisher.models import resnet
 from tests.functional.compare import cosine, gradient_error, gram_error
 from tests.reference.cases import CASES, each

@@ -1,68 +1,139 @@
-"""Split a batch of any common structure into sub-batches."""
+"""Split a batch of any common structure into sub-batches.
+
+What says how many samples a batch has, in this order of precedence:
+
+1. `split_fn`, where one is given;
+2. the Trainer's loaders: of several, each loader's batch is split by itself (`sub_batches`);
+3. what an earlier batch of the same structure has shown: which arrays have a row for each sample;
+4. the loader's ``batch_size``, where it is the first size of an array or the length of the lists of samples;
+5. the first size that all arrays share;
+6. the length that all outermost lists (and tuples inside another container) share: lists of samples. Where 5 holds as
+   well, the larger of the two, or 5 if the items of the lists differ in dtype or dimensions (inputs and targets);
+7. the first size of the array with the most dimensions. Other arrays (class weights, anchors) go whole into each part.
+
+What then remains ambiguous is refused, with `split_fn` as the remedy: arrays of as many dimensions and different first
+sizes, or a first size that appears as another dimension elsewhere (time before samples).
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections import Counter
+import datetime
+import enum
+import pathlib
+import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
-_WHOLE = (str, bytes, int, float, complex, type(None))
+from lightning_fisher.exceptions import LightningFisherError
+
+Path = tuple[Any, ...]
+_WHOLE = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    type(None),
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    range,
+    enum.Enum,
+    pathlib.PurePath,
+    datetime.date,
+    datetime.timedelta,
+)
 
 
-def _is_graphs(item: Any) -> bool:
-    """A batch of graphs of torch_geometric, told by its interface: not a dependency."""
-    return hasattr(item, "num_graphs") and hasattr(item, "to_data_list") and hasattr(item, "from_data_list")
+class BatchError(LightningFisherError, TypeError):
+    """A batch that can't be split without being told how."""
+
+
+class Reading(NamedTuple):
+    """How a batch is read.
+
+    Attributes:
+        size: Number of samples.
+        in_lists: Whether the samples are the items of lists, instead of the rows of arrays.
+        whole: Places of the arrays that have no row for each sample.
+    """
+
+    size: int
+    in_lists: bool = False
+    whole: frozenset[Path] = frozenset()
+
+
+def read_batch(batch: Any, expected: int | None = None, previous: Reading | None = None) -> Reading:
+    """Find out how many samples a batch has, and where; see the module's order of precedence.
+
+    Args:
+        batch: Tensors, numpy arrays, packed sequences, torch_geometric's batches of graphs, and lists of samples in
+            tuples, lists, mappings and dataclasses.
+        expected: The loader's batch size, if known.
+        previous: How an earlier batch of the same loader was read.
+
+    Returns:
+        A `Reading`.
+
+    Raises:
+        BatchError: If there are no samples in it, or it is ambiguous.
+    """
+    arrays = list(_arrays(batch))
+    lists = _length_of_lists(batch)
+    if previous is not None:
+        if previous.in_lists and lists is not None:
+            return Reading(lists, True)
+        sizes = {shape[0] for path, shape in arrays if path not in previous.whole}
+        if not previous.in_lists and len(sizes) == 1:
+            return Reading(sizes.pop(), whole=previous.whole)
+    sizes = {shape[0] for _, shape in arrays}
+    rows = sizes.pop() if len(sizes) == 1 else None
+    if expected is not None and expected in (rows, lists) and rows != lists:
+        return Reading(expected, in_lists=expected == lists)
+    if rows is None and lists is None:
+        return _by_most_dimensions(batch, expected)
+    if rows is None:
+        assert lists is not None
+        return Reading(lists, in_lists=True)
+    if lists is not None and lists > rows and not any(_differ(items) for items in _outermost_lists(batch)):
+        return Reading(lists, in_lists=True)
+    if expected is not None and rows != expected and any(expected in shape[1:] for _, shape in arrays):
+        raise _ambiguous(batch, f"arrays of first size {rows} hold the loader's batch size {expected} elsewhere")
+    return Reading(rows)
 
 
 def batch_size(batch: Any) -> int:
-    """Number of samples in a batch.
-
-    The first size that most tensors share; where all tensors are in lists of samples (object detection), the
-    length that most lists share. A batch that is a list is a container like a tuple if its items share a first size
-    that is no smaller than the list, or differ in type or shape; a list of samples otherwise.
-
-    Args:
-        batch: Tensors, packed sequences, torch_geometric's batches of graphs, and lists of samples in tuples, lists,
-            mappings and dataclasses.
-
-    Returns:
-        The number of samples.
-
-    Raises:
-        TypeError: If none can be found.
-    """
-    votes = Counter(_votes(batch, top=True))
-    if not votes:
-        raise TypeError(_cannot(batch))
-    strongest = max(weight for weight, _ in votes)
-    return next(size for (weight, size), _ in votes.most_common() if weight == strongest)
+    """Number of samples in a batch; see `read_batch`."""
+    return read_batch(batch).size
 
 
-def split_batch(batch: Any, sizes: list[int]) -> list[Any]:
+def split_batch(batch: Any, sizes: list[int], reading: Reading | None = None) -> list[Any]:
     """Consecutive sub-batches.
 
-    Tensors whose first size is the batch's, lists of as many samples, packed sequences and batches of graphs are cut;
+    Arrays with a row for each sample, lists of as many samples, packed sequences and batches of graphs are cut;
     anything else (class weights, numbers, strings) goes whole into every part.
 
     Args:
-        batch: See `batch_size`.
+        batch: See `read_batch`.
         sizes: Samples in each part; they add up to the batch's.
+        reading: How the batch is read.
 
     Returns:
         One batch of the same structure a part.
 
     Raises:
-        TypeError: If the batch holds an object of a type that can't be cut.
+        BatchError: If the batch holds an object of a type that can't be cut.
     """
-    count, start, parts = sum(sizes), 0, []
-    in_lists = all(weight == 1 for weight, _ in _votes(batch, top=True))
+    reading = reading or read_batch(batch)
+    start, parts = 0, []
     for size in sizes:
-        parts.append(_take(batch, slice(start, start + size), count, in_lists, top=True))
+        parts.append(_take(batch, slice(start, start + size), reading, ()))
         start += size
     return parts
 
@@ -76,97 +147,152 @@ def _tensors(item: Any) -> Iterator[Tensor]:
     if isinstance(item, Tensor):
         yield item
     else:
-        for child in _children(item):
+        for _, child in _children(item):
             yield from _tensors(child)
 
 
-def _children(item: Any) -> Iterator[Any]:
+def _children(item: Any) -> Iterator[tuple[Any, Any]]:
+    """``(key, child)`` of a container."""
     if isinstance(item, Mapping):
-        yield from item.values()
-    elif isinstance(item, (list, tuple)):
-        yield from item
+        yield from item.items()
+    elif isinstance(item, (list, tuple)) and not isinstance(item, torch.Size):
+        yield from enumerate(item)
     elif dataclasses.is_dataclass(item) and not isinstance(item, type):
-        yield from (getattr(item, field.name) for field in dataclasses.fields(item))
+        yield from ((field.name, getattr(item, field.name)) for field in dataclasses.fields(item))
 
 
-def _sizes(item: Any) -> Iterator[int]:
+def _is_graphs(item: Any) -> bool:
+    """A batch of graphs of torch_geometric, told by its interface: not a dependency."""
+    return hasattr(item, "num_graphs") and hasattr(item, "to_data_list") and hasattr(item, "from_data_list")
+
+
+def _is_array(item: Any) -> bool:
+    numpy = sys.modules.get("numpy")  # not a dependency
+    return isinstance(item, Tensor) or (numpy is not None and isinstance(item, numpy.ndarray))
+
+
+def _shape(item: Any) -> tuple[int, ...] | None:
+    """The shape of what has a row for each sample, by its first size; ``None`` for a container or a scalar."""
     if isinstance(item, PackedSequence):
-        yield int(item.batch_sizes[0])
-    elif _is_graphs(item):
-        yield item.num_graphs
-    elif isinstance(item, Tensor):
-        if item.ndim:
-            yield item.shape[0]
-    else:
-        for child in _children(item):
-            yield from _sizes(child)
+        return (int(item.batch_sizes[0]),)
+    if _is_graphs(item):
+        return (item.num_graphs,)
+    return tuple(item.shape) or None if _is_array(item) else None
 
 
-def _votes(item: Any, top: bool = False) -> Iterator[tuple[int, int]]:
-    """``(weight, size)``: 2 for what a tensor outside of lists says, 1 for the length of a list."""
-    if isinstance(item, PackedSequence):
-        yield 2, int(item.batch_sizes[0])
-    elif _is_graphs(item):
-        yield 2, item.num_graphs
-    elif isinstance(item, Tensor):
-        if item.ndim:
-            yield 2, item.shape[0]
-    elif isinstance(item, list) and item and not (top and _is_container(item)):
-        yield 1, len(item)
-    else:
-        for child in _children(item):
-            yield from _votes(child)
+def _arrays(item: Any, path: Path = (), lists: bool = True) -> Iterator[tuple[Path, tuple[int, ...]]]:
+    """``(place, shape)`` of the arrays, inside of lists too or not."""
+    shape = _shape(item)
+    if shape is not None:
+        yield path, shape
+    elif not _is_array(item) and not _is_graphs(item) and (lists or not isinstance(item, list)):
+        for key, child in _children(item):
+            yield from _arrays(child, (*path, key), lists)
 
 
-def _is_container(items: list[Any]) -> bool:
-    """Whether a whole batch that is a list holds the batch's parts (inputs, targets) instead of its samples.
+def _is_list(item: Any, top: bool) -> bool:
+    """Whether an item may be a list of samples: a tuple may be one inside another container."""
+    if isinstance(item, list):
+        return bool(item)
+    return type(item) is tuple and bool(item) and not top
 
-    It does if its items share a first size that is no smaller than the list, or differ in type or shape.
-    """
-    shared = set.intersection(*(set(_sizes(item)) for item in items))
-    if any(size >= len(items) for size in shared):
-        return True
+
+def _outermost_lists(item: Any, top: bool = True) -> Iterator[Any]:
+    if _shape(item) is None:
+        if _is_list(item, top):
+            yield item
+        else:
+            for _, child in _children(item):
+                yield from _outermost_lists(child, False)
+
+
+def _length_of_lists(batch: Any) -> int | None:
+    """The length that all outermost lists share with the arrays outside of them."""
+
+    def sizes(item: Any, top: bool) -> Iterator[int]:
+        shape = _shape(item)
+        if shape is not None:
+            yield shape[0]
+        elif _is_list(item, top):
+            yield len(item)
+        else:
+            for _, child in _children(item):
+                yield from sizes(child, False)
+
+    found = set(sizes(batch, True))
+    return found.pop() if len(found) == 1 and any(True for _ in _outermost_lists(batch)) else None
+
+
+def _differ(items: Any) -> bool:
     return len({_signature(item) for item in items}) > 1
 
 
 def _signature(item: Any) -> Any:
-    if isinstance(item, Tensor):
-        return item.dtype, item.ndim, item.shape[1:]
-    if isinstance(item, Mapping):
-        return tuple((key, _signature(value)) for key, value in item.items())
-    if isinstance(item, list) and item:
-        return len(item), _signature(item[0])
-    return tuple(map(_signature, _children(item))) or type(item)
+    if _is_array(item):
+        return str(item.dtype), item.ndim
+    return type(item), tuple((key, _signature(child)) for key, child in _children(item))
 
 
-def _take(item: Any, index: slice, count: int, in_lists: bool, top: bool = False) -> Any:
+def _by_most_dimensions(batch: Any, expected: int | None) -> Reading:
+    arrays = list(_arrays(batch, lists=False))
+    if not arrays:
+        if any(True for _ in _arrays(batch)):
+            raise _ambiguous(batch, "its lists and arrays share no size")
+        raise BatchError(_cannot(batch))
+    size = next((expected for _, shape in arrays if shape[0] == expected), None)
+    if size is None:
+        most = max(len(shape) for _, shape in arrays)
+        leading = [shape for _, shape in arrays if len(shape) == most]
+        size = leading[0][0]
+        others = {shape[0] for _, shape in arrays} - {size}
+        if any(shape[0] != size for shape in leading) or others & set(leading[0][1:]):
+            raise _ambiguous(batch, f"its arrays have first sizes {sorted({shape[0] for _, shape in arrays})}")
+    if any(shape[0] != size and size in shape[1:] for _, shape in arrays):
+        raise _ambiguous(batch, f"{size}, the first size of some arrays, is another dimension of others")
+    return Reading(size, whole=frozenset(path for path, shape in _arrays(batch) if shape[0] != size))
+
+
+def _take(item: Any, index: slice, reading: Reading, path: Path) -> Any:
     if isinstance(item, PackedSequence):
         return pack_sequence(unpack_sequence(item)[index], enforce_sorted=False)
     if _is_graphs(item):
-        return _take_graphs(item, index) if item.num_graphs == count else item
-    if isinstance(item, Tensor):
-        return item[index] if item.ndim and item.shape[0] == count else item
-    if isinstance(item, _WHOLE):
+        return _take_graphs(item, index) if item.num_graphs == reading.size else item
+    if _is_array(item):
+        cut = item.ndim and item.shape[0] == reading.size and path not in reading.whole
+        return item[index] if cut else item
+    numpy = sys.modules.get("numpy")
+    if isinstance(item, _WHOLE) or (numpy is not None and isinstance(item, numpy.generic)):
         return item
     if isinstance(item, Mapping):
-        taken = {key: _take(value, index, count, in_lists) for key, value in item.items()}
-        return taken if type(item) is dict else type(item)(taken)  # type: ignore[call-arg]
+        return _rebuilt(item, {key: _take(value, index, reading, (*path, key)) for key, value in item.items()})
     if isinstance(item, (list, tuple)):
-        samples = len(item) == count and not hasattr(item, "_fields")
-        if samples and in_lists:
-            samples = isinstance(item, list) and not (top and _is_container(item))
+        samples = len(item) == reading.size and not hasattr(item, "_fields")
+        if samples and reading.in_lists:
+            samples = _is_list(item, top=not path)
         elif samples:
-            samples = count not in {size for child in item for size in _sizes(child)}
+            samples = all(shape[0] != reading.size for child in item for _, shape in _arrays(child))
         if samples:
             return type(item)(item[index])
-        values = [_take(child, index, count, in_lists) for child in item]
+        values = [_take(child, index, reading, (*path, key)) for key, child in enumerate(item)]
         return type(item)(*values) if hasattr(item, "_fields") else type(item)(values)
     if dataclasses.is_dataclass(item) and not isinstance(item, type):
         fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(item) if field.init}
-        return dataclasses.replace(
-            item, **{name: _take(value, index, count, in_lists) for name, value in fields.items()}
-        )
-    raise TypeError(_cannot(item))
+        taken = {name: _take(value, index, reading, (*path, name)) for name, value in fields.items()}
+        return dataclasses.replace(item, **taken)
+    raise BatchError(_cannot(item))
+
+
+def _rebuilt(item: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, Any]:
+    """A mapping of the same class and settings (a default factory, say) with other values."""
+    if type(item) is dict:
+        return values
+    try:
+        new: Any = copy.copy(item)
+        for key, value in values.items():
+            new[key] = value
+    except TypeError:  # one that can't be changed
+        return type(item)(values)  # type: ignore[call-arg]
+    return new
 
 
 def _take_graphs(item: Any, index: slice) -> Any:
@@ -178,4 +304,11 @@ def _cannot(item: Any) -> str:
     return (
         f"Expected a batch of tensors, lists of samples, tuples, mappings or dataclasses, but got "
         f"{type(item).__module__}.{type(item).__qualname__}, which can't be split into sub-batches; give `split_fn`."
+    )
+
+
+def _ambiguous(batch: Any, why: str) -> BatchError:
+    return BatchError(
+        f"Expected a batch that shows which dimension its samples are in, but got {type(batch).__qualname__} where "
+        f"{why}; give `split_fn`."
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_fisher.arguments import require_integer, require_number
 from lightning_fisher.functional.evaluation.loss import LossFn, mean_loss
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples, ordinary, split
-from lightning_fisher.functional.multipass.execution import FIXED, PassChoice, check_passes
+from lightning_fisher.functional.multipass.execution import FIXED, Execution, check_passes
 from lightning_fisher.functional.multipass.sub_batches import part_sizes
 
 
@@ -80,7 +80,7 @@ def penalty_gradient(
         inputs, targets = ordinary((inputs, targets), trainable[0].dtype)
         sizes = part_sizes(count, num_sub_batches)
         parts = list(zip(split(inputs, sizes), split(targets, sizes), strict=True))
-        penalty = PassChoice(passes).penalty(
+        penalty = Execution(passes).penalty(
             lambda part: loss_of(module, part[0], part[1], loss_fn)(),
             parts,
             trainable,

@@ -12,7 +12,7 @@ from lightning_fisher.arguments import require_choice, require_number
 from lightning_fisher.functional.evaluation.loss import LossFn
 from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.samples import num_samples, ordinary, split
-from lightning_fisher.functional.multipass.execution import FIXED, PassChoice, check_passes
+from lightning_fisher.functional.multipass.execution import FIXED, Execution, check_passes
 from lightning_fisher.functional.multipass.finite_difference import (
     check_penalty_options,
     for_all_parameters,
@@ -149,7 +149,7 @@ def regularized_gradient(
             assert found.loss_gradient is not None
             loss, plain = found.loss, found.loss_gradient
         else:
-            found = PassChoice(passes).penalty(
+            found = Execution(passes).penalty(
                 lambda batch: loss_of(module, batch[0], batch[1], loss_fn)(),
                 [(x, y) for x, y, _ in batches],
                 trainable,

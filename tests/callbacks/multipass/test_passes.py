@@ -9,8 +9,8 @@ import torch
 from torchmetrics import Accuracy
 
 from lightning_fisher import FisherRegularizer
+from lightning_fisher.callbacks.multipass import pass_choice
 from lightning_fisher.callbacks.multipass.batch_splitting import fresh
-from lightning_fisher.functional.multipass import execution
 from tests.callbacks.tiny import Classifier, image_batches, mlp, seeded
 from tests.functional.snapshot import changes, snapshot
 
@@ -53,8 +53,8 @@ def test_what_the_step_logs_keeps_and_changes(fit, memory_logger):
 
 
 def test_auto_decides_at_the_switch_and_stays(fit, monkeypatch, capsys):
-    monkeypatch.setattr(execution, "tries", lambda device: True)
-    monkeypatch.setattr(execution, "timed", lambda form, device: (form(), float("loop" in repr(form)))[1])
+    monkeypatch.setattr(pass_choice, "tries", lambda device: True)
+    monkeypatch.setattr(pass_choice, "timed", lambda form, device: (form(), float("loop" in repr(form)))[1])
     module = Classifier(seeded(mlp))
     calls = []
     step = module.training_step
@@ -65,7 +65,7 @@ def test_auto_decides_at_the_switch_and_stays(fit, monkeypatch, capsys):
     assert regularizer.passes_chosen == "vmap"
     plain_and_rehearsal = [16, *[4] * 8, 16]
     regularized = [*[4] * 8, 16]
-    deciding = [*[4] * 8, 4, 4, *[*[4] * 8, 4, 4] * execution.ROUNDS, 16]
+    deciding = [*[4] * 8, 4, 4, *[*[4] * 8, 4, 4] * pass_choice.ROUNDS, 16]
     assert calls == [*plain_and_rehearsal, *regularized * 2, *deciding, *[4, 4, 16] * 5]
     assert capsys.readouterr().out.count("sub-batches are evaluated by vmap (loop 1000.0 ms, vmap 0.0 ms)") == 1
 
@@ -131,7 +131,7 @@ def test_a_step_that_vmap_cannot_do_is_refused_in_the_second_batch(fit):
 
 
 def test_auto_takes_the_loop_there(fit, monkeypatch):
-    monkeypatch.setattr(execution, "tries", lambda device: True)
+    monkeypatch.setattr(pass_choice, "tries", lambda device: True)
     module, plain = Reads(seeded(mlp)), Reads(seeded(mlp))
     regularizer = FisherRegularizer(5.0, num_sub_batches=4, start=0, passes="auto")
     fit(module, BATCHES, regularizer)

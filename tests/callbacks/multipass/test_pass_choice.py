@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lightning_fisher.functional.multipass import execution
-from lightning_fisher.functional.multipass.execution import PassChoice, agree, tries
+from lightning_fisher.callbacks.multipass import pass_choice
+from lightning_fisher.callbacks.multipass.pass_choice import PassChoice, agree, tries
+from lightning_fisher.functional.multipass import execution as forms
 from tests.functional.compare import gradient_error
 from tests.functional.snapshot import changes, snapshot
 from tests.reference.penalty import penalty
@@ -55,8 +56,8 @@ def clocked(monkeypatch):
 
     def clock(*seconds):
         given = itertools.cycle(seconds)
-        monkeypatch.setattr(execution, "tries", lambda device: True)
-        monkeypatch.setattr(execution, "timed", lambda form, device: (form(), next(given))[1])
+        monkeypatch.setattr(pass_choice, "tries", lambda device: True)
+        monkeypatch.setattr(pass_choice, "timed", lambda form, device: (form(), next(given))[1])
 
     return clock
 
@@ -69,7 +70,7 @@ def test_takes_the_faster_one_and_stays_with_it(clocked, seconds, chosen):
     assert choice.chosen is None
     first, calls = setup.evaluate(choice)
     assert choice.chosen == chosen
-    assert calls == (1 + execution.ROUNDS) * (8 + 2)
+    assert calls == (1 + pass_choice.ROUNDS) * (8 + 2)
     assert "loop" in choice.reason
     assert "vmap" in choice.reason
     second, calls = setup.evaluate(choice)
@@ -88,12 +89,12 @@ def test_one_slow_round_does_not_decide(clocked):
 
 def test_the_loop_where_vmap_mixes_the_sub_batches(clocked, monkeypatch):
     clocked(3.0, 1.0)
-    wrong = execution.penalty_by_vmap
+    wrong = forms.penalty_by_vmap
 
     def mixing(loss, batches, *args, **kwargs):
         return wrong(loss, [batches[0]] * len(batches), *args, **kwargs)
 
-    monkeypatch.setattr(execution, "penalty_by_vmap", mixing)
+    monkeypatch.setattr(forms, "penalty_by_vmap", mixing)
     setup, choice = Setup(), PassChoice("auto")
     found, _ = setup.evaluate(choice)
     assert choice.chosen == "loop"
@@ -146,7 +147,7 @@ def test_the_loop_from_when_memory_ends_on(clocked, monkeypatch):
     def exhausted(*args, **kwargs):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(execution, "penalty_by_vmap", exhausted)
+    monkeypatch.setattr(forms, "penalty_by_vmap", exhausted)
     found, _ = setup.evaluate(choice)
     assert (choice.chosen, choice.reason) == ("loop", "vmap can't: no memory")
     assert setup.error(found) < 1e-9
@@ -158,7 +159,7 @@ def test_the_loop_where_the_gradients_do_not_fit(clocked, monkeypatch):
     clocked(3.0, 1.0)
     setup, choice = Setup(), PassChoice("auto")
     of_one = sum(p.nbytes for p in setup.net.parameters())
-    monkeypatch.setattr(execution, "available_memory", lambda device: execution.COPIES * 4 * of_one - 1)
+    monkeypatch.setattr(pass_choice, "available_memory", lambda device: pass_choice.COPIES * 4 * of_one - 1)
     _, calls = setup.evaluate(choice)
     assert (choice.chosen, calls) == ("loop", 8)
     assert "GiB" in choice.reason
@@ -225,7 +226,7 @@ def test_the_loop_where_memory_ends(clocked, monkeypatch):
     def exhausted(*args, **kwargs):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(execution, "penalty_by_vmap", exhausted)
+    monkeypatch.setattr(forms, "penalty_by_vmap", exhausted)
     setup, choice = Setup(), PassChoice("auto")
     found, _ = setup.evaluate(choice)
     assert (choice.chosen, choice.reason) == ("loop", "vmap can't: no memory")
@@ -304,16 +305,54 @@ def test_timed_waits_for_the_device_before_and_after(monkeypatch):
     device = torch.device("cuda", 1)
     waits = types.SimpleNamespace(synchronize=lambda *which: events.append(("wait", *which)))
     monkeypatch.setattr(torch, "get_device_module", lambda device: waits)
-    monkeypatch.setattr(execution.time, "perf_counter", lambda: events.append("clock") or next(clock))
-    assert execution.timed(lambda: events.append("form"), device) == 3.0
+    monkeypatch.setattr(pass_choice.time, "perf_counter", lambda: events.append("clock") or next(clock))
+    assert pass_choice.timed(lambda: events.append("form"), device) == 3.0
     assert events == [("wait", device), "clock", "form", ("wait", device), "clock"]
 
 
 def test_timed_on_a_cpu():
-    assert execution.timed(lambda: time.sleep(0.01), torch.device("cpu")) >= 0.01
+    assert pass_choice.timed(lambda: time.sleep(0.01), torch.device("cpu")) >= 0.01
 
 
 @pytest.mark.parametrize("passes", ["both", None, 1])
 def test_only_forms_there_are(passes):
     with pytest.raises(ValueError, match=r"`passes` to be one of \('auto', 'loop', 'vmap'\), but got"):
         PassChoice(passes)
+
+
+def processes(*others):
+    """`gather` of a process beside ``others``, each the list of what it finds, one after the other."""
+    found = [iter(other) for other in others]
+    return lambda mine: [mine, *(next(other) for other in found)]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "chosen"),
+    [
+        (pass_choice.Trial(seconds=(3.0, 2.0)), "vmap"),
+        (pass_choice.Trial(seconds=(3.0, 9.0)), "loop"),  # a step waits for the slowest
+        (pass_choice.Trial("the loss draws random numbers"), "loop"),
+        (None, None),
+    ],
+)
+def test_all_processes_choose_the_same(clocked, theirs, chosen):
+    clocked(3.0, 1.0)
+    setup, choice = Setup(), PassChoice("auto", processes([theirs]))
+    setup.evaluate(choice)
+    assert choice.chosen == chosen
+
+
+def test_the_loop_for_all_once_vmap_fails_on_one(clocked):
+    clocked(3.0, 1.0)
+    failed = ("loop", "vmap can't: no memory")
+    setup = Setup()
+    choice = PassChoice("auto", processes([pass_choice.Trial(seconds=(3.0, 1.0)), ("vmap", ""), failed]))
+    setup.evaluate(choice)
+    choice.settle()
+    assert choice.chosen == "vmap"
+    choice.settle()
+    assert (choice.chosen, choice.reason) == failed
+
+
+def test_nothing_to_settle_where_the_form_was_given():
+    PassChoice("vmap", processes([])).settle()
