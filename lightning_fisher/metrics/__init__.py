@@ -6,6 +6,7 @@ from lightning_fisher.metrics.collection import local_minima_metrics
 from lightning_fisher.metrics.curvature import FrobeniusNormMetric, SpectralRadiusMetric
 from lightning_fisher.metrics.fisher import FisherMetric
 from lightning_fisher.metrics.hessian import HessianFrobeniusMetric, HessianSpectralRadiusMetric
+from lightning_fisher.metrics.measures import MeasureMetric
 from lightning_fisher.metrics.robustness import RobustnessMetric
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "FrobeniusNormMetric",
     "HessianFrobeniusMetric",
     "HessianSpectralRadiusMetric",
+    "MeasureMetric",
     "RobustnessMetric",
     "SpectralRadiusMetric",
     "local_minima_metrics",
