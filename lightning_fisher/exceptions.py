@@ -36,6 +36,13 @@ class NonFiniteError(LightningFisherError, ValueError):
         self.what, self.samples = what, list(samples)
 
 
+class UndefinedMeasureError(LightningFisherError, ValueError):
+    """A measure is not defined for a network: a path norm without ReLU, a last linear layer that doesn't exist."""
+
+    def __init__(self, measure: str, got: str) -> None:
+        super().__init__(f"Expected a network for which the {measure} is defined, but got {got}.")
+
+
 class ConfigError(LightningFisherError):
     """A mistake of the user's: shown as its one-line message, without a traceback."""
 

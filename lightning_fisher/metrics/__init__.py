@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lightning_fisher.metrics.curvature import FrobeniusNormMetric, SpectralRadiusMetric
     from lightning_fisher.metrics.fisher import FisherMetric
     from lightning_fisher.metrics.hessian import HessianFrobeniusMetric, HessianSpectralRadiusMetric
+    from lightning_fisher.metrics.measures import MeasureMetric
     from lightning_fisher.metrics.robustness import RobustnessMetric
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "FrobeniusNormMetric",
     "HessianFrobeniusMetric",
     "HessianSpectralRadiusMetric",
+    "MeasureMetric",
     "RobustnessMetric",
     "SpectralRadiusMetric",
     "local_minima_metrics",

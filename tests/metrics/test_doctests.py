@@ -8,6 +8,7 @@ import pkgutil
 
 import pytest
 
+import lightning_fisher.functional.measures
 import lightning_fisher.functional.ranking
 import lightning_fisher.metrics
 
@@ -20,7 +21,7 @@ MODULES += [
     for name in ("fisher.bounds", "fisher.exact", "curvature.norms", "curvature.input_jacobian")
 ]
 
-for package in (lightning_fisher.functional.ranking,):
+for package in (lightning_fisher.functional.ranking, lightning_fisher.functional.measures):
     MODULES += [f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
 
 
@@ -29,5 +30,5 @@ def test_examples(name):
     module = importlib.import_module(name)
     results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert results.failed == 0
-    if not name.endswith((".gram", ".base", ".settings")):
+    if not name.endswith((".gram", ".base", ".settings", ".logits")):
         assert results.attempted > 0

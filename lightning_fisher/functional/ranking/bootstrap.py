@@ -38,7 +38,7 @@ def bootstrap_interval(
 
     Runs with the same seed share their training set, its random labels or their initial weights, so they are not
     independent. With ``clusters``, whole clusters are drawn with replacement instead of pairs, each with all its
-    runs (the cluster bootstrap; Davison & Hinkley 1997, Sec. 3.8). The interval is then about new seeds in the same
+    runs (the cluster bootstrap; Davison & Hinkley 1997). The interval is then about new seeds in the same
     settings. It needs several clusters: with fewer than about ten it tends to be too narrow.
 
     Args:

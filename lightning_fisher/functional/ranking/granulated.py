@@ -24,7 +24,7 @@ class GranulatedKendall(NamedTuple):
 
 
 def granulated_kendall(x: Tensor, y: Tensor, options: Options) -> GranulatedKendall:
-    """Granulated Kendall coefficient Ψ (Jiang et al. 2020, Eq. 5–6).
+    """Granulated Kendall coefficient Ψ (Jiang et al. 2020).
 
     For option i the runs are grouped by all *other* options, so that within a group only i varies; ``ψ_i`` is the plain
     mean over the groups of Kendall's τ (τ-a: a tie counts 0), and ``Ψ = 1/k Σ_i ψ_i``. A measure that merely

@@ -43,7 +43,7 @@ class RobustSignError(NamedTuple):
 def robust_sign_error(
     x: Tensor, y: Tensor, options: Options, *, min_ess: float, test_size: int | None = None
 ) -> RobustSignError:
-    """Sign error over pairs of environments and its worst case (Dziugaite et al. 2020, Sec. 4).
+    """Sign error over pairs of environments and its worst case (Dziugaite et al. 2020).
 
     An environment is a pair of settings that differ in exactly one option. Its error is the weighted mean, over all
     pairs of a run of the one and a run of the other, of ``½ (1 − sgn(x_i − x_j) sgn(y_i − y_j))``; a tie is ½. A mean
