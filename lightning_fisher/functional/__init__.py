@@ -32,6 +32,9 @@ from lightning_fisher.functional.multipass.methods.gradient_norm_penalty import 
 from lightning_fisher.functional.multipass.methods.sharpness_aware import sharpness_aware_gradient
 from lightning_fisher.functional.multipass.perturbed import StepGradient
 from lightning_fisher.functional.multipass.regularized import RegularizedGradient, regularized_gradient
+from lightning_fisher.functional.penalties.flat_minimum import flat_minimum_penalty
+from lightning_fisher.functional.penalties.jacobian import jacobian_penalty
+from lightning_fisher.functional.penalties.large_margin import large_margin_loss
 from lightning_fisher.functional.ranking import Interval, bootstrap_interval, kendall_tau, spearman_rho
 
 __all__ = [
@@ -52,6 +55,7 @@ __all__ = [
     "fia",
     "fisher_log_det",
     "fisher_penalty_gradient",
+    "flat_minimum_penalty",
     "frobenius_norm",
     "gamma_from_estimate",
     "gradient_divergence",
@@ -59,7 +63,9 @@ __all__ = [
     "gram_matrix",
     "hessian_frobenius_norm",
     "hessian_spectral_radius",
+    "jacobian_penalty",
     "kendall_tau",
+    "large_margin_loss",
     "log_bound_term",
     "log_det",
     "log_ellipsoid_height",
