@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING
 from lightning_fisher.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from lightning_fisher.exceptions import (
-        NonFiniteError,
-    )
-    from lightning_fisher.functional.curvature.input_jacobian import (
-        robustness,
-    )
+    from lightning_fisher.exceptions import NonFiniteError
+    from lightning_fisher.functional.curvature.input_jacobian import robustness
     from lightning_fisher.functional.curvature.norms import (
         HessianFrobeniusNorm,
         HessianSpectralRadius,
@@ -29,73 +25,27 @@ if TYPE_CHECKING:
         log_ellipsoid_height,
         theorem1_bound,
     )
-    from lightning_fisher.functional.fisher.exact import (
-        exact_gamma,
-    )
-    from lightning_fisher.functional.fisher.gradient_norms import (
-        log_gradient_norms,
-    )
-    from lightning_fisher.functional.fisher.log_determinant import (
-        FisherLogDet,
-        fisher_log_det,
-        log_det,
-    )
-    from lightning_fisher.functional.fisher.spectrum import (
-        log_spectrum,
-    )
-    from lightning_fisher.functional.gram.matrix import (
-        ScaledGram,
-        gram_matrix,
-        scaled_gram,
-    )
-    from lightning_fisher.functional.multipass.divergence import (
-        Divergence,
-        gradient_divergence,
-    )
-    from lightning_fisher.functional.multipass.finite_difference import (
-        penalty_gradient,
-    )
-    from lightning_fisher.functional.multipass.loop import (
-        Penalty,
-        penalty_of_losses,
-    )
-    from lightning_fisher.functional.multipass.methods.difference import (
-        difference_penalty_gradient,
-    )
-    from lightning_fisher.functional.multipass.methods.fisher_penalty import (
-        fisher_penalty_gradient,
-    )
-    from lightning_fisher.functional.multipass.methods.gradient_norm_penalty import (
-        gradient_norm_penalty_gradient,
-    )
-    from lightning_fisher.functional.multipass.methods.sharpness_aware import (
-        sharpness_aware_gradient,
-    )
-    from lightning_fisher.functional.multipass.perturbed import (
-        StepGradient,
-    )
-    from lightning_fisher.functional.multipass.regularized import (
-        RegularizedGradient,
-        regularized_gradient,
-    )
-    from lightning_fisher.functional.ranking import (
-        Interval,
-        bootstrap_interval,
-        kendall_tau,
-        spearman_rho,
-    )
-    from lightning_fisher.functional.ranking.granulated import (
-        GranulatedKendall,
-        granulated_kendall,
-    )
-    from lightning_fisher.functional.ranking.partial import (
-        partial_kendall_tau,
-    )
-    from lightning_fisher.functional.ranking.sign_error import (
-        RobustSignError,
-        SignError,
-        robust_sign_error,
-    )
+    from lightning_fisher.functional.fisher.exact import exact_gamma
+    from lightning_fisher.functional.fisher.gradient_norms import log_gradient_norms
+    from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, fisher_log_det, log_det
+    from lightning_fisher.functional.fisher.spectrum import log_spectrum
+    from lightning_fisher.functional.gram.matrix import ScaledGram, gram_matrix, scaled_gram
+    from lightning_fisher.functional.multipass.divergence import Divergence, gradient_divergence
+    from lightning_fisher.functional.multipass.finite_difference import penalty_gradient
+    from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
+    from lightning_fisher.functional.multipass.methods.difference import difference_penalty_gradient
+    from lightning_fisher.functional.multipass.methods.fisher_penalty import fisher_penalty_gradient
+    from lightning_fisher.functional.multipass.methods.gradient_norm_penalty import gradient_norm_penalty_gradient
+    from lightning_fisher.functional.multipass.methods.sharpness_aware import sharpness_aware_gradient
+    from lightning_fisher.functional.multipass.perturbed import StepGradient
+    from lightning_fisher.functional.multipass.regularized import RegularizedGradient, regularized_gradient
+    from lightning_fisher.functional.penalties.flat_minimum import flat_minimum_penalty
+    from lightning_fisher.functional.penalties.jacobian import jacobian_penalty
+    from lightning_fisher.functional.penalties.large_margin import large_margin_loss
+    from lightning_fisher.functional.ranking import Interval, bootstrap_interval, kendall_tau, spearman_rho
+    from lightning_fisher.functional.ranking.granulated import GranulatedKendall, granulated_kendall
+    from lightning_fisher.functional.ranking.partial import partial_kendall_tau
+    from lightning_fisher.functional.ranking.sign_error import RobustSignError, SignError, robust_sign_error
 
 __all__ = [
     "Divergence",
@@ -118,6 +68,7 @@ __all__ = [
     "fia",
     "fisher_log_det",
     "fisher_penalty_gradient",
+    "flat_minimum_penalty",
     "frobenius_norm",
     "gamma_from_estimate",
     "gradient_divergence",
@@ -126,7 +77,9 @@ __all__ = [
     "granulated_kendall",
     "hessian_frobenius_norm",
     "hessian_spectral_radius",
+    "jacobian_penalty",
     "kendall_tau",
+    "large_margin_loss",
     "log_bound_term",
     "log_det",
     "log_ellipsoid_height",

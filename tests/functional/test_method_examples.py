@@ -12,6 +12,9 @@ MODULES = [
     "lightning_fisher.functional.multipass.methods.fisher_penalty",
     "lightning_fisher.functional.multipass.methods.gradient_norm_penalty",
     "lightning_fisher.functional.multipass.methods.sharpness_aware",
+    "lightning_fisher.functional.penalties.flat_minimum",
+    "lightning_fisher.functional.penalties.jacobian",
+    "lightning_fisher.functional.penalties.large_margin",
 ]
 
 

@@ -92,5 +92,5 @@ def train(run, net, gradient):
         optimizer.step()
         weights = max(weights, weights_error(module, run, t))
         if f"{run}/loss" in ARRAYS:
-            losses = max(losses, abs(float(loss) - ARRAYS[f"{run}/loss"][t]))
+            losses = max(losses, abs(loss.item() - ARRAYS[f"{run}/loss"][t]))
     return weights, losses, module

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from lightning_fisher.arguments import require_choice, require_positive
+from lightning_fisher.arguments import require_choice, require_non_negative, require_positive
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples, ordinary
 from lightning_fisher.functional.multipass.loop import Gradient
 from lightning_fisher.functional.multipass.methods.difference import DIFFERENCES
-from lightning_fisher.functional.multipass.methods.sharpness_aware import ascent, require_non_negative
+from lightning_fisher.functional.multipass.methods.sharpness_aware import ascent
 from lightning_fisher.functional.multipass.perturbed import (
     Evaluation,
     Loss,

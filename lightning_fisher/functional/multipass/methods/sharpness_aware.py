@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.arguments import require_non_negative
 from lightning_fisher.functional.evaluation.loss import LossFn
 from lightning_fisher.functional.multipass.loop import Gradient
 from lightning_fisher.functional.multipass.perturbed import (
@@ -116,13 +116,3 @@ def ascent(
         length = norm(once)
         twice = (g if g is None or t is None else t * g for g, t in zip(once, scales, strict=True))
         return scaled(tuple(twice), torch.where(length > 0, rho / length, 0.0))
-
-
-def require_non_negative(name: str, value: Any) -> None:
-    """Refuse what is no number of at least zero.
-
-    Raises:
-        ValueError: With the argument's name, what is allowed and the value received.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"Expected argument `{name}` to be a non-negative number, but got {value!r}.")
