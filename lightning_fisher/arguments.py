@@ -85,13 +85,3 @@ def require_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """
     if value not in allowed:
         raise ValueError(f"Expected argument `{name}` to be one of {allowed}, but got {value!r}.")
-
-
-def require_non_negative(name: str, value: Any) -> None:
-    """Refuse what is no number of at least zero.
-
-    Raises:
-        ValueError: With the argument's name, what is allowed and the value received.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise ValueError(f"Expected argument `{name}` to be a non-negative number, but got {value!r}.")
