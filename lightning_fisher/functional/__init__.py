@@ -23,6 +23,7 @@ from lightning_fisher.functional.fisher.gradient_norms import log_gradient_norms
 from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, fisher_log_det, log_det
 from lightning_fisher.functional.fisher.spectrum import log_spectrum
 from lightning_fisher.functional.gram.matrix import ScaledGram, gram_matrix, scaled_gram
+from lightning_fisher.functional.gram.rules.custom import check_rule, register_rule
 from lightning_fisher.functional.multipass.divergence import Divergence, gradient_divergence
 from lightning_fisher.functional.multipass.finite_difference import penalty_gradient
 from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
@@ -40,6 +41,7 @@ __all__ = [
     "RegularizedGradient",
     "ScaledGram",
     "bootstrap_interval",
+    "check_rule",
     "estimate_from_gamma",
     "exact_gamma",
     "fia",
@@ -58,6 +60,7 @@ __all__ = [
     "log_spectrum",
     "penalty_gradient",
     "penalty_of_losses",
+    "register_rule",
     "regularized_gradient",
     "robustness",
     "scaled_gram",

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from lightning_fisher.functional.evaluation.finite import require_finite
 from lightning_fisher.functional.evaluation.samples import take
@@ -100,7 +101,7 @@ class _Block:
         self._grams = dict(passed.grams)
         hooked = {i for i in plan.general if self._problem.parameters[i]._backward_hooks}
         self._add_rows(plan.general - hooked)
-        self._add_rows(hooked)
+        self._add_hooked_rows(hooked)
         require_finite(self._total().diagonal(), "per-sample gradients")
         if self._new or plan.verify:
             self._verify(hooked)
@@ -148,6 +149,23 @@ class _Block:
 
         parameters = [self._problem.parameters[i] for i in group]
         self._grams[group] = row_gram(self._problem, parameters, self._passed.directions, check=check)
+
+    def _add_hooked_rows(self, indices: set[int]) -> None:
+        """The part of parameters with hooks, which may do anything to a gradient: they see it at its own scale."""
+        if not indices:
+            return
+        scales = self._passed.log_norms.exp()
+
+        def scaled(direction: Any) -> Any:
+            if not isinstance(direction, Tensor):
+                return direction
+            return direction * scales.to(direction.dtype).view(-1, *[1] * (direction.ndim - 1))
+
+        group = tuple(sorted(indices))
+        parameters = [self._problem.parameters[i] for i in group]
+        gram = row_gram(self._problem, parameters, tree_map(scaled, self._passed.directions))
+        inverse = torch.where(scales > 0, 1 / scales, 0.0)
+        self._grams[group] = gram * torch.outer(inverse, inverse)
 
     def _verify(self, hooked: set[int]) -> None:
         """Compare with ordinary passes; what differs goes row by row, and if that differs too, samples interact."""
