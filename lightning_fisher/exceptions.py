@@ -12,10 +12,21 @@ class LightningFisherError(Exception):
 class InteractionError(LightningFisherError, ValueError):
     """A sample's output or gradient depends on the other samples in the batch."""
 
-    def __init__(self, detail: str) -> None:
+    def __init__(self, detail: str, *, gradient: bool = False) -> None:
+        what = "gradient, though not its output," if gradient else "output"
         super().__init__(
-            "Expected samples that don't interact, but the module's output for a sample depends on the other samples "
+            f"Expected samples that don't interact, but the module's {what} for a sample depends on the other samples "
             f"in the batch ({detail}); per-sample gradients are not defined then."
+        )
+
+
+class NonlinearBackwardError(LightningFisherError, ValueError):
+    """A backward pass that is no derivative: it depends on the size of the gradient that enters it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Expected a backward pass that is linear in the gradient of the output, but twice that gradient doesn't "
+            "give twice the gradient of a sample: does the module clip or normalize gradients?"
         )
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, fisher_log_det, log_det
     from lightning_fisher.functional.fisher.spectrum import log_spectrum
     from lightning_fisher.functional.gram.matrix import ScaledGram, gram_matrix, scaled_gram
+    from lightning_fisher.functional.gram.rules.custom import check_rule, register_rule
     from lightning_fisher.functional.multipass.divergence import Divergence, gradient_divergence
     from lightning_fisher.functional.multipass.finite_difference import penalty_gradient
     from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
@@ -62,6 +63,7 @@ __all__ = [
     "SignError",
     "StepGradient",
     "bootstrap_interval",
+    "check_rule",
     "difference_penalty_gradient",
     "estimate_from_gamma",
     "exact_gamma",
@@ -88,6 +90,7 @@ __all__ = [
     "partial_kendall_tau",
     "penalty_gradient",
     "penalty_of_losses",
+    "register_rule",
     "regularized_gradient",
     "robust_sign_error",
     "robustness",

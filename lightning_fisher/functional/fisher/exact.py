@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from typing import Any, get_args
@@ -13,6 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
+from lightning_fisher.functional.evaluation.float64_copy import float64_copy, requires_float64
 from lightning_fisher.functional.evaluation.loss import LossFn, output_gradients
 from lightning_fisher.functional.evaluation.samples import num_samples, take
 from lightning_fisher.functional.fisher.log_determinant import RankPolicy
@@ -65,7 +65,7 @@ def exact_gamma(
         raise ValueError(
             f"Expected argument `rank_policy` to be one of {get_args(RankPolicy)}, but got {rank_policy!r}."
         )
-    module = copy.deepcopy(module).double()
+    module = float64_copy(module)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     size = sum(parameter.numel() for parameter in parameters)
     if size == 0:
@@ -76,7 +76,7 @@ def exact_gamma(
         rows = []
         for j in range(count):
             one = slice(j, j + 1)
-            with samples_of_a_batch([j]):
+            with samples_of_a_batch([j]), requires_float64():
                 rows.append(_gradient(module, parameters, take(inputs, one), take(targets, one), loss_fn))
     jacobian = torch.stack(rows)
     require_finite(jacobian, "per-sample gradients")

@@ -22,30 +22,61 @@ def arrange(tensor: Tensor, layout: Layout, count: int) -> Tensor:
     return tensor.unflatten(0, (repeats, count)).transpose(0, 1)
 
 
-def find_layout(use: Use, few: Use, count: int, size: int) -> Layout | None:
-    """Which dimension holds the samples, how many rows each has, and in which order; ``None``: none does."""
+def lay_out_uses(uses: list[Use], few: list[Use], count: int, size: int, tolerance: float) -> bool:
+    """Give every use its layout, found by comparing with a pass of a few samples; ``None`` where it has none.
+
+    Returns:
+        Whether a layout could as well be another one, the rows being all alike.
+    """
+    if [(use.rule, use.keys) for use in uses] != [(use.rule, use.keys) for use in few]:
+        for use in uses:  # control flow depends on the data
+            use.layout = None
+        return False
+    ambiguous = False
+    differences = []
+    for use, alone in zip(uses, few, strict=True):
+        use.layout, unclear = _find_layout(use, alone, count, size)
+        ambiguous = ambiguous or unclear
+        if use.layout is not None:
+            first = arrange(use.input, use.layout, count)[:size]
+            differences.append((use, relative_difference(first, arrange(alone.input, use.layout, size))))
+    if differences:  # the only host synchronization before the backward pass
+        values = torch.stack([difference for _, difference in differences]).tolist()
+        for (use, _), value in zip(differences, values, strict=True):
+            if not value <= tolerance:
+                use.layout = None
+    return ambiguous
+
+
+def _find_layout(use: Use, few: Use, count: int, size: int) -> tuple[Layout | None, bool]:
+    """Which dimension holds the samples, how many rows each has, and in which order; and whether that is unclear."""
     shape, small = use.input.shape, few.input.shape
+    if count == 1:
+        return ((0, shape[0], True) if shape else None), False
     if len(shape) != len(small) or len(use.output_shape) != len(few.output_shape):
-        return None
+        return None, False
     differing = [dim for dim in range(len(shape)) if shape[dim] != small[dim]]
     if len(differing) != 1:
-        return None
+        return None, False
     dim = differing[0]
     repeats, rest = divmod(shape[dim], count)
     if rest or small[dim] != repeats * size or use.output_shape[dim] != shape[dim]:
-        return None
+        return None, False
     if repeats == 1:
-        return (dim, 1, True)
+        return (dim, 1, True), False
     errors = []
     for major in (True, False):
         layout = (dim, repeats, major)
         first = arrange(use.input, layout, count)[:size]
         errors.append(float(relative_difference(first, arrange(few.input, layout, size))))
-    return (dim, repeats, errors[0] <= errors[1])
+    return (dim, repeats, errors[0] <= errors[1]), errors[0] == errors[1]
 
 
 def relative_difference(value: Tensor, reference: Tensor) -> Tensor:
-    """Largest difference relative to the largest entry, a scalar; 0 or 1 for integers."""
+    """Largest difference relative to the largest entry, a scalar; 0 or 1 for integers; infinite for other sizes."""
+    if value.numel() != reference.numel():
+        return torch.full((), torch.inf, dtype=torch.float64, device=value.device)
+    reference = reference.reshape(value.shape)  # some modules squeeze a batch of one away
     if not value.is_floating_point():
         return (value != reference).any().double()
     scale = reference.abs().amax().clamp_min(torch.finfo(value.dtype).tiny)
@@ -55,4 +86,6 @@ def relative_difference(value: Tensor, reference: Tensor) -> Tensor:
 def outputs_difference(outputs: Any, few: Any, size: int) -> Tensor:
     """`relative_difference` of the first ``size`` samples of two structures of outputs, the largest of all leaves."""
     pairs = zip(tree_flatten(outputs)[0], tree_flatten(few)[0], strict=True)
-    return torch.stack([relative_difference(a[:size], b) for a, b in pairs if isinstance(a, Tensor)]).max()
+    return torch.stack(
+        [relative_difference(a[:size].detach(), b.detach()) for a, b in pairs if isinstance(a, Tensor)]
+    ).max()

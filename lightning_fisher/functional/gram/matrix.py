@@ -14,21 +14,22 @@ from lightning_fisher.functional.evaluation.loss import LossFn
 from lightning_fisher.functional.evaluation.memory import available_memory
 from lightning_fisher.functional.evaluation.module_state import (
     evaluation_mode,
-    frozen,
     preserved_buffers,
     preserved_random_state,
     refuse_renormalized_embeddings,
 )
 from lightning_fisher.functional.evaluation.precision import SAME, device_types, full_precision, require_full_precision
-from lightning_fisher.functional.evaluation.samples import chunks, ordinary, take
-from lightning_fisher.functional.gram.layerwise import TEMPORARIES, Probe, layerwise_gram, probe
-from lightning_fisher.functional.gram.layout import outputs_difference
+from lightning_fisher.functional.evaluation.samples import chunks, ordinary
+from lightning_fisher.functional.gram.block import block_gram
+from lightning_fisher.functional.gram.interception import plain_kernels
 from lightning_fisher.functional.gram.per_sample_jacobian import collect_outputs, row_gram
+from lightning_fisher.functional.gram.plan import Plan, Probe, find_plan, probe
 from lightning_fisher.functional.gram.problem import Problem
-from lightning_fisher.functional.gram.verification import Verification
+from lightning_fisher.functional.gram.rules.products import MAX_ELEMENTS
 
 BatchNorm = Literal["eval", "batch"]
 COUPLED_CHUNK = 10  # of the authors' released code
+TEMPORARIES = 2 * 4 * MAX_ELEMENTS  # bytes for the rows of a layer, whatever the number of samples
 
 
 class ScaledGram(NamedTuple):
@@ -132,6 +133,7 @@ def scaled_gram(
         preserved_random_state({p.device for p in parameters}),
         preserved_buffers(module),
         evaluation_mode(module, batch_statistics=batch_norm == "batch"),
+        plain_kernels(module),
     ):
         inputs, targets = ordinary((inputs, targets), dtype)
         problem = Problem(module, parameters, inputs, targets, loss_fn, logit_norm, SAME[dtype])
@@ -144,14 +146,15 @@ def scaled_gram(
 
 def _independent(problem: Problem, chunk_size: int | None) -> tuple[Tensor, Tensor]:
     """ξ of samples that don't interact: at once, or in chunks of the size given or of as many as memory holds."""
-    verification = Verification(problem)
     count, device = problem.count, problem.device
     few = None
     if chunk_size is None:
-        few = probe(problem, _visible(problem))
-        chunk_size = _samples_that_fit(few, count, available_memory(device))
+        known: Plan | Probe | None = find_plan(problem)
+        if known is None:
+            known = few = probe(problem)
+        chunk_size = _samples_that_fit(known.needed, count, available_memory(device))
     if chunk_size >= count:
-        return _block(problem, few or probe(problem, _visible(problem)), verification)
+        return block_gram(problem, few)
     # Blocks (a, b) of ξ need both gradients at once: pass over the two chunks together.
     gram = torch.zeros(count, count, dtype=torch.float64, device=device)
     log_scales = torch.zeros(count, dtype=torch.float64, device=device)
@@ -159,55 +162,27 @@ def _independent(problem: Problem, chunk_size: int | None) -> tuple[Tensor, Tens
     for i, first in enumerate(parts):
         for second in parts[i + 1 :]:
             both = torch.cat([first, second]).to(device)
-            part = problem.take(both)
             with samples_of_a_batch(both):
-                block, scales = _block(part, probe(part, _visible(part)), verification)
+                block, scales = block_gram(problem.take(both))
             gram[both.unsqueeze(1), both] = block
             log_scales[both] = scales
     return gram, log_scales
 
 
-def _samples_that_fit(few: Probe | None, count: int, room: float) -> int:
-    """How many samples a pass may hold, two at the least; warns if that isn't all of them."""
-    if few is None or TEMPORARIES + few.needed * count <= room:
+def _samples_that_fit(needed: float, count: int, room: float) -> int:
+    """How many samples of ``needed`` bytes a pass may hold, two at the least; warns if that isn't all of them."""
+    if TEMPORARIES + needed * count <= room or count == 1:
         return count
     room = max(room - TEMPORARIES, 0.0)
-    size = max(int(room / few.needed), 2)
+    size = max(int(room / needed), 2) if needed else count
     gib = 2**30
     warnings.warn(
-        f"The Gram matrix of {count} samples needs about {few.needed * count / gib:.1f} GiB at once and "
+        f"The Gram matrix of {count} samples needs about {needed * count / gib:.1f} GiB at once and "
         f"{room / gib:.1f} GiB are available: computed from chunks of {size} samples, pair by "
         "pair, which takes longer; give a `chunk_size` to choose.",
         stacklevel=2,
     )
     return size
-
-
-def _block(problem: Problem, few: Probe | None, verification: Verification) -> tuple[Tensor, Tensor]:
-    """Gram matrix and log-scales of samples that are run at once."""
-    visible = _visible(problem)
-    with frozen(problem.parameters):
-        result = layerwise_gram(problem, visible, few, verification)
-    gram = result.gram
-    general = [p for i, p in enumerate(problem.parameters) if i in result.general or not visible]
-    if general:
-
-        def compare(outputs: Any, chunk: slice) -> None:
-            difference = outputs_difference(take(result.outputs, chunk), outputs, chunk.stop - chunk.start)
-            if not difference <= verification.tolerance:
-                verification.report("one by one and together")
-
-        with frozen(p for p in problem.parameters if not any(p is g for g in general)):
-            gram = gram + row_gram(problem, general, result.directions, check=compare)
-    require_finite(gram.diagonal(), "per-sample gradients")
-    verification.check_first(problem, result.directions, gram)
-    return gram, result.log_norms
-
-
-def _visible(problem: Problem) -> tuple[nn.Parameter, ...]:
-    """The parameters whose uses can be seen: none where a part of the module is scripted."""
-    opaque = any(isinstance(submodule, torch.jit.ScriptModule) for submodule in problem.module.modules())
-    return () if opaque else problem.parameters
 
 
 def _coupled(problem: Problem, chunk_size: int) -> tuple[Tensor, Tensor]:

@@ -13,19 +13,23 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+from lightning_fisher.functional.evaluation.memory import available_memory
 from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.precision import RefuseAutocast
 from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take
 from lightning_fisher.functional.gram.problem import Problem
 from lightning_fisher.functional.gram.rules.products import MAX_ELEMENTS, gram_of_rows
 
+COLUMNS = 2**14  # of J whose products are summed up in its own precision; the sums of those are float64
+SHARE = 0.25  # of the memory available that J may take
 
-def parameter_blocks(parameters: Sequence[Tensor], count: int) -> Iterator[list[Tensor]]:
-    """Runs of parameters whose ``[N, …]`` rows stay below `MAX_ELEMENTS` (one parameter at the least)."""
+
+def parameter_blocks(parameters: Sequence[Tensor], count: int, limit: float) -> Iterator[list[Tensor]]:
+    """Runs of parameters whose ``[N, …]`` rows stay below ``limit`` elements (one parameter at the least)."""
     block: list[Tensor] = []
     size = 0
     for parameter in parameters:
-        if block and (size + parameter.numel()) * count > MAX_ELEMENTS:
+        if block and (size + parameter.numel()) * count > limit:
             yield block
             block, size = [], 0
         block.append(parameter)
@@ -44,6 +48,9 @@ def row_gram(
 ) -> Tensor:
     """Gram matrix of ``∇_w ⟨direction_j, z_j⟩`` over ``parameters``, sample j run within its chunk.
 
+    Every pass runs once as long as a quarter of the memory available holds ``J``, else once for each block of its
+    columns.
+
     Args:
         problem: Module and samples.
         parameters: Parameters that require gradients.
@@ -56,17 +63,24 @@ def row_gram(
     """
     count, device = problem.count, problem.device
     gram = torch.zeros(count, count, dtype=torch.float64, device=device)
-    for block in parameter_blocks(parameters, count):
-        rows = torch.zeros(count, sum(p.numel() for p in block), dtype=block[0].dtype, device=device)
+    dtype = torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
+    for block in parameter_blocks(parameters, count, row_limit(problem)):
+        rows = torch.zeros(count, sum(p.numel() for p in block), dtype=dtype, device=device)
         for chunk in chunks(count, chunk_size):
             with RefuseAutocast({device.type}):
                 outputs = problem.take(chunk).outputs()
             if check is not None:
                 check(outputs, chunk)
             output_gradient_rows(outputs, take(directions, chunk), block, out=rows[chunk])
-        rows = rows.double()
-        gram += gram_of_rows([rows])
+        for columns in rows.split(COLUMNS, 1):
+            gram += gram_of_rows([columns])
     return gram
+
+
+def row_limit(problem: Problem) -> float:
+    """The number of elements of J that may be held at once."""
+    itemsize = max(parameter.dtype.itemsize for parameter in problem.parameters)
+    return max(min(SHARE * available_memory(problem.device) / itemsize, 2.0**33), MAX_ELEMENTS)
 
 
 def output_gradient_rows(
@@ -80,9 +94,10 @@ def output_gradient_rows(
     if not pairs:
         return out
     for j in range(count):
-        alone = [torch.zeros_like(output) for output, _ in pairs]
-        for cotangent, (_, direction) in zip(alone, pairs, strict=True):
-            cotangent[j] = direction[j]
+        alone = [direction if count == 1 else torch.zeros_like(output) for output, direction in pairs]
+        if count > 1:
+            for cotangent, (_, direction) in zip(alone, pairs, strict=True):
+                cotangent[j] = direction[j]
         grads = torch.autograd.grad(
             [output for output, _ in pairs],
             parameters,
@@ -98,11 +113,17 @@ def output_gradient_rows(
 def differentiable_pairs(outputs: Any, directions: Any) -> list[tuple[Tensor, Tensor]]:
     """The tensors among the outputs that have a graph, each with its direction."""
     pairs = zip(tree_flatten(outputs)[0], tree_flatten(directions)[0], strict=True)
-    return [(output, d) for output, d in pairs if isinstance(output, Tensor) and output.requires_grad]
+    # Reshaped: some modules squeeze a batch of one away.
+    return [(o, d.reshape(o.shape)) for o, d in pairs if isinstance(o, Tensor) and o.requires_grad]
 
 
 def collect_outputs(problem: Problem, chunk_size: int) -> Any:
     """Detached outputs of all samples, run in consecutive chunks."""
-    with torch.no_grad():
-        results = [problem.take(chunk).outputs() for chunk in chunks(problem.count, chunk_size)]
+    # With gradients: without, torch's attention takes other kernels, and a module may need them.
+    results = [detached(problem.take(chunk).outputs()) for chunk in chunks(problem.count, chunk_size)]
     return tree_map(lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *results)
+
+
+def detached(tree: Any) -> Any:
+    """The same tensors without their graph."""
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)

@@ -1,94 +1,205 @@
-"""Whether samples interact: differences between passes are settled in float64, then accepted or refused."""
+"""Check ξ against ordinary backward passes of the whole batch, with none of the layers' rules in between.
+
+For random weights s, ``sᵀ ξ s = ‖Jᵀ s‖²``, and ``Jᵀ s`` is what one backward pass from the output gradients
+``s_j ∂ℓ_j/∂z_j`` gives. The weights are continuous, so any error of ξ shows but for a set of measure zero
+(Freivalds 1979, for matrix products); they are scaled by the rows' norms, so that small rows count as much as large
+ones. The samples run in another order and in two parts: outputs or gradients that depend on the rest of the batch
+differ.
+"""
 
 from __future__ import annotations
 
-import copy
-import math
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
-from lightning_fisher.exceptions import InteractionError
+from lightning_fisher.exceptions import InteractionError, NonlinearBackwardError, first_line
+from lightning_fisher.functional.evaluation.finite import require_finite
+from lightning_fisher.functional.evaluation.float64_copy import float64_copy
+from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.precision import SAME
 from lightning_fisher.functional.evaluation.samples import ordinary, take
 from lightning_fisher.functional.gram.layout import outputs_difference
-from lightning_fisher.functional.gram.per_sample_jacobian import output_gradient_rows, row_gram
+from lightning_fisher.functional.gram.per_sample_jacobian import differentiable_pairs, output_gradient_rows
 from lightning_fisher.functional.gram.problem import Problem
 
-GRADIENT = 10  # times the tolerance of outputs
-FEW = slice(0, 3)  # samples that a difference is settled on
+GRADIENT = 10  # times the tolerance of outputs, for gradients of single samples
+TOTAL = 0.3  # times the tolerance of outputs, for all gradients: in float32 kinks make 0.01 of it
+ROUNDING = 30  # times machine epsilon: of a parameter's gradient, relative to that of all
+SMALLEST = 1e-4  # of the mean squared row that a row is scaled by at the least
+
+Group = tuple[int, ...]  # positions of parameters
 
 
-class Verification:
-    """What one call of `gram_matrix` found out about its samples.
+@dataclass(frozen=True)
+class Comparison:
+    """Passes of the whole batch, beside ξ.
 
-    A difference seen in float32 can be rounding (at a kink, say): it is settled once, in float64.
+    Attributes:
+        outputs: Relative difference of the outputs.
+        groups: The groups of parameters whose part of ξ is not that of the passes.
+        total: Whether ξ as a whole is not.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self._problem = problem
-        self._accepted = False
+    outputs: float
+    groups: list[Group]
+    total: bool
 
     @property
-    def tolerance(self) -> float:
-        """Relative difference of outputs from which on `report` is due."""
-        return math.inf if self._accepted else self._problem.tolerance
-
-    def report(self, detail: str) -> None:
-        """Settle a difference.
-
-        Raises:
-            InteractionError: If samples interact.
-        """
-        if self._accepted:
-            return
-        if self._problem.tolerance <= SAME[torch.float64] or _interact(self._problem.take(FEW)):
-            raise InteractionError(detail)
-        self._accepted = True
-
-    def check_first(self, problem: Problem, directions: Any, gram: Tensor) -> None:
-        """Compare the first sample's entry with a plain backward pass of that sample alone.
-
-        Costs one sample's pass; catches what no look at the outputs shows, such as coupling in the backward pass only.
-        """
-        first = slice(0, 1)
-        alone = row_gram(problem.take(first), problem.parameters, take(directions, first))[0, 0]
-        difference = (gram[0, 0] - alone).abs()
-        if not difference <= GRADIENT * self.tolerance * alone + 1e-30:
-            self.report(f"squared gradient norm of the first: {gram[0, 0]:.6g} together, {alone:.6g} alone")
+    def gradients_agree(self) -> bool:
+        """Whether there is no difference of gradients."""
+        return not (self.groups or self.total)
 
 
-def _interact(problem: Problem) -> bool:
-    """Compare a few samples together and one by one, outputs and gradients, in float64."""
-    module = copy.deepcopy(problem.module).double()
+def compare(
+    problem: Problem,
+    grams: Mapping[Group, Tensor],
+    outputs: Any,
+    directions: Any,
+    generator: torch.Generator,
+    *,
+    shuffled: bool,
+) -> Comparison:
+    """Compare ξ with ordinary passes; costs one forward and backward pass of the batch.
+
+    Args:
+        problem: Module and samples.
+        grams: ξ in parts, by the parameters they belong to.
+        outputs: Of the pass that ξ is made from.
+        directions: Output gradients, in the structure of the outputs.
+        generator: Of the weights and the order.
+        shuffled: Another order, in two parts; else the batch as it is.
+    """
+    count = problem.count
+    total = torch.stack(list(grams.values())).sum(0) if len(grams) > 1 else next(iter(grams.values()))
+    squares = total.diagonal()
+    signs = torch.randint(0, 2, (count,), generator=generator).mul(2).sub(1)
+    weights = (signs * (0.5 + torch.rand(count, dtype=torch.float64, generator=generator))).to(squares.device)
+    weights = weights / squares.clamp_min(SMALLEST * squares.mean()).clamp_min(1e-300).sqrt()
+    order = torch.randperm(count, generator=generator) if shuffled else torch.arange(count)
+    positions = sorted(position for group in grams for position in group)
+    parameters = [problem.parameters[position] for position in positions]
+    sums: list[Any] = [0.0] * len(parameters)
+    difference = 0.0
+    for part in order.tensor_split(2) if shuffled and count > 1 else [order]:
+        part = part.to(squares.device)
+        seen = problem.take(part).outputs()
+        difference = max(difference, float(outputs_difference(take(outputs, part), seen, len(part))))
+        grads = _weighted_gradients(seen, take(directions, part), weights[part], parameters)
+        sums = [before + grad for before, grad in zip(sums, grads, strict=True)]
+    norms = {position: s.double().square().sum() for position, s in zip(positions, sums, strict=True)}
+    found = torch.stack([weights @ gram @ weights for gram in grams.values()])
+    expected = torch.stack([torch.stack([norms[position] for position in group]).sum() for group in grams])
+    scales = torch.stack([weights.square() @ gram.diagonal() for gram in grams.values()])
+    scales = torch.maximum(scales, expected)
+    return Comparison(difference, *_decide(list(grams), found, expected, scales, problem))
+
+
+def _decide(
+    groups: list[Group], found: Tensor, expected: Tensor, scales: Tensor, problem: Problem
+) -> tuple[list[Group], bool]:
+    tolerance = problem.tolerance
+    eps = max(torch.finfo(parameter.dtype).eps for parameter in problem.parameters)
+    allowed = tolerance / problem.count**0.5
+    whole = scales.sum()
+    limit = allowed * scales + ROUNDING * eps * (scales * whole).sqrt() + tolerance**2 * whole
+    wrong = ~((found - expected).abs() <= limit)
+    total = ~((found.sum() - expected.sum()).abs() <= TOTAL * allowed * whole)
+    *flags, last = torch.cat([wrong, total.view(1)]).tolist()
+    return [group for group, flag in zip(groups, flags, strict=True) if flag], bool(last)
+
+
+def _weighted_gradients(
+    outputs: Any, directions: Any, weights: Tensor, parameters: Sequence[nn.Parameter]
+) -> Sequence[Tensor]:
+    """``Σ_j s_j ∇_w ⟨direction_j, z_j⟩``, one backward pass."""
+    pairs = differentiable_pairs(outputs, directions)
+    if not pairs:
+        return [torch.zeros_like(parameter) for parameter in parameters]
+    cotangents = [d * weights.to(d.dtype).view(-1, *[1] * (d.ndim - 1)) for _, d in pairs]
+    grads = torch.autograd.grad(
+        [output for output, _ in pairs], parameters, cotangents, allow_unused=True, materialize_grads=True
+    )
+    return [dense(grad) for grad in grads]
+
+
+def settle(problem: Problem, detail: str) -> None:
+    """Decide whether a difference between passes is rounding, at a kink say, or samples that interact.
+
+    All samples run together and one by one, outputs and gradients, in float64.
+
+    Args:
+        problem: Module and samples.
+        detail: The difference seen, for the message where float64 can't tell.
+
+    Raises:
+        ValueError: If the forward pass is not deterministic.
+        InteractionError: If samples interact.
+        NonlinearBackwardError: If gradients are not linear in the gradient of the output.
+    """
+    first, second = problem.outputs(), problem.outputs()
+    for leaf in tree_flatten(first)[0]:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            require_finite(leaf.detach(), "outputs of the module")
+    if not outputs_difference(first, second, problem.count) <= problem.tolerance:
+        raise ValueError(
+            "Expected a deterministic forward pass in evaluation mode, but the module draws random numbers: "
+            "the same batch gives different outputs."
+        )
+    try:
+        finding = _interaction(problem if problem.tolerance <= SAME[torch.float64] else _in_float64(problem))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InteractionError(f"{detail}; not settled in float64: {first_line(error)}") from error
+    if finding is not None:
+        raise finding
+
+
+def _in_float64(problem: Problem) -> Problem:
+    module = float64_copy(problem.module)
     asked = {id(parameter) for parameter in problem.parameters}
     pairs = zip(problem.module.parameters(), module.parameters(), strict=True)
     parameters = tuple(twin for parameter, twin in pairs if id(parameter) in asked)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    loss_fn = copy.deepcopy(problem.loss_fn).double() if isinstance(problem.loss_fn, nn.Module) else problem.loss_fn
+    loss_fn = float64_copy(problem.loss_fn) if isinstance(problem.loss_fn, nn.Module) else problem.loss_fn
     inputs, targets = ordinary((problem.inputs, problem.targets), torch.float64)
-    tolerance = SAME[torch.float64]
-    together = replace(
+    return replace(
         problem,
         module=module,
         parameters=parameters,
         inputs=inputs,
         targets=targets,
         loss_fn=loss_fn,
-        tolerance=tolerance,
+        tolerance=SAME[torch.float64],
     )
-    outputs = together.outputs()
-    directions, _ = together.output_gradients(outputs)
-    rows = output_gradient_rows(outputs, directions, parameters)
-    for j in range(together.count):
+
+
+def _interaction(problem: Problem) -> InteractionError | NonlinearBackwardError | None:
+    """What is wrong with the samples of a batch in float64, if anything is."""
+    outputs, parameters = problem.outputs(), problem.parameters
+    directions, _ = problem.output_gradients(outputs)
+    weights = torch.linspace(1.0, 2.0, problem.count, dtype=torch.float64, device=problem.device)
+    weights[1::2] *= -1.0
+    together = torch.cat([g.flatten() for g in _weighted_gradients(outputs, directions, weights, parameters)])
+    alone, size = torch.zeros_like(together), 0.0
+    for j in range(problem.count):
         one = slice(j, j + 1)
-        alone = together.take(one).outputs()
-        if not outputs_difference(take(outputs, one), alone, 1) <= tolerance:
-            return True
-        row = output_gradient_rows(alone, take(directions, one), parameters)[0]
-        if not (row - rows[j]).norm() <= GRADIENT * tolerance * row.norm() + 1e-30:
-            return True
-    return False
+        seen = problem.take(one).outputs()
+        difference = float(outputs_difference(take(outputs, one), seen, 1))
+        if not difference <= problem.tolerance:
+            return InteractionError(f"relative difference {difference:.1e} between alone and together")
+        row = output_gradient_rows(seen, take(directions, one), parameters)[0]
+        alone += weights[j] * row
+        size += float(row.norm())
+    difference = float((together - alone).norm())
+    if difference <= GRADIENT * problem.tolerance * size:
+        return None
+    one = slice(0, 1)
+    seen, direction, double = problem.take(one).outputs(), take(directions, one), weights.new_full((1,), 2.0)
+    twice = torch.cat([g.flatten() for g in _weighted_gradients(seen, direction, double, parameters)])
+    once = output_gradient_rows(problem.take(one).outputs(), direction, parameters)[0]
+    if not (twice - 2 * once).norm() <= GRADIENT * problem.tolerance * once.norm():
+        return NonlinearBackwardError()
+    return InteractionError(f"relative difference {difference / size:.1e} between alone and together", gradient=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -31,7 +31,7 @@ class Rule(ABC):
     parameters: tuple[str, ...] = ("weight", "bias")
 
     def __init__(
-        self, function: Callable[..., Tensor], names: tuple[str, ...] = (), defaults: Arguments | None = None
+        self, function: Callable[..., Any], names: tuple[str, ...] = (), defaults: Arguments | None = None
     ) -> None:
         """Args name the function's arguments in order, where its signature can't be inspected."""
         self.function = function
@@ -52,6 +52,10 @@ class Rule(ABC):
 
     def covers(self, arguments: Arguments) -> bool:
         """Check whether the rule holds for a call with these arguments."""
+        return True
+
+    def needs_input(self, names: Iterable[str]) -> bool:
+        """Check whether the gradients of these parameters depend on the input."""
         return True
 
     def leading(self, arguments: Arguments) -> int:
@@ -81,6 +85,10 @@ class Rule(ABC):
 
 class LayerRule(Rule):
     """A function of an input, a weight and perhaps a bias: what layers of torch call."""
+
+    def needs_input(self, names: Iterable[str]) -> bool:
+        """The weight's do."""
+        return "weight" in names
 
     def features(self, name: str, arguments: Arguments) -> int:
         """Those of the weight; a bias is never cut."""

@@ -21,6 +21,11 @@ class Linear(LayerRule):
         """By position: the function takes no keywords."""
         return function(*arguments.values())
 
+    def covers(self, arguments: Arguments) -> bool:
+        """A vector as the weight, or a bias that is broadcast, is left to the general method."""
+        weight, bias = arguments["weight"], arguments["bias"]
+        return bool(weight.ndim == 2 and (bias is None or bias.shape == weight.shape[:1]))
+
     def leading(self, arguments: Arguments) -> int:
         """All but the features."""
         return int(arguments["input"].ndim) - 1

@@ -18,7 +18,8 @@ class _Norm(LayerRule):
     def prepare(self, A: Tensor, arguments: Arguments) -> Tensor:
         """``x̂``: the function without scale and shift."""
         plain: Arguments = {name: None for name in ("weight", "bias") if name in arguments}
-        return self.function(**{**arguments, "input": A, **plain})
+        normalized: Tensor = self.function(**{**arguments, "input": A, **plain})
+        return normalized
 
     def weight_rows(self, A: Tensor, G: Tensor, arguments: Arguments, block: slice) -> Tensor:
         """``Σ G x̂``."""

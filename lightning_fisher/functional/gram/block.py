@@ -1,0 +1,197 @@
+"""ξ of samples that are run at once: layer by layer, row by row where no rule applies, and verified."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from lightning_fisher.functional.evaluation.finite import require_finite
+from lightning_fisher.functional.evaluation.samples import take
+from lightning_fisher.functional.gram.layerwise import LayerwiseResult, check_shapes, layerwise_gram
+from lightning_fisher.functional.gram.layout import lay_out_uses, outputs_difference
+from lightning_fisher.functional.gram.per_sample_jacobian import detached, row_gram, row_limit
+from lightning_fisher.functional.gram.plan import Plan, PlannedUse, Probe, drop_plan, find_plan, keep_plan, probe
+from lightning_fisher.functional.gram.problem import Problem
+from lightning_fisher.functional.gram.recorder import Recorder
+from lightning_fisher.functional.gram.verification import Group, compare, settle
+
+MOST = 0.5  # share of the parameters without a rule from which on all of them go row by row, in the same passes
+
+
+def block_gram(problem: Problem, few: Probe | None = None) -> tuple[Tensor, Tensor]:
+    """Gram matrix of the unit output gradients and log-scales of all samples of a problem.
+
+    Args:
+        problem: Module and samples.
+        few: The pass of a few samples, if it was run already.
+
+    Returns:
+        ``[N, N]`` and ``[N]``, float64.
+    """
+    plan = find_plan(problem)
+    if plan is not None:
+        block = _Block(problem, plan)
+        if block.follow():
+            return block.finish()
+        drop_plan(problem)
+    few = probe(problem) if few is None else few
+    block = _Block(problem, Plan(set(few.general), [], [], few.chosen, accepted=False, needed=few.needed))
+    block.learn(few)
+    return block.finish()
+
+
+class _Block:
+    """One run of all samples, along a plan or to make one."""
+
+    def __init__(self, problem: Problem, plan: Plan) -> None:
+        self._problem, self._plan = problem, plan
+        self._new = not plan.trace
+        self._keep = True
+        self._grams: dict[Group, Tensor] = {}
+        self._passed: LayerwiseResult
+        self._generator = torch.Generator().manual_seed(problem.count)
+
+    def follow(self) -> bool:
+        """Run the layers as planned; ``False`` if the module did something else."""
+        plan = self._plan
+
+        def lay_out(recorder: Recorder, outputs: Any) -> bool:
+            if recorder.trace != plan.trace or recorder.general != plan.general:
+                return False
+            if len(recorder.uses) != len(plan.uses):
+                return False
+            for use, planned in zip(recorder.uses, plan.uses, strict=True):
+                if not planned.fits(use):
+                    return False
+                use.layout = planned.layout
+            return True
+
+        passed = self._layers(lay_out, apart=plan.verify)
+        if passed is None:
+            return False
+        self._passed = passed
+        return True
+
+    def learn(self, few: Probe) -> None:
+        """Run the layers, find out where their samples are, and write it into the plan."""
+        plan = self._plan
+
+        def lay_out(recorder: Recorder, outputs: Any) -> bool:
+            difference = float(outputs_difference(outputs, few.outputs, few.size))
+            self._report(difference, "between the first samples alone and together")
+            ambiguous = lay_out_uses(recorder.uses, few.uses, self._problem.count, few.size, self._tolerance)
+            self._keep = self._keep and not ambiguous
+            plan.trace = recorder.trace
+            plan.uses = [PlannedUse.of(use) for use in recorder.uses]
+            return True
+
+        passed = self._layers(lay_out, apart=True)
+        assert passed is not None
+        self._passed = passed
+        plan.general = passed.general
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Add the parameters without a rule, verify, keep the plan."""
+        passed, plan = self._passed, self._plan
+        self._grams = dict(passed.grams)
+        hooked = {i for i in plan.general if self._problem.parameters[i]._backward_hooks}
+        self._add_rows(plan.general - hooked)
+        self._add_hooked_rows(hooked)
+        require_finite(self._total().diagonal(), "per-sample gradients")
+        if self._new or plan.verify:
+            self._verify(hooked)
+            if self._keep:
+                plan.uses = [kept for use in plan.uses if (kept := use.without(plan.general)) is not None]
+                keep_plan(self._problem, plan)
+        return self._total(), passed.log_norms
+
+    @property
+    def _tolerance(self) -> float:
+        return math.inf if self._plan.accepted else self._problem.tolerance
+
+    def _total(self) -> Tensor:
+        return torch.stack(list(self._grams.values())).sum(0)
+
+    def _report(self, difference: float, where: str) -> None:
+        """Settle a difference between outputs once."""
+        if not difference <= self._tolerance:
+            settle(self._problem, f"relative difference {difference:.1e} {where}")
+            self._plan.accepted = True
+
+    def _layers(self, lay_out: Any, *, apart: bool) -> LayerwiseResult | None:
+        problem, general = self._problem, self._plan.general
+        sizes = [parameter.numel() for parameter in problem.parameters]
+        without = sum(sizes[i] for i in general)
+        if without > MOST * sum(sizes) and sum(sizes) * problem.count <= row_limit(problem):
+            outputs = problem.outputs()
+            check_shapes(outputs, problem.count)
+            self._plan.trace = self._plan.trace or [None]
+            self._plan.general = set(range(len(sizes)))
+            directions, log_norms = problem.output_gradients(outputs)
+            return LayerwiseResult({}, log_norms, directions, detached(outputs), self._plan.general)
+        return layerwise_gram(problem, general, lay_out, apart=apart)
+
+    def _add_rows(self, indices: Iterable[int]) -> None:
+        """The part of some parameters, one pass a sample, each compared with the pass of all."""
+        group = tuple(sorted(indices))
+        if not group:
+            return
+
+        def check(outputs: Any, chunk: slice) -> None:
+            together = take(self._passed.outputs, chunk)
+            difference = float(outputs_difference(together, outputs, chunk.stop - chunk.start))
+            self._report(difference, "one by one and together")
+
+        parameters = [self._problem.parameters[i] for i in group]
+        self._grams[group] = row_gram(self._problem, parameters, self._passed.directions, check=check)
+
+    def _add_hooked_rows(self, indices: set[int]) -> None:
+        """The part of parameters with hooks, which may do anything to a gradient: they see it at its own scale."""
+        if not indices:
+            return
+        scales = self._passed.log_norms.exp()
+
+        def scaled(direction: Any) -> Any:
+            if not isinstance(direction, Tensor):
+                return direction
+            return direction * scales.to(direction.dtype).view(-1, *[1] * (direction.ndim - 1))
+
+        group = tuple(sorted(indices))
+        parameters = [self._problem.parameters[i] for i in group]
+        gram = row_gram(self._problem, parameters, tree_map(scaled, self._passed.directions))
+        inverse = torch.where(scales > 0, 1 / scales, 0.0)
+        self._grams[group] = gram * torch.outer(inverse, inverse)
+
+    def _verify(self, hooked: set[int]) -> None:
+        """Compare with ordinary passes; what differs goes row by row, and if that differs too, samples interact."""
+        if not self._differs(hooked, shuffled=True):
+            return
+        wrong = self._differs(hooked, shuffled=False)
+        covered = wrong - self._plan.general
+        if covered:
+            self._plan.general = self._plan.general | covered
+            self._grams = {g: gram for g, gram in self._grams.items() if not covered & set(g)}
+            self._add_rows(covered)
+            if not self._differs(hooked, shuffled=True):
+                return
+        if not self._plan.accepted:
+            settle(self._problem, "gradients of all samples together and one by one")
+            self._plan.accepted = True
+
+    def _differs(self, hooked: set[int], *, shuffled: bool) -> set[int]:
+        """Positions of the parameters whose part differs from that of an ordinary pass."""
+        grams = {group: gram for group, gram in self._grams.items() if not hooked & set(group)}
+        if not grams:
+            return set()
+        passed = self._passed
+        comparison = compare(
+            self._problem, grams, passed.outputs, passed.directions, self._generator, shuffled=shuffled
+        )
+        self._report(comparison.outputs, "between the batch and parts of it")
+        groups = comparison.groups or (list(grams) if comparison.total else [])
+        return {position for group in groups for position in group}

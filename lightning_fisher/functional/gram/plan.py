@@ -1,0 +1,224 @@
+"""What is found out about a module once, and kept with it for the next samples of the same structure."""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from lightning_fisher.functional.gram.interception import recorded
+from lightning_fisher.functional.gram.per_sample_jacobian import detached
+from lightning_fisher.functional.gram.problem import Problem
+from lightning_fisher.functional.gram.recorder import Key, Layout, Recorder, Use
+from lightning_fisher.functional.gram.rules.base import Rule
+from lightning_fisher.functional.gram.rules.custom import CUSTOM_RULES
+
+PROBE = 2  # samples in the pass that finds out which dimension of each layer's input holds the samples
+KEPT = 8  # plans for a module: the sizes of its subsets, say
+MEMORY = 2.0  # what a pass takes, times the inputs of its layers: with margin for what they keep beside those
+
+
+@dataclass(frozen=True)
+class PlannedUse:
+    """One call of a function with a rule."""
+
+    rule: Rule
+    keys: dict[str, Key]
+    input_shape: torch.Size
+    output_shape: torch.Size
+    layout: Layout | None
+
+    @classmethod
+    def of(cls, use: Use) -> PlannedUse:
+        """The plan of a call that was seen."""
+        return cls(use.rule, use.keys, use.input.shape, use.output_shape, use.layout)
+
+    def without(self, general: set[int]) -> PlannedUse | None:
+        """The call when these parameters are left to the general method; ``None``: it has no others."""
+        keys = {name: key for name, key in self.keys.items() if key[0] not in general}
+        return replace(self, keys=keys) if keys else None
+
+    def fits(self, use: Use) -> bool:
+        """Check whether a call is the one that was planned."""
+        return (self.rule, self.keys, self.input_shape, self.output_shape) == (
+            use.rule,
+            use.keys,
+            use.input.shape,
+            use.output_shape,
+        )
+
+
+@dataclass(eq=False)
+class Plan:
+    """How ξ of one module is computed for samples of one structure.
+
+    Attributes:
+        general: Positions of the parameters that no rule covers.
+        uses: The calls that rules cover, with the layout of their samples.
+        trace: Every function of the pass; a pass with another trace needs another plan.
+        verify: Whether every call is verified: rows are chosen by data.
+        accepted: Whether differences between passes were found to be rounding.
+        needed: Bytes a sample that a pass takes, about.
+    """
+
+    general: set[int]
+    uses: list[PlannedUse]
+    trace: list[Any]
+    verify: bool
+    accepted: bool
+    needed: float
+
+
+@dataclass
+class Probe:
+    """A pass of the first few samples on their own, to compare with.
+
+    Attributes:
+        size: How many.
+        uses: Where the parameters were used.
+        outputs: What the module returned.
+        general: Positions of the parameters that no rule covers.
+        chosen: Whether rows were chosen by data: sorted, gathered, indexed, routed.
+    """
+
+    size: int
+    uses: list[Use] = field(default_factory=list)
+    outputs: Any = None
+    general: set[int] = field(default_factory=set)
+    chosen: bool = False
+
+    @property
+    def needed(self) -> float:
+        """Bytes a sample that a pass over all of them takes, about."""
+        layer_inputs = {use.input.data_ptr(): use.input.nbytes for use in self.uses}
+        return MEMORY * sum(layer_inputs.values()) / self.size
+
+
+def probe(problem: Problem) -> Probe:
+    """Watch the module run a few samples, all of its operations included."""
+    size = min(PROBE, max(problem.count - 1, 1))
+    few = problem.take(slice(0, size))
+    for watch in (True, False):
+        recorder = Recorder(problem.parameters)
+        operations = _Operations(recorder)
+        try:
+            with recorded(recorder, problem.module):
+                if watch:
+                    with operations:
+                        outputs = few.outputs()
+                else:  # something that can't be watched
+                    outputs = few.outputs()
+        except (RuntimeError, NotImplementedError, TypeError):
+            if watch:
+                continue
+            raise
+        break
+    everything = recorder.differentiates
+    general = set(range(len(problem.parameters))) if everything else recorder.general
+    for use in recorder.uses:
+        use.arguments = {name: value for name, value in use.arguments.items() if name != "weight"}
+    return Probe(size, recorder.uses, detached(outputs), general, operations.chosen or not watch)
+
+
+class _Operations(TorchDispatchMode):
+    """Every operation of a pass: which choose rows, and which use a parameter where no function mode sees it."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.chosen = False
+        self._recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _CHOOSING.search(func.overloadpacket.__name__):
+            self.chosen = True
+        if not self._recorder.inside:  # scripted code, an extension
+            index = self._recorder.index
+            given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+            self._recorder.general |= {index[id(leaf)] for leaf in given if id(leaf) in index}
+        return func(*args, **kwargs)
+
+
+# Names of operations, or parts of them, that choose rows by data or bring data into Python.
+_CHOOSING = re.compile(
+    "sort|topk|kthvalue|nonzero|masked_s|gather|scatter|take|index|unique|bincount|histc|bucketize|repeat_interleave|"
+    "segment|multinomial|randperm|pack_padded|nested|^_local_scalar_dense$|^equal$"
+)
+
+_PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[list[weakref.ref[Any]], Plan]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def find_plan(problem: Problem) -> Plan | None:
+    """The plan kept for this module and samples of this structure."""
+    kept = _PLANS.get(problem.module, {}).get(_structure(problem))
+    if kept is None:
+        return None
+    references, plan = kept
+    objects = _objects(problem.module)
+    same = len(references) == len(objects) and all(r() is o for r, o in zip(references, objects, strict=True))
+    return plan if same else None
+
+
+def keep_plan(problem: Problem, plan: Plan) -> None:
+    """Keep a plan as long as the module lives."""
+    plans = _PLANS.setdefault(problem.module, {})
+    structure = _structure(problem)
+    plans.pop(structure, None)
+    plans[structure] = ([weakref.ref(o) for o in _objects(problem.module)], plan)
+    while len(plans) > KEPT:
+        plans.pop(next(iter(plans)))
+
+
+def drop_plan(problem: Problem) -> None:
+    """Forget a plan that a pass did not follow."""
+    _PLANS.get(problem.module, {}).pop(_structure(problem), None)
+
+
+def _objects(module: nn.Module) -> Sequence[Any]:
+    return [*module.modules(), *module.parameters(), *module.buffers()]
+
+
+def _structure(problem: Problem) -> Any:
+    """What a plan depends on: of samples, parameters, modules, hooks and rules everything but values."""
+    leaves, spec = tree_flatten(problem.inputs)
+    module = problem.module
+    hooks = (
+        torch_module._global_forward_hooks,
+        torch_module._global_forward_pre_hooks,
+        torch_module._global_backward_hooks,
+        torch_module._global_backward_pre_hooks,
+    )
+    return (
+        str(spec),
+        tuple(_kind(leaf) if isinstance(leaf, Tensor) else (type(leaf), repr(leaf)) for leaf in leaves),
+        tuple((p.requires_grad, bool(p._backward_hooks), *_kind(p)) for p in module.parameters()),
+        tuple(_kind(buffer) for buffer in module.buffers()),
+        tuple(
+            (type(submodule), id(vars(submodule).get("forward")), *_hooks(submodule)) for submodule in module.modules()
+        ),
+        tuple(tuple(registered) for registered in hooks),
+        tuple((layer_type, id(rule)) for layer_type, rule in CUSTOM_RULES.items()),
+    )
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.device, tensor.layout
+
+
+def _hooks(module: nn.Module) -> tuple[Any, ...]:
+    return (
+        tuple(module._forward_hooks),
+        tuple(module._forward_pre_hooks),
+        tuple(module._backward_hooks),
+        tuple(module._backward_pre_hooks),
+    )
