@@ -6,6 +6,21 @@ import math
 from typing import Any
 
 
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer; `True` and `False` are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number; `True` and `False` are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether a value is a finite number; `True` and `False` are not."""
+    return is_number(value) and math.isfinite(value)
+
+
 def require_integer(name: str, value: Any, least: int, or_none: bool = False) -> None:
     """Refuse what is no integer of at least ``least``.
 
@@ -20,7 +35,7 @@ def require_integer(name: str, value: Any, least: int, or_none: bool = False) ->
     """
     if or_none and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_integer(value) or value < least:
         words = f"an integer of at least {least}{' or None' if or_none else ''}"
         raise ValueError(f"Expected argument `{name}` to be {words}, but got {value!r}.")
 
@@ -33,7 +48,7 @@ def require_positive(name: str, value: Any, or_none: bool = False) -> None:
     """
     if or_none and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if not is_number(value) or not 0 < value < math.inf:
         words = f"a positive number{' or None' if or_none else ''}"
         raise ValueError(f"Expected argument `{name}` to be {words}, but got {value!r}.")
 

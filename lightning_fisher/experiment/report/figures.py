@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from lightning_fisher.arguments import is_number
 from lightning_fisher.experiment.display import plot_style as style
 from lightning_fisher.experiment.records.option_names import option_name, value_name
 from lightning_fisher.experiment.records.quantities import METRICS, QUANTITIES
@@ -23,7 +24,7 @@ LOGARITHMIC = 8.0  # a positive quantity that spans more than this factor gets a
 
 def positions(values: Sequence[Any]) -> list[float]:
     """Where values stand on the x axis: numbers at their place, unless they grow by factors; the rest evenly."""
-    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+    if not all(is_number(v) for v in values):
         return list(map(float, range(len(values))))
     positive = [v for v in values if v > 0]
     decades = LOGARITHMIC if len(positive) == len(values) else 5 * LOGARITHMIC  # beside a zero
