@@ -1,9 +1,24 @@
-"""Refuse an argument of a metric that has the wrong type or is out of range."""
+"""Refuse an argument that has the wrong type or is out of range."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer; `True` and `False` are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number; `True` and `False` are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether a value is a finite number; `True` and `False` are not."""
+    return is_number(value) and math.isfinite(value)
 
 
 def require_integer(
@@ -30,7 +45,7 @@ def require_integer(
     """
     if or_none and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+    if not is_integer(value) or not least <= value <= most:
         words = words or f"an integer of at least {least}{' or None' if or_none else ''}"
         raise ValueError(f"Expected argument `{name}` to be {words}, but got {value!r}.")
 
@@ -48,8 +63,7 @@ def require_number(name: str, value: Any, least: float, most: float = math.inf, 
     Raises:
         ValueError: With the argument's name, what is allowed and the value received.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not least <= value <= most or math.isinf(value):
+    if not is_finite_number(value) or not least <= value <= most:
         words = words or f"a number from {least:g} to {most:g}"
         raise ValueError(f"Expected argument `{name}` to be {words}, but got {value!r}.")
 
@@ -62,7 +76,7 @@ def require_positive(name: str, value: Any, or_none: bool = False) -> None:
     """
     if or_none and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    if not is_finite_number(value) or value <= 0:
         words = f"a positive number{' or None' if or_none else ''}"
         raise ValueError(f"Expected argument `{name}` to be {words}, but got {value!r}.")
 
@@ -73,7 +87,7 @@ def require_non_negative(name: str, value: Any) -> None:
     Raises:
         ValueError: With the argument's name, what is allowed and the value received.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    if not is_finite_number(value) or value < 0:
         raise ValueError(f"Expected argument `{name}` to be a non-negative number, but got {value!r}.")
 
 

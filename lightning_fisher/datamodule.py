@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from lightning_fisher.arguments import require_integer
 from lightning_fisher.data import (
     AUGMENTATIONS,
     SOURCES,
@@ -104,10 +105,7 @@ class ImageDataModule(L.LightningDataModule):
             ("seed", seed, 0),
             ("num_workers", num_workers, 0),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(
-                    f"Expected argument `{argument}` to be an integer of at least {least}, but got {value!r}."
-                )
+            require_integer(argument, value, least)
         if (mean is None) != (std is None):
             raise ValueError(f"Expected `mean` and `std` to be both given or both null, but got {mean} and {std}.")
         if mean is None and name == "imagenet":

@@ -6,13 +6,13 @@ from contextlib import nullcontext
 from typing import Any, ClassVar, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice, require_integer, require_positive
 from lightning_fisher.functional.curvature.norms import frobenius_norm, spectral_radius
 from lightning_fisher.functional.evaluation.loss import LossFn
 from lightning_fisher.functional.evaluation.samples import num_samples
-from lightning_fisher.functional.fisher.log_determinant import RankPolicy, fisher_log_det
+from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, RankPolicy, fisher_log_det
 from lightning_fisher.functional.gram.matrix import BatchNorm
 from lightning_fisher.metrics.base import SubsetMetric
 
@@ -92,13 +92,21 @@ class GramMetric(SubsetMetric):
                 logit_norm=self.logit_norm,
                 rank_policy=self.rank_policy,
             )
-            norms = result.log_norms.exp()
-            gram = result.gram * norms * norms.unsqueeze(1)
-            self.add_subset(
-                log_det=result.log_det,
-                magnitude=result.magnitude,
-                direction=result.direction,
-                frobenius_norm=frobenius_norm(gram),
-                spectral_radius=spectral_radius(gram),
-                subset_size=size,
-            )
+            self.add_subset(**gram_quantities(result), subset_size=size)
+
+
+def gram_quantities(result: FisherLogDet) -> dict[str, Tensor]:
+    """Everything that one Gram matrix gives, as scalars by the names of `GramMetric`'s states.
+
+    Args:
+        result: Of the matrix's log-determinant, which holds the matrix too.
+    """
+    norms = result.log_norms.exp()
+    gram = result.gram * norms * norms.unsqueeze(1)
+    return {
+        "log_det": result.log_det,
+        "magnitude": result.magnitude,
+        "direction": result.direction,
+        "frobenius_norm": frobenius_norm(gram),
+        "spectral_radius": spectral_radius(gram),
+    }

@@ -22,7 +22,7 @@ from lightning_fisher.experiment.config.error_messages import explain
 from lightning_fisher.experiment.config.resolvers import register_resolvers
 from lightning_fisher.experiment.config.validation import check_config
 from lightning_fisher.experiment.training.build import Run, build
-from lightning_fisher.experiment.training.preflight import check_run, load_data
+from lightning_fisher.experiment.training.preflight import check_run, load_training_data
 
 
 @functools.cache
@@ -57,7 +57,7 @@ def refusal(overrides: list[str], folder: Path) -> str | None:
     """
     try:
         cfg, run = built(overrides, folder)
-        load_data(run, cfg)
+        load_training_data(run, cfg)
         check_run(run)
     except Exception as error:
         known = [] if isinstance(error, ConfigError) else known_options(overrides)

@@ -64,7 +64,7 @@ def test_interrupted_and_continued(name: str, whole: Path, tmp_path: Path) -> No
     assert_same(run, whole)
 
 
-@pytest.mark.parametrize("point", ["lightning_fisher.experiment.training.train:load_data", STEP])
+@pytest.mark.parametrize("point", ["lightning_fisher.experiment.training.train:load_training_data", STEP])
 def test_interrupted_before_the_first_checkpoint(point: str, tmp_path: Path) -> None:
     """It does not promise a checkpoint; where nothing was written, no folder is left."""
     run = tmp_path / "run"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_fisher.arguments import is_finite_number, is_integer
 from lightning_fisher.experiment.config.error_messages import listing
 
 LARGEST_SEED = 2**32 - 1  # numpy's
@@ -21,20 +21,10 @@ class Allowed:
     words: str
 
 
-def is_int(value: Any) -> bool:
-    """Whether a value is an integer; true and false are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def at_least(low: int, or_null: bool = False) -> Allowed:
     """An integer with a lower bound."""
     words = f"an integer of at least {low}" + (" or null" if or_null else "")
-    return Allowed(lambda v: (or_null and v is None) or (is_int(v) and v >= low), words)
+    return Allowed(lambda v: (or_null and v is None) or (is_integer(v) and v >= low), words)
 
 
 def one_of(*choices: Any) -> Allowed:
@@ -45,10 +35,10 @@ def one_of(*choices: Any) -> Allowed:
 
 def number(test: Callable[[float], bool], words: str) -> Allowed:
     """A number with a bound."""
-    return Allowed(lambda v: is_number(v) and test(v), words)
+    return Allowed(lambda v: is_finite_number(v) and test(v), words)
 
 
-SEED = Allowed(lambda v: is_int(v) and 0 <= v <= LARGEST_SEED, f"an integer of at least 0, at most {LARGEST_SEED}")
+SEED = Allowed(lambda v: is_integer(v) and 0 <= v <= LARGEST_SEED, f"an integer of at least 0, at most {LARGEST_SEED}")
 
 
 def or_null(allowed: Allowed) -> Allowed:
@@ -57,26 +47,18 @@ def or_null(allowed: Allowed) -> Allowed:
 
 
 def _numbers(value: Any, test: Callable[[float], bool] = lambda v: True) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(is_number(v) and test(v) for v in value)
+    return isinstance(value, list) and len(value) > 0 and all(is_finite_number(v) and test(v) for v in value)
 
 
 def _size(value: Any) -> bool:
     sizes = value if isinstance(value, list) and len(value) == 2 else [value]
-    return all(is_int(v) and v >= 1 for v in sizes)
+    return all(is_integer(v) and v >= 1 for v in sizes)
 
 
 def _part(low: int) -> Allowed:
     """Of an epoch."""
-    test = lambda v: (is_int(v) and v >= low) or (isinstance(v, float) and (low == 0 or v > 0) and 0 <= v <= 1)  # noqa: E731
+    test = lambda v: (is_integer(v) and v >= low) or (isinstance(v, float) and (low == 0 or v > 0) and 0 <= v <= 1)  # noqa: E731
     return Allowed(test, f"a fraction of at most 1.0{', not 0,' if low else ''} or an integer of at least {low}")
-
-
-def _devices(value: Any) -> bool:
-    if isinstance(value, str):
-        return value == "auto" or value.isdigit()
-    return (is_int(value) and (value >= 1 or value == -1)) or (
-        isinstance(value, list) and len(value) > 0 and all(is_int(v) and v >= 0 for v in value)
-    )
 
 
 def _milestones(value: Any) -> bool:
@@ -87,8 +69,6 @@ def _name(value: Any) -> bool:
     """Of a folder, and not one above."""
     return isinstance(value, str) and re.fullmatch(r"\w[\w.+-]*", value) is not None
 
-
-PRECISIONS = ("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed", 16, 32, 64, "bf16")
 
 RULES: dict[str, Allowed] = {
     "seed": SEED,
@@ -126,16 +106,17 @@ RULES: dict[str, Allowed] = {
     "data.label_noise": number(lambda v: 0 <= v <= 1, "a number from 0 to 1"),
     "data.num_workers": at_least(0),
     "data.path": or_null(Allowed(lambda v: isinstance(v, str), "a text")),
+    # Of the trainer only what it accepts in silence and fails on later: it judges the rest itself.
     "trainer.max_epochs": at_least(1),
     "trainer.max_steps": Allowed(
-        lambda v: is_int(v) and (v >= 1 or v == -1), "an integer of at least 1, or -1 (no limit)"
+        lambda v: is_integer(v) and (v >= 1 or v == -1), "an integer of at least 1, or -1 (no limit)"
     ),
     "trainer.accumulate_grad_batches": at_least(1),
     "trainer.check_val_every_n_epoch": at_least(1),
-    "trainer.accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
-    "trainer.devices": Allowed(_devices, "an integer of at least 1, a list of device numbers, auto, or -1 for all"),
-    "trainer.precision": one_of(*PRECISIONS),
-    "trainer.gradient_clip_val": Allowed(lambda v: v is None or (is_number(v) and v >= 0), "a number >= 0 or null"),
+    "trainer.devices": Allowed(
+        lambda v: not isinstance(v, bool), "an integer of at least 1, a list of device numbers, auto, or -1 for all"
+    ),
+    "trainer.gradient_clip_val": or_null(number(lambda v: v >= 0, "a number >= 0")),
     "trainer.limit_train_batches": _part(1),
     "trainer.limit_val_batches": _part(0),
     "trainer.limit_test_batches": _part(1),

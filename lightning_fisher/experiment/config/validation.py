@@ -7,10 +7,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_fisher.arguments import is_finite_number, is_integer
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.compose import config_groups, defaults, flatten, parents
 from lightning_fisher.experiment.config.config_hash import flat_config
-from lightning_fisher.experiment.config.constraints import RULES, is_int, is_number
+from lightning_fisher.experiment.config.constraints import RULES
 from lightning_fisher.experiment.config.error_messages import did_you_mean
 
 # Nodes that take no further options; those of a class are checked by its constructor.
@@ -28,6 +29,7 @@ TYPE_WORDS = {
     list: "a list",
     dict: "a node",
 }
+JUDGED = ("trainer.",)  # by its constructor: of which types, too
 SEVERAL_TYPES = ("reg.start",)  # their own constructors check them
 TOLD = ("reg.", "data.name", "data.augmentation")  # their constructors list what they may be instead of null
 
@@ -36,9 +38,9 @@ def _has_type_of(value: Any, default: Any) -> bool:
     if isinstance(default, bool):
         return isinstance(value, bool)
     if isinstance(default, int):
-        return is_int(value)
+        return is_integer(value)
     if isinstance(default, float):
-        return is_number(value)
+        return is_finite_number(value)
     return isinstance(value, type(default))
 
 
@@ -82,6 +84,8 @@ def check_config(cfg: DictConfig, overrides: list[str]) -> None:
         referring = isinstance(raw.get(key), str) and "${" in raw[key] and raw[key] == usual_raw[key]
         if key in RULES or key not in values or default is None or value == default or referring:
             continue  # what it refers to is checked under its own name
+        if key.startswith(JUDGED) and not isinstance(default, bool):
+            continue
         allowed = TYPE_WORDS.get(type(default), type(default).__name__)
         if value is None and not key.startswith((*FOREIGN, *TOLD)):
             raise refuse(key, allowed, value)
@@ -139,7 +143,7 @@ def _check_sub_batches(cfg: DictConfig) -> None:
     """Every sub-batch needs a sample, in one process: M at most the batch size."""
     parts = OmegaConf.select(cfg, "reg.num_sub_batches")
     batch = OmegaConf.select(cfg, "data.batch_size")
-    if is_int(parts) and is_int(batch) and parts > batch:
+    if is_integer(parts) and is_integer(batch) and parts > batch:
         raise refuse("reg.num_sub_batches", f"at most data.batch_size={batch}", parts)
 
 
@@ -175,7 +179,7 @@ def check_epoch(cfg: DictConfig, sizes: dict[str, int], world_size: int) -> None
         raise refuse("data.train_size", "at least 2: batch-norm has no statistics of one image", images)
     parts = OmegaConf.select(cfg, "reg.num_sub_batches")
     largest = min(cfg.data.batch_size, math.ceil(images / world_size))
-    if OmegaConf.select(cfg, "reg._target_") and is_int(parts) and parts // world_size > largest:
+    if OmegaConf.select(cfg, "reg._target_") and is_integer(parts) and parts // world_size > largest:
         raise refuse("reg.num_sub_batches", f"at most {largest * world_size}, the images of a batch", parts)
     for name, size in sizes.items():
         limit = OmegaConf.select(cfg, f"trainer.limit_{name}_batches")

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
 
 from lightning_fisher.exceptions import ConfigError
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
 
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"  # the folder of them
@@ -112,22 +104,16 @@ def lock(folder: Path, patience: float = 5.0) -> Iterator[None]:
     Raises:
         ConfigError: if another process holds the folder.
     """
-    if fcntl is None:  # Windows: no lock
-        yield
-        return
-    path = folder / LOCK
-    file = open(path, "w")  # noqa: SIM115
+    from filelock import FileLock, Timeout
+
+    held = FileLock(folder / LOCK)
     try:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise ConfigError(f"Another process is training in {folder}: wait for it, or end it.") from None
-                time.sleep(0.2)
+        held.acquire(timeout=patience, poll_interval=0.2)
+    except Timeout:
+        raise ConfigError(f"Another process is training in {folder}: wait for it, or end it.") from None
+    try:
         yield
     finally:
-        file.close()
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # before it is let go, so that a process which waits for it does not get a file gone
+            (folder / LOCK).unlink()
+        held.release()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,20 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from lightning_fisher.arguments import is_number
 from lightning_fisher.experiment.display import plot_style as style
-from lightning_fisher.experiment.report.rank_table import correlations
+from lightning_fisher.experiment.records.option_names import option_name, value_name
+from lightning_fisher.experiment.records.quantities import METRICS, QUANTITIES
+from lightning_fisher.experiment.report.rank_table import Correlation, all_correlations
 from lightning_fisher.experiment.report.rows import Row, grouped, numbers, spread
 
-PANELS = {
-    "gamma": r"$\hat\gamma$ (nats)",
-    "gamma_magnitude": r"$\hat\gamma$, magnitude part (nats)",
-    "gamma_direction": r"$\hat\gamma$, direction part (nats)",
-    "robustness": "robustness",
-    "frobenius_norm": "Frobenius norm",
-    "spectral_radius": "spectral radius",
-}
 COLUMNS = 3  # γ̂ and its parts above, what it is compared with below
 LOGARITHMIC = 8.0  # a positive quantity that spans more than this factor gets a logarithmic axis
 
 
 def positions(values: Sequence[Any]) -> list[float]:
     """Where values stand on the x axis: numbers at their place, unless they grow by factors; the rest evenly."""
-    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+    if not all(is_number(v) for v in values):
         return list(map(float, range(len(values))))
     positive = [v for v in values if v > 0]
     decades = LOGARITHMIC if len(positive) == len(values) else 5 * LOGARITHMIC  # beside a zero
@@ -65,11 +60,11 @@ def scale(axis: Axes, values: Sequence[float]) -> None:
         axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def x_axis(axis: Axes, values: Sequence[Any], label: str) -> list[float]:
+def x_axis(axis: Axes, x: str, values: Sequence[Any], label: str = "") -> list[float]:
     """Set up the x axis of varied values and return their places."""
     places = positions(values)
-    axis.set_xticks(places, [f"{v:g}" if isinstance(v, float) else str(v) for v in values])
-    axis.set_xlabel(label)
+    axis.set_xticks(places, [f"{v:g}" if isinstance(v, float) else value_name(x, v) for v in values])
+    axis.set_xlabel(label or option_name(x))
     return places
 
 
@@ -86,21 +81,21 @@ def plot_scenario(
         wanted: order of the values.
     """
     groups = {group[0]: members for group, members in grouped(rows, [x], wanted).items()}
-    panels = [key for key in PANELS if numbers(rows, key)]
+    panels = [key for key in METRICS if numbers(rows, key)]
     n = sorted({len(members) for members in groups.values()})
     logarithmic = False
     with matplotlib.rc_context(style.RC):
         figure, axes = style.grid(len(panels), COLUMNS)
         for axis, key in zip(axes, panels, strict=True):
             scale(axis, numbers(rows, key))
-            places = x_axis(axis, list(groups), label or x)
+            places = x_axis(axis, x, list(groups), label)
             left = band(axis, places, [numbers(members, key) for members in groups.values()], 0, "metric")
-            axis.set_ylabel(PANELS[key], color=style.BLUE)
+            axis.set_ylabel(QUANTITIES[key].axis, color=style.BLUE)
             right = axis.twinx()
             right.spines["right"].set_visible(True)
             right.grid(False)
             error = band(right, places, [numbers(m, "test_error") for m in groups.values()], 1, "test error")
-            right.set_ylabel("test error (%)", color=style.VERMILION)
+            right.set_ylabel(QUANTITIES["test_error"].axis, color=style.VERMILION)
             if axis.get_yscale() == "log":
                 logarithmic = True
         note = "; of the logarithm on a logarithmic axis" if logarithmic else ""
@@ -116,11 +111,26 @@ def plot_scenario(
 
 
 def plot_ranking(
-    rows: Sequence[Row], x: str | None, path: Path, label: str = "", wanted: Sequence[Any] | None = None
+    rows: Sequence[Row],
+    x: str | None,
+    path: Path,
+    label: str = "",
+    wanted: Sequence[Any] | None = None,
+    found: Mapping[str, Sequence[Correlation]] | None = None,
 ) -> Path:
-    """Plot every run: test error against each metric, the varied value (if any) by color and marker, tau as title."""
+    """Plot every run: test error against each metric, the varied value (if any) by color and marker, tau as title.
+
+    Args:
+        rows: the runs.
+        x: the varied option, None without one.
+        path: of the PNG.
+        label: of the varied option.
+        wanted: order of its values.
+        found: the rank correlations, as `all_correlations` gives them; None computes them.
+    """
+    found = all_correlations(rows) if found is None else found
     groups = {group[0]: members for group, members in grouped(rows, [x], wanted).items()} if x else {"": list(rows)}
-    panels = [key for key in PANELS if numbers(rows, key)]
+    panels = [key for key in METRICS if numbers(rows, key)]
     with matplotlib.rc_context(style.RC):
         figure, axes = style.grid(len(panels), COLUMNS)
         for axis, key in zip(axes, panels, strict=True):
@@ -131,15 +141,23 @@ def plot_ranking(
                 color, marker, _ = style.SERIES[look % len(style.SERIES)]
                 points = [(m[key], m["test_error"]) for m in members if m.get(key) is not None]
                 x_values, y_values = zip(*points, strict=True)
-                axis.scatter(x_values, y_values, color=color, marker=marker, s=22, label=str(name), linewidths=0)
-            axis.set(xlabel=PANELS[key], ylabel="test error (%)")
-            found = correlations(rows, key)
-            if found:
-                tau = found[0]
+                axis.scatter(
+                    x_values, y_values, color=color, marker=marker, s=22, label=value_name(x or "", name), linewidths=0
+                )
+            axis.set(xlabel=QUANTITIES[key].axis, ylabel=QUANTITIES["test_error"].axis)
+            if key in found:
+                tau = found[key][0]
                 axis.set_title(rf"Kendall $\tau$ = {tau.statistic:.2f} [{tau.low:.2f}, {tau.high:.2f}]")
         handles, names = axes[0].get_legend_handles_labels()
         if x:
-            figure.legend(handles, names, title=label or x, loc="outside lower center", ncols=len(names), frameon=False)
+            figure.legend(
+                handles,
+                names,
+                title=label or option_name(x),
+                loc="outside lower center",
+                ncols=len(names),
+                frameon=False,
+            )
         return style.save(figure, path)
 
 
@@ -148,7 +166,7 @@ def plot_lines(
     x: str,
     path: Path,
     *,
-    quantities: dict[str, str],
+    quantities: Sequence[str],
     by: str | None = None,
     label: str = "",
     wanted: Sequence[Any] | None = None,
@@ -159,7 +177,7 @@ def plot_lines(
         rows: the runs.
         x: the varied option.
         path: of the PNG.
-        quantities: the quantities and the labels of their axes.
+        quantities: their keys in rows.
         by: the option that makes the lines; None for one line.
         label: of the x axis.
         wanted: order of the values of x.
@@ -170,12 +188,12 @@ def plot_lines(
     with matplotlib.rc_context(style.RC):
         figure, axes = style.grid(len(panels))
         for axis, key in zip(axes, panels, strict=True):
-            scale(axis, numbers(rows, key) if "%" not in quantities[key] else [])
-            places = x_axis(axis, values, label or x)
+            scale(axis, numbers(rows, key) if QUANTITIES[key].unit != "%" else [])
+            places = x_axis(axis, x, values, label)
             for look, (name, members) in enumerate(lines.items()):
                 at = [numbers([m for m in members if grouped([m], [x]).keys() == {(v,)}], key) for v in values]
-                band(axis, places, at, look % len(style.SERIES), str(name[0]))
-            axis.set_ylabel(quantities[key])
+                band(axis, places, at, look % len(style.SERIES), value_name(by or "", name[0]))
+            axis.set_ylabel(QUANTITIES[key].axis)
         handles, names = axes[0].get_legend_handles_labels()
         if by:
             figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)

@@ -8,18 +8,19 @@ from pathlib import Path
 import matplotlib
 
 from lightning_fisher.experiment.display import plot_style as style
+from lightning_fisher.experiment.records.option_names import value_name
+from lightning_fisher.experiment.records.quantities import QUANTITIES
 from lightning_fisher.experiment.report.rows import Row, grouped, numbers, spread
 
 GAP = 0.32  # between the methods of a network, of the distance between networks
 
 
-def plot_pairs(rows: Sequence[Row], key: str, label: str, path: Path) -> Path:
+def plot_pairs(rows: Sequence[Row], key: str, path: Path) -> Path:
     """Plot a quantity for every network and method: the runs as dots, mean ± std beside them.
 
     Args:
         rows: the runs.
         key: the quantity.
-        label: of its axis.
         path: of the PNG.
     """
     nets = grouped(rows, ["data", "model"])
@@ -44,12 +45,12 @@ def plot_pairs(rows: Sequence[Row], key: str, label: str, path: Path) -> Path:
                     marker=marker,
                     capsize=3,
                     linestyle="none",
-                    label=None if named else str(method),
+                    label=None if named else value_name("reg", method),
                 )
                 named = True
         axis.set_xticks(range(len(nets)), [f"{model}\n{data}" for data, model in nets])
         axis.set_xlim(-0.6, len(nets) - 0.4)
         axis.grid(False, axis="x")
-        axis.set_ylabel(label)
+        axis.set_ylabel(QUANTITIES[key].axis)
         figure.legend(loc="outside lower center", ncols=len(methods), frameon=False)
         return style.save(figure, path)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lightning_fisher.experiment.records.option_names import in_words, option_name
+from lightning_fisher.experiment.records.quantities import QUANTITIES
 from lightning_fisher.experiment.report.paired_difference import mean_difference
 from lightning_fisher.experiment.report.rows import Row, grouped
-from lightning_fisher.experiment.report.tables import MISSING, markdown
+from lightning_fisher.experiment.report.tables import MISSING, markdown, named_values
 
-QUANTITIES = (
-    ("test_error", "test error (points)", "{:+.2f}"),
-    ("train_error", "train error (points)", "{:+.2f}"),
-    ("gamma", "γ̂ (nats)", "{:+.1f}"),
-    ("gamma_direction", "its direction part", "{:+.1f}"),
-)
+COMPARED = ("test_error", "train_error", "gamma", "gamma_direction")
 
 
 def methods(keys: Sequence[str]) -> list[str]:
@@ -33,21 +30,23 @@ def differences_table(rows: Sequence[Row], keys: Sequence[str]) -> str:
     rest = [key for key in keys if key not in by]
     if not by:
         return ""
-    shown = [quantity for quantity in QUANTITIES if any(row.get(quantity[0]) is not None for row in rows)]
+    shown = [QUANTITIES[key] for key in COMPARED if any(row.get(key) is not None for row in rows)]
     lines = []
     for setting, members in grouped(rows, rest).items():
         groups = list(grouped(members, by).items())
         for method, runs in groups[1:]:
-            found = [_pairs(runs, groups[0][1], key) for key, *_ in shown]
+            found = [_pairs(runs, groups[0][1], quantity.key) for quantity in shown]
             if found and found[0]:
-                cells = [_cell(d, form) for d, (_, _, form) in zip(found, shown, strict=True)]
+                cells = [_cell(d, quantity.signed) for d, quantity in zip(found, shown, strict=True)]
                 first = mean_difference(found[0])
                 lower = f"{first.lower} of {first.n}"
-                lines.append([*map(str, setting), *map(str, method), str(first.n), cells[0], lower, *cells[1:]])
-        baseline = ", ".join(f"{key} = {v}" for key, v in zip(by, groups[0][0], strict=True))
+                names = [*named_values(rest, setting), *named_values(by, method)]
+                lines.append([*names, str(first.n), cells[0], lower, *cells[1:]])
+        baseline = ", ".join(in_words(key, v) for key, v in zip(by, groups[0][0], strict=True))
     if not lines:
         return ""
-    headings = [*rest, *by, "pairs", shown[0][1], "lower", *(name for _, name, _ in shown[1:])]
+    names = [option_name(key) for key in (*rest, *by)]
+    headings = [*names, "pairs", shown[0].difference, "lower", *(quantity.difference for quantity in shown[1:])]
     return f"Baseline: {baseline}.\n\n" + markdown(headings, lines)
 
 

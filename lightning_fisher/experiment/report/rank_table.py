@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
+from lightning_fisher.experiment.records.quantities import HESSIAN_METRICS, METRICS, QUANTITIES
 from lightning_fisher.experiment.report.rows import Row, value
 from lightning_fisher.experiment.report.tables import MISSING, markdown
 from lightning_fisher.functional.ranking import bootstrap_interval, kendall_tau, spearman_rho
 
 LEVEL = 0.95
-METRICS = {
-    "gamma": "γ̂ (ours)",
-    "gamma_magnitude": "γ̂, magnitude part",
-    "gamma_direction": "γ̂, direction part",
-    "robustness": "robustness",
-    "frobenius_norm": "Frobenius norm",
-    "spectral_radius": "spectral radius",
-    "hessian_frobenius_norm": "Frobenius norm of the Hessian",
-    "hessian_spectral_radius": "spectral radius of the Hessian",
-    "train_loss": "training loss",
-}
+RANKED = (*METRICS, *HESSIAN_METRICS, "train_loss")
 
 
 class Correlation(NamedTuple):
@@ -58,18 +49,23 @@ def correlations(rows: Sequence[Row], metric: str, against: str = "test_error") 
     return found
 
 
-def ranking_table(rows: Sequence[Row]) -> str:
-    """Tabulate the rank correlations of all measured metrics with the test error; empty with too few runs."""
+def all_correlations(rows: Sequence[Row]) -> dict[str, list[Correlation]]:
+    """The rank correlations of all measured metrics with the test error; those of too few runs are left out."""
+    found = {key: correlations(rows, key) for key in RANKED}
+    return {key: both for key, both in found.items() if both}
+
+
+def ranking_table(found: Mapping[str, Sequence[Correlation]]) -> str:
+    """Tabulate the rank correlations of metrics with the test error.
+
+    Args:
+        found: as `all_correlations` gives them.
+    """
     lines = []
-    for key, name in METRICS.items():
-        found = correlations(rows, key)
-        if found:
-            cells = [
-                f"{c.statistic:.2f} [{c.low:.2f}, {c.high:.2f}]" if c.statistic == c.statistic else MISSING
-                for c in found
-            ]
-            lines.append([name, *cells, str(found[0].n)])
-    if not lines:
-        return ""
+    for key, both in found.items():
+        cells = [
+            f"{c.statistic:.2f} [{c.low:.2f}, {c.high:.2f}]" if c.statistic == c.statistic else MISSING for c in both
+        ]
+        lines.append([QUANTITIES[key].name, *cells, str(both[0].n)])
     percent = f"{100 * LEVEL:.0f} %"
     return markdown(["metric", f"Kendall τ [{percent}]", f"Spearman ρ [{percent}]", "runs"], lines)

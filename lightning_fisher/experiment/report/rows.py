@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_fisher.arguments import is_number
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.error_messages import did_you_mean
 from lightning_fisher.experiment.records.result import before, find_rows, read_row
@@ -47,7 +48,7 @@ def value(row: Row, key: str) -> Any:
 def numbers(rows: Sequence[Row], key: str) -> list[float]:
     """The values of a metric over rows, those that lack it left out."""
     found = (value(row, key) for row in rows)
-    return [float(v) for v in found if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    return [float(v) for v in found if is_number(v)]
 
 
 def varied(rows: Sequence[Row]) -> list[str]:
@@ -66,7 +67,7 @@ def order(values: Sequence[Any], wanted: Sequence[Any] | None = None) -> list[An
     if wanted:
         known = [v for v in wanted if v in distinct]
         return known + [v for v in distinct if v not in known]
-    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in distinct):
+    if all(is_number(v) for v in distinct):
         return sorted(distinct)
     return sorted(distinct, key=lambda v: v not in ("none", None))
 

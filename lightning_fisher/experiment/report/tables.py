@@ -6,21 +6,22 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lightning_fisher.experiment.records.option_names import option_name, value_name
+from lightning_fisher.experiment.records.quantities import QUANTITIES
 from lightning_fisher.experiment.report.paper_values import STEP_MS, TABLE_1, TABLE_2, TABLE_3, Pair, Reported
 from lightning_fisher.experiment.report.rows import Row, Spread, grouped, numbers, spread
 
-# key, heading, format of a value
 COLUMNS = (
-    ("test_error", "test error (%)", "{:.2f}"),
-    ("train_error", "train error (%)", "{:.2f}"),
-    ("val_error", "validation error (%)", "{:.2f}"),
-    ("train_loss", "train loss", "{:.3g}"),
-    ("gamma", "γ̂", "{:.1f}"),
-    ("robustness", "robustness", "{:.3g}"),
-    ("frobenius_norm", "Frobenius norm", "{:.3g}"),
-    ("spectral_radius", "spectral radius", "{:.3g}"),
-    ("epochs", "epochs", "{:.0f}"),
-    ("fit_seconds", "fit (s)", "{:.0f}"),
+    "test_error",
+    "train_error",
+    "val_error",
+    "train_loss",
+    "gamma",
+    "robustness",
+    "frobenius_norm",
+    "spectral_radius",
+    "epochs",
+    "fit_seconds",
 )
 MISSING = "–"
 
@@ -57,13 +58,18 @@ def stops(rows: Sequence[Row]) -> str:
 
 def summary(rows: Sequence[Row], keys: Sequence[str], wanted: Sequence[Any] | None = None) -> str:
     """Tabulate every measured value by the varied options."""
-    shown = [column for column in COLUMNS if numbers(rows, column[0])]
-    headings = [*keys, "n", *(heading for _, heading, _ in shown), "stopped by"]
+    shown = [QUANTITIES[key] for key in COLUMNS if numbers(rows, key)]
+    headings = [*map(option_name, keys), "n", *(quantity.heading for quantity in shown), "stopped by"]
     lines = [
-        [*map(str, group), str(len(members)), *(cell(members, key, form) for key, _, form in shown), stops(members)]
+        [*named_values(keys, group), str(len(members)), *(cell(members, q.key, q.form) for q in shown), stops(members)]
         for group, members in grouped(rows, keys, wanted).items()
     ]
     return markdown(headings, lines)
+
+
+def named_values(keys: Sequence[str], values: Sequence[Any]) -> list[str]:
+    """The values of options in words."""
+    return [value_name(key, value) for key, value in zip(keys, values, strict=True)]
 
 
 def _by_reg(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -86,7 +92,7 @@ def table_1(rows: Sequence[Row]) -> str:
         by_reg = _by_reg(members)
         ours = [cell(by_reg.get(reg, []), "test_error") for reg in ("none", "fisher")]
         lines.append([str(data), str(model), _counts(members), *ours, *_paper(TABLE_1.get((str(data), str(model))))])
-    headings = ["data", "model", "n", "test error (%)", "+ regularizer", "paper", "paper + regularizer"]
+    headings = ["data", "model", "n", QUANTITIES["test_error"].heading, "+ regularizer", "paper", "paper + regularizer"]
     return markdown(headings, lines)
 
 
@@ -119,7 +125,9 @@ def table_3(rows: Sequence[Row]) -> str:
         by_reg = _by_reg(members)
         ours = [cell(by_reg.get(reg, []), "gamma", "{:.1f}") for reg in ("none", "fisher")]
         lines.append([str(model), _counts(members), *ours, *_paper(TABLE_3.get(str(model)), "{:.1f}")])
-    return markdown(["model", "n", "γ̂", "+ regularizer", "paper (CIFAR-10)", "paper + regularizer"], lines)
+    return markdown(
+        ["model", "n", QUANTITIES["gamma"].heading, "+ regularizer", "paper (CIFAR-10)", "paper + regularizer"], lines
+    )
 
 
 def step_cost(rows: Sequence[Row]) -> str:
@@ -152,7 +160,10 @@ def select_beta(rows: Sequence[Row]) -> str:
         ]
         for group, members in groups.items()
     ]
-    return markdown(["beta", "n", "validation error (%)", "test error (%)", "γ̂"], lines)
+    return markdown(
+        [option_name("reg.beta"), "n", *(QUANTITIES[key].heading for key in ("val_error", "test_error", "gamma"))],
+        lines,
+    )
 
 
 TABLES: dict[str, Callable[[Sequence[Row]], str]] = {

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lightning_fisher.experiment.display import plot_style as style
 from lightning_fisher.experiment.records.curve import read_history
+from lightning_fisher.experiment.records.quantities import QUANTITIES
 from lightning_fisher.experiment.records.run_folders import FIGURE
 
 Records = Sequence[dict[str, float]]
@@ -48,24 +49,25 @@ def _gamma(axis: Axes, records: Records) -> None:
     if len(std) == len(mean):
         low, high = [m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)]
         axis.fill_between(x, low, high, color=style.GREEN, alpha=0.2, linewidth=0)
-    axis.set(ylabel=r"$\hat\gamma$ (nats, lower is better)", title="Metric: mean and std over the subsets")
+    gamma = QUANTITIES["gamma"]
+    axis.set(ylabel=gamma.axis, title=f"Metric: mean and std over the subsets; {gamma.better}")
 
 
 def _rate(axis: Axes, records: Records) -> None:
     color, _, _ = style.SERIES[3]
     x, y = _series(records, "lr")
     axis.step(x, y, where="mid", color=color)
-    axis.set(yscale="log", ylabel="learning rate", title="Learning rate")
+    axis.set(yscale="log", ylabel=QUANTITIES["lr"].axis, title="Learning rate")
 
 
 def _penalty(axis: Axes, records: Records) -> None:
     _line(axis, records, "fisher/penalty", 4)
-    axis.set(yscale="log", ylabel=r"$R_\alpha$ (nats)", title="Penalty")
+    axis.set(yscale="log", ylabel=QUANTITIES["fisher/penalty"].axis, title="Penalty")
 
 
 def _cosine(axis: Axes, records: Records) -> None:
     _line(axis, records, "fisher/grad_cosine", 5)
-    axis.set(ylabel="mean pairwise cosine", title="Gradients of the sub-batches")
+    axis.set(ylabel=QUANTITIES["fisher/grad_cosine"].axis, title="Gradients of the sub-batches")
 
 
 def _switch(records: Records) -> float | None:

@@ -18,13 +18,13 @@ from lightning_fisher.experiment.report.figures import plot_lines, plot_ranking,
 from lightning_fisher.experiment.report.group_figure import plot_groups
 from lightning_fisher.experiment.report.pair_figure import plot_pairs
 from lightning_fisher.experiment.report.paired_table import differences_table
-from lightning_fisher.experiment.report.rank_table import ranking_table
+from lightning_fisher.experiment.report.rank_table import all_correlations, ranking_table
 from lightning_fisher.experiment.report.rows import Row, grouped, load_rows, numbers, require_known, varied
 from lightning_fisher.experiment.report.tables import TABLES, summary
 
 MOST_COLORS = 6  # of a figure: more values of an option are not told apart
 KINDS = ("scenario", "groups", "ranking", *TABLES)
-QUANTITIES = {"test_error": "test error (%)", "gamma": r"$\hat\gamma$ (nats)"}
+MAIN = ("test_error", "gamma")  # the quantities of figures that show no other
 
 
 @dataclass
@@ -77,32 +77,34 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any]) -> Report:
     made.parts.append(("All runs, mean ± standard deviation", summary(rows, form["keys"], wanted)))
     if differences := differences_table(rows, form["keys"]):
         made.parts.append(("Paired differences from the baseline, mean [95 % t interval] over seeds", differences))
-    if kind in ("scenario", "ranking", "groups") and (ranking := ranking_table(rows)):
-        made.parts.append(("Rank correlation with the test error over runs, 95 % bootstrap intervals", ranking))
+    ranking = all_correlations(rows) if kind in ("scenario", "ranking", "groups") else {}
+    if ranking:
+        heading = "Rank correlation with the test error over runs, 95 % bootstrap intervals"
+        made.parts.append((heading, ranking_table(ranking)))
     made.parts.append(("Made by", provenance(rows)))
     if kind == "scenario" and x is not None:
         made.figures.append(plot_scenario(rows, x, folder / "metrics.png", label, wanted))
-        made.figures.append(plot_ranking(rows, x, folder / "ranking.png", label, wanted))
+        made.figures.append(plot_ranking(rows, x, folder / "ranking.png", label, wanted, ranking))
     elif kind == "ranking":
         several = x if x is not None and len(grouped(rows, [x])) <= MOST_COLORS else None
-        made.figures.append(plot_ranking(rows, several, folder / "ranking.png", label, wanted))
+        made.figures.append(plot_ranking(rows, several, folder / "ranking.png", label, wanted, ranking))
     elif kind == "select_beta":
-        quantities = {"val_error": "validation error (%)", **QUANTITIES}
+        quantities = ("val_error", *MAIN)
         made.figures.append(plot_lines(rows, "reg.beta", folder / "beta.png", quantities=quantities, label=label))
     elif kind in ("table1", "table2"):
-        made.figures.append(plot_pairs(rows, "test_error", "test error (%)", folder / "test_error.png"))
+        made.figures.append(plot_pairs(rows, "test_error", folder / "test_error.png"))
     elif kind == "table3":
-        made.figures.append(plot_pairs(rows, "gamma", QUANTITIES["gamma"], folder / "gamma.png"))
+        made.figures.append(plot_pairs(rows, "gamma", folder / "gamma.png"))
     elif kind == "step_cost":
         pass  # a table of a few numbers
     elif x is not None and set(form["keys"]) - {x, by}:  # a line would be of runs that differ in something else
-        made.figures.append(plot_groups(rows, form["keys"], folder / "groups.png", quantities=QUANTITIES))
+        made.figures.append(plot_groups(rows, form["keys"], folder / "groups.png", quantities=MAIN))
     elif x is not None and x != by:
         made.figures.append(
-            plot_lines(rows, x, folder / "lines.png", quantities=QUANTITIES, by=by, label=label, wanted=wanted)
+            plot_lines(rows, x, folder / "lines.png", quantities=MAIN, by=by, label=label, wanted=wanted)
         )
     elif by == "reg" or x == "reg":
-        made.figures.append(plot_pairs(rows, "test_error", "test error (%)", folder / "test_error.png"))
+        made.figures.append(plot_pairs(rows, "test_error", folder / "test_error.png"))
     return made
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_fisher.experiment.records.quantities import HESSIAN_METRICS, METRICS, QUANTITIES, Quantity
 from lightning_fisher.experiment.report.rows import Spread
 from lightning_fisher.experiment.scoring.gradient_influence import Influence
 from lightning_fisher.experiment.scoring.network import Subject
@@ -15,17 +16,6 @@ from lightning_fisher.experiment.scoring.subset_metrics import Evaluation, Subse
 
 DATA_NAME = "card.json"
 FORMAT = 1
-# key, heading, format
-QUANTITIES = (
-    ("gamma", "γ̂ (nats)", "{:.2f}"),
-    ("gamma_magnitude", "γ̂, magnitude part", "{:.2f}"),
-    ("gamma_direction", "γ̂, direction part", "{:.2f}"),
-    ("robustness", "robustness", "{:.4g}"),
-    ("frobenius_norm", "Frobenius norm", "{:.4g}"),
-    ("spectral_radius", "spectral radius", "{:.4g}"),
-    ("hessian_frobenius_norm", "Frobenius norm of the Hessian", "{:.4g}"),
-    ("hessian_spectral_radius", "spectral radius of the Hessian", "{:.4g}"),
-)
 
 
 @dataclass
@@ -58,6 +48,10 @@ class Card:
     def parameters(self) -> int:
         """The number of trainable parameters."""
         return sum(p.numel() for p in self.subject.net.parameters() if p.requires_grad)
+
+    def measured(self) -> list[Quantity]:
+        """The metrics that were measured, in the order of the table."""
+        return [QUANTITIES[key] for key in (*METRICS, *HESSIAN_METRICS) if key in self.subsets.values]
 
     def quantities(self) -> dict[str, float]:
         """Losses, errors and metrics by the names that rows use, with the spreads of the metrics."""

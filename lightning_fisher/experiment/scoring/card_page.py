@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from lightning_fisher.experiment.report.tables import markdown, show
-from lightning_fisher.experiment.scoring.card import QUANTITIES, Card, percent, spread_of
+from lightning_fisher.experiment.records.quantities import QUANTITIES
+from lightning_fisher.experiment.report.tables import markdown
+from lightning_fisher.experiment.scoring.card import Card, percent, spread_of
 
 HEADINGS = ("lower is better", "mean ± std", "over")
 MISFIT = 2.0  # per cent: a larger training error is told
@@ -18,14 +19,15 @@ MISFIT = 2.0  # per cent: a larger training error is told
 def table(card: Card) -> list[list[str]]:
     """The lines of the card's table: quantity, mean ± std, over what."""
     lines = []
-    for name, evaluation in (("test", card.test), ("training", card.train)):
+    for name, evaluation in (("test", card.test), ("train", card.train)):
         wrong, n = int(evaluation.wrong.sum()), len(evaluation.wrong)
-        lines.append([f"{name} error (%)", f"{percent(evaluation.wrong):.2f}", f"{wrong:,} of {n:,} images"])
-        lines.append([f"{name} loss (nats)", f"{float(evaluation.losses.mean()):.4g}", f"{n:,} images"])
+        error, loss = QUANTITIES[f"{name}_error"], QUANTITIES[f"{name}_loss"]
+        lines.append([error.heading, error.text(percent(evaluation.wrong)), f"{wrong:,} of {n:,} images"])
+        lines.append([loss.heading, f"{float(evaluation.losses.mean()):.4g}", f"{n:,} images"])
     over = over_subsets(card)
-    for key, heading, form in QUANTITIES:
-        if key in card.subsets.values:
-            lines.append([heading, show(spread_of(card.subsets.values[key]), form), over])
+    for quantity in card.measured():
+        found = spread_of(card.subsets.values[quantity.key])
+        lines.append([quantity.heading, quantity.text(found.mean, found.std), over])
     return lines
 
 

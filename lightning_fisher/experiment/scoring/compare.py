@@ -14,13 +14,14 @@ from matplotlib.lines import Line2D
 
 from lightning_fisher.experiment.display import plot_style as style
 from lightning_fisher.experiment.display.terminal import WIDTH, print_table, shown
+from lightning_fisher.experiment.records.quantities import METRICS, QUANTITIES
 from lightning_fisher.experiment.records.result import plain, write_atomically
 from lightning_fisher.experiment.records.run_folders import CARD
 from lightning_fisher.experiment.report.paired_difference import LEVEL, Difference, paired_difference
-from lightning_fisher.experiment.report.tables import markdown, show
+from lightning_fisher.experiment.report.tables import markdown
 from lightning_fisher.experiment.scoring import card_page
 from lightning_fisher.experiment.scoring.card import DATA_NAME as CARD_DATA
-from lightning_fisher.experiment.scoring.card import FORMAT, QUANTITIES, Card, percent, spread_of
+from lightning_fisher.experiment.scoring.card import FORMAT, Card, percent, spread_of
 from lightning_fisher.experiment.scoring.card_figures import LOG10, decades, spectrum_band
 
 FILE_NAME = "comparison.md"
@@ -48,19 +49,19 @@ def table(first: Card, second: Card) -> list[list[str]]:
     """The lines of the comparison: quantity, both values, the difference with its interval, over what."""
     found = differences(first, second)
     lines = []
-    for name, heading in (("test", "test"), ("train", "training")):
+    for name in ("test", "train"):
         evaluations = [getattr(card, name) for card in (first, second)]
         n = f"{len(evaluations[0].losses):,} images"
         errors = [f"{percent(e.wrong):.2f}" for e in evaluations]
-        lines.append([f"{heading} error (%)", *errors, _difference(found[f"{name}_error"], "{:+.2f}"), n])
+        error, loss = QUANTITIES[f"{name}_error"], QUANTITIES[f"{name}_loss"]
+        lines.append([error.heading, *errors, _difference(found[error.key], error.signed), n])
         losses = [f"{float(e.losses.mean()):.4g}" for e in evaluations]
-        lines.append([f"{heading} loss (nats)", *losses, _difference(found[f"{name}_loss"], "{:+.3g}"), n])
+        lines.append([loss.heading, *losses, _difference(found[loss.key], loss.signed), n])
     over = card_page.over_subsets(first)
-    for key, heading, form in QUANTITIES:
-        if key in found:
-            values = [show(spread_of(card.subsets.values[key]), form) for card in (first, second)]
-            signed = form.replace(":", ":+").replace(".4g", ".3g")
-            lines.append([heading, *values, _difference(found[key], signed), over])
+    for quantity in first.measured():
+        spreads = [spread_of(card.subsets.values[quantity.key]) for card in (first, second)]
+        values = [quantity.text(spread.mean, spread.std) for spread in spreads]
+        lines.append([quantity.heading, *values, _difference(found[quantity.key], quantity.signed), over])
     return lines
 
 
@@ -96,11 +97,11 @@ def notes(first: Card, second: Card) -> list[str]:
 
 def plot_comparison(first: Card, second: Card, path: Path) -> Path:
     """Plot both spectra, and every metric with a line from each subset of the one to the same of the other."""
-    shown_keys = [q for q in QUANTITIES if q[0] in first.subsets.values and not q[0].startswith("hessian")]
+    compared = [quantity for quantity in first.measured() if quantity.key in METRICS]
     found = differences(first, second)
     names = [f"1  {first.subject.name}", f"2  {second.subject.name}"]
     with matplotlib.rc_context(style.RC):
-        figure, axes = style.grid(2 + len(shown_keys), columns=4, width=3.1, height=2.9)
+        figure, axes = style.grid(2 + len(compared), columns=4, width=3.1, height=2.9)
         for look, (card, name) in enumerate(zip((first, second), names, strict=True)):
             spectrum_band(axes[0], card.subsets.log_eigenvalues / LOG10, look, name)
             spectrum_band(axes[1], card.subsets.cosine_eigenvalues.clamp_min(0).log10(), look, name)
@@ -108,8 +109,8 @@ def plot_comparison(first: Card, second: Card, path: Path) -> Path:
         axes[1].set(title=r"Eigenvalues of $C$ (cosines)", xlabel="number, from the largest")
         for axis in axes[:2]:
             decades(axis)
-        for axis, (key, heading, form) in zip(axes[2:], shown_keys, strict=True):
-            pairs = np.stack([card.subsets.values[key].numpy() for card in (first, second)])
+        for axis, quantity in zip(axes[2:], compared, strict=True):
+            pairs = np.stack([card.subsets.values[quantity.key].numpy() for card in (first, second)])
             better, worse = pairs[1] < pairs[0], pairs[1] >= pairs[0]
             for chosen, color in ((better, style.GREEN), (worse, style.GRAY)):
                 axis.plot([1, 2], pairs[:, chosen], color=color, linewidth=0.8, alpha=0.7)
@@ -118,8 +119,7 @@ def plot_comparison(first: Card, second: Card, path: Path) -> Path:
                 axis.plot(np.full(pairs.shape[1], look + 1), pairs[look], marker, color=color, markersize=4, alpha=0.8)
             if bool((pairs > 0).all()) and pairs.max() / pairs.min() > 30:
                 axis.set_yscale("log")
-            signed = form.replace(":", ":+").replace(".4g", ".3g").replace(".2f", ".1f")
-            axis.set_title(f"{heading}\n{_difference(found[key], signed)}")
+            axis.set_title(f"{quantity.axis}\n{_difference(found[quantity.key], quantity.signed)}")
             axis.set(xticks=[1, 2], xlim=(0.6, 2.4))
             axis.grid(False, axis="x")
         handles, labels = axes[0].get_legend_handles_labels()

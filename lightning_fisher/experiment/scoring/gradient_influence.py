@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from lightning_fisher.data import LabeledImages, Normalization
@@ -89,11 +90,12 @@ def auc(scores: Tensor, positive: Tensor) -> float:
     Returns:
         From 0 to 1; ``nan`` where there is no positive or no negative.
     """
-    above, rest = scores[positive], scores[~positive].sort().values
-    if len(above) == 0 or len(rest) == 0:
+    above = int(positive.sum())
+    rest = len(positive) - above
+    if above == 0 or rest == 0:
         return float("nan")
-    below = torch.searchsorted(rest, above), torch.searchsorted(rest, above, right=True)
-    return float((below[0] + below[1]).double().mean() / (2 * len(rest)))
+    ranks = rankdata(scores.numpy())  # ties share the mean of their ranks
+    return float((ranks[positive.numpy()].sum() - above * (above + 1) / 2) / (above * rest))  # Mann and Whitney's U
 
 
 def precision_at(scores: Tensor, positive: Tensor) -> Tensor:

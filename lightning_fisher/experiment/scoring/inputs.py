@@ -8,9 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_fisher.datamodule import ImageDataModule
 from lightning_fisher.exceptions import ConfigError
-from lightning_fisher.experiment.config.error_messages import name_option, one_line
-from lightning_fisher.experiment.config.validation import check_data, refuse
+from lightning_fisher.experiment.config.error_messages import one_line
+from lightning_fisher.experiment.config.validation import refuse
 from lightning_fisher.experiment.scoring.network import Subject
+from lightning_fisher.experiment.training.preflight import load_data
 
 CLASSES = {"cifar10": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]}
 
@@ -35,12 +36,7 @@ def load_images(cfg: DictConfig, subject: Subject) -> ImageDataModule:
         ConfigError: if they are missing or too few.
     """
     data = instantiate(subject.data)
-    try:
-        data.prepare_data()
-        data.setup("fit")
-    except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(name_option("data", error)) from error
-    check_data(cfg, len(data.clean_set))
+    load_data(data, cfg)
     return data
 
 

@@ -16,14 +16,15 @@ from lightning_fisher.experiment.display.terminal import track
 from lightning_fisher.experiment.training.final_metrics import make_monitor
 from lightning_fisher.functional import (
     fisher_log_det,
-    frobenius_norm,
     hessian_frobenius_norm,
     hessian_spectral_radius,
     log_spectrum,
     robustness,
-    spectral_radius,
 )
 from lightning_fisher.functional.evaluation.precision import device_types, full_precision
+from lightning_fisher.metrics.gram import gram_quantities
+
+NAMES = {"log_det": "gamma", "magnitude": "gamma_magnitude", "direction": "gamma_direction"}  # in rows
 
 
 @dataclass
@@ -136,16 +137,8 @@ def _measure_one(
         chunk_size=metric.chunk_size,
         rank_policy="pseudo",
     )
-    norms = result.log_norms.exp()
-    gram = result.gram * norms * norms.unsqueeze(1)
-    values = {
-        "gamma": result.log_det,
-        "gamma_magnitude": result.magnitude,
-        "gamma_direction": result.direction,
-        "robustness": robustness(net, inputs, chunk_size=metric.chunk_size),
-        "frobenius_norm": frobenius_norm(gram),
-        "spectral_radius": spectral_radius(gram),
-    }
+    values = {NAMES.get(name, name): value for name, value in gram_quantities(result).items()}
+    values["robustness"] = robustness(net, inputs, chunk_size=metric.chunk_size)
     if metric.hessian:
         how: dict[str, Any] = {"chunk_size": metric.chunk_size}
         values["hessian_frobenius_norm"] = hessian_frobenius_norm(net, inputs, labels, **how).value

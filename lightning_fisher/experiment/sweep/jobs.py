@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
@@ -25,6 +26,7 @@ from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.config.validation import check_config
 from lightning_fisher.experiment.records.result import complete_row, write_atomically
 from lightning_fisher.experiment.sweep import kept_report
+from lightning_fisher.experiment.sweep.composed_once import ComposedOnce
 
 JOBS = ".jobs"  # in the sweep's folder: how each of its jobs ended
 PARENT = "LIGHTNING_FISHER_PARENT"
@@ -44,6 +46,8 @@ class SweepCallback(Callback):
         with read_write(config):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(config.hydra.sweep.dir)}")
         shutil.rmtree(folder / JOBS, ignore_errors=True)
+        loader = GlobalHydra.instance().config_loader()
+        loader.load_sweep_config = ComposedOnce(loader)  # type: ignore[method-assign]
         command = context.current()
         command.sweep = folder
         command.enter(folder)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
@@ -18,6 +20,7 @@ from lightning_fisher.callbacks.plateau_step import PlateauStep
 from lightning_fisher.callbacks.random_state import RandomState
 from lightning_fisher.datamodule import ImageDataModule
 from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment.config.error_messages import name_option
 from lightning_fisher.experiment.records.checkpoints import RunCheckpointIO, checkpoint_callbacks
 from lightning_fisher.experiment.training.final_metrics import FinalMeasurement, make_monitor
 from lightning_fisher.experiment.training.finite_loss import FiniteLoss
@@ -94,17 +97,37 @@ def make_trainer(node: DictConfig, callbacks: list[Callback], loggers: list[Logg
         options["enable_progress_bar"] = False  # `Progress` has a bar of its own
     if node.strategy == "auto" and node.devices not in (1, "1"):
         options["strategy"] = "ddp"  # `auto` may pick a strategy that the regularizer does not support
-    return made(
-        "trainer",
-        node,
-        Trainer,
-        callbacks=callbacks,
-        logger=loggers or False,
-        default_root_dir=str(folder),
-        plugins=[RunCheckpointIO()],
-        use_distributed_sampler=True,
-        **options,
-    )
+    try:
+        return made(
+            "trainer",
+            node,
+            Trainer,
+            callbacks=callbacks,
+            logger=loggers or False,
+            default_root_dir=str(folder),
+            plugins=[RunCheckpointIO()],
+            use_distributed_sampler=True,
+            **options,
+        )
+    except InstantiationException as error:
+        raise ConfigError(refused_by_trainer(node, error.__cause__ or error)) from error
+
+
+def refused_by_trainer(node: DictConfig, error: BaseException) -> str:
+    """What the trainer says of an option, as one line about the option.
+
+    Args:
+        node: the ``trainer`` node.
+        error: what its constructor raised; the option is the first that the message names.
+    """
+    message = name_option("trainer", error)
+    names = "|".join(sorted(map(str, node), key=len, reverse=True))
+    first = re.search(rf"\b({names})\b", message.removeprefix("trainer: "), re.IGNORECASE)
+    if not message.startswith("trainer: ") or first is None:
+        return message
+    key = first[1].lower()
+    text = message.removeprefix("trainer: ")
+    return f"Expected option `trainer.{key}` to be one that Lightning takes, but got `{node[key]}`: {text}"
 
 
 def build(cfg: DictConfig, folder: Path, study: str | None, config_hash: str) -> Run:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_fisher.experiment import context
 from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.display.terminal import print_pairs, shown
+from lightning_fisher.experiment.records.quantities import METRICS, QUANTITIES
 from lightning_fisher.experiment.records.result import FILE_NAME as ROW
 from lightning_fisher.experiment.records.result import complete_row
 from lightning_fisher.experiment.records.run_folders import FIGURE
@@ -15,38 +16,25 @@ from lightning_fisher.experiment.records.run_folders import FIGURE
 if TYPE_CHECKING:  # shows complete rows without the imports of training
     from lightning_fisher.experiment.training.build import Run
 
-# key, heading, format, key of the spread
 SHOWN = (
-    ("train_loss", "train loss (un-augmented)", "{:.5f}", None),
-    ("train_error", "train error (%)", "{:.2f}", None),
-    ("val_error", "validation error (%)", "{:.2f}", None),
-    ("test_loss", "test loss", "{:.4f}", None),
-    ("test_error", "test error (%)", "{:.2f}", None),
-    ("test_error_top5", "test error, top-5 (%)", "{:.2f}", None),
-    ("gamma", "gamma (lower is better)", "{:.2f}", "gamma_std"),
-    ("gamma_magnitude", "  its magnitude part", "{:.2f}", None),
-    ("gamma_direction", "  its direction part", "{:.2f}", None),
-    ("robustness", "robustness", "{:.4g}", "robustness_std"),
-    ("frobenius_norm", "Frobenius norm", "{:.4g}", "frobenius_norm_std"),
-    ("spectral_radius", "spectral radius", "{:.4g}", "spectral_radius_std"),
-    ("epochs", "epochs", "{}", None),
-    ("stop_reason", "stopped by", "{}", None),
-    ("fit_seconds", "fit (s)", "{:.1f}", None),
-    ("peak_memory_mib", "peak memory (MiB)", "{:.0f}", None),
+    "train_loss",
+    "train_error",
+    "val_error",
+    "test_loss",
+    "test_error",
+    "test_error_top5",
+    *METRICS,
+    "epochs",
+    "stop_reason",
+    "fit_seconds",
+    "peak_memory_mib",
 )
 
 
 def row_table(row: dict[str, Any]) -> list[tuple[str, str]]:
     """The main values of a row as names and texts."""
-    lines = []
-    for key, heading, form, spread in SHOWN:
-        if row.get(key) is None:
-            continue
-        value = form.format(row[key])
-        if spread is not None and row.get(spread) is not None:
-            value += f" ± {form.format(row[spread])}"
-        lines.append((heading, value))
-    return lines
+    shown = [QUANTITIES[key] for key in SHOWN if row.get(key) is not None]
+    return [(quantity.heading, quantity.text(row[quantity.key], row.get(f"{quantity.key}_std"))) for quantity in shown]
 
 
 def phases(row: dict[str, Any]) -> str:

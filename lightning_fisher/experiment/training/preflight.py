@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_fisher.datamodule import ImageDataModule
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.error_messages import listing, name_option
 from lightning_fisher.experiment.config.validation import check_data, check_epoch
@@ -20,19 +21,28 @@ from lightning_fisher.module import ImageClassifier
 UNFIT = (ValueError, TypeError, RuntimeError, AttributeError, IndexError, OverflowError, ZeroDivisionError)
 
 
-def load_data(run: Run, cfg: DictConfig) -> None:
+def load_data(data: ImageDataModule, cfg: DictConfig) -> None:
     """Load the data set, so that what is missing or does not fit is told before anything is written.
 
     Raises:
         ConfigError: in one line.
     """
     try:
-        run.datamodule.prepare_data()
-        run.datamodule.setup("fit")
+        data.prepare_data()
+        data.setup("fit")
     except (OSError, ImportError, *UNFIT) as error:
         raise ConfigError(name_option("data", error)) from error
-    data = run.datamodule
     check_data(cfg, len(data.clean_set))
+
+
+def load_training_data(run: Run, cfg: DictConfig) -> None:
+    """Load the data set of a run, which has to fill its batches too.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    data = run.datamodule
+    load_data(data, cfg)
     sizes = {"train": len(data.train_set), "val": len(data.validation_set), "test": len(data.test_set)}
     check_epoch(cfg, sizes, run.trainer.world_size)
 

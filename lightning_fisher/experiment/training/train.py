@@ -29,7 +29,7 @@ from lightning_fisher.experiment.training import loggers
 from lightning_fisher.experiment.training.build import Run, build
 from lightning_fisher.experiment.training.collect_result import make_row
 from lightning_fisher.experiment.training.console import print_plan, print_row
-from lightning_fisher.experiment.training.preflight import check_checkpoint, check_run, load_data
+from lightning_fisher.experiment.training.preflight import check_checkpoint, check_run, load_training_data
 
 HINTS = (
     ".*LeafSpec.*",
@@ -61,7 +61,7 @@ def train(job: Job) -> dict[str, Any] | None:
             run_folders.clear(folder) if cfg.restart else run_folders.remove_leftovers(folder)
         seed_everything(cfg.seed, workers=True, verbose=False)
         run = build(cfg, folder, OmegaConf.select(cfg, "study.name"), digest)
-        load_data(run, cfg)
+        load_training_data(run, cfg)
         check_run(run)
         checkpoint = resumable(folder) if not cfg.restart else None
         run_folders.check_same(folder, digest)

@@ -160,7 +160,8 @@ def test_nothing_is_refused_without_a_reason(tmp_path: Path) -> None:
     )
     stop = "+stop._target_=lightning_fisher.callbacks.convergence.StopAtConvergence"
     assert refusal([stop, "model/scheduler=plateau", "trainer.devices=[0]", "reg.start=3"], tmp_path) == (
-        "trainer: `devices` selected with `CPUAccelerator` should be an int > 0."
+        "Expected option `trainer.devices` to be one that Lightning takes, but got `[0]`: `devices` selected with "
+        "`CPUAccelerator` should be an int > 0."
     )
     assert refusal([stop, "model/scheduler=plateau", "trainer.devices=auto", "reg.start=3"], tmp_path) is None
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.training.build import Run
-from lightning_fisher.experiment.training.preflight import load_data
+from lightning_fisher.experiment.training.preflight import load_training_data
 from tests.experiment.conftest import QUICK, Command
 from tests.experiment.refusals import built, refusal
 
@@ -113,7 +113,7 @@ def test_archive_is_refused(
     cfg, run = command_for_arrays
     run.datamodule = instantiate(cfg.data, path=str(tmp_path / "my.npz"))
     with pytest.raises(ConfigError) as caught:
-        load_data(run, cfg)
+        load_training_data(run, cfg)
     line = str(caught.value)
     assert "\n" not in line
     for text in expected:

@@ -43,7 +43,7 @@ def test_only_equal_seeds_are_compared_and_settings_are_kept_apart():
     assert [line[:3] for line in cells] == [["0.0", "10", "4"], ["0.4", "10", "3"]]
     assert cells[0][3].startswith(("-1.32 [", "-1.33 ["))
     assert [line[4] for line in cells] == ["3 of 4", "3 of 3"]
-    assert table.startswith("Baseline: reg.beta = 0.")
+    assert table.startswith("Baseline: β 0.")
 
 
 def test_nothing_to_compare():

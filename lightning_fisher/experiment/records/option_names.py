@@ -1,0 +1,67 @@
+"""Options and their values in words: of methods above all, for tables and figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+OPTIONS = {
+    "reg": "method",
+    "reg.beta": "β",
+    "reg.alpha": "α",
+    "reg.num_sub_batches": "sub-batches M",
+    "reg.start": "regularized from",
+    "reg.gradient": "gradient of the loss",
+    "reg.perturbed": "perturbed sub-batches",
+    "reg.every_n_steps": "regularized every n-th step",
+    "reg.scaling": "scaling",
+    "model": "network",
+    "data": "data",
+    "data.augmentation": "augmentation",
+    "data.batch_size": "batch size",
+    "data.confusion_size": "images with random labels",
+    "data.label_noise": "label noise",
+    "data.train_size": "training images",
+    "model.batch_size": "batch size",
+    "model.label_smoothing": "label smoothing",
+    "model.optimizer.lr": "learning rate",
+}
+"""The names of options that studies vary; of others, the last part of their own."""
+
+VALUES = {
+    ("reg", "none"): "no regularizer",
+    ("reg", "fisher"): "Fisher regularizer",
+    ("reg", "label_smoothing"): "label smoothing",
+    ("reg.perturbed", None): "all",
+}
+"""The names of values; of others, the value."""
+
+
+def option_name(key: str) -> str:
+    """An option or a config group in words.
+
+    Args:
+        key: the dotted name, such as ``"reg.beta"``.
+    """
+    return OPTIONS.get(key) or key.rpartition(".")[2].replace("_", " ")
+
+
+def value_name(key: str, value: Any) -> str:
+    """The value of an option in words.
+
+    Args:
+        key: the dotted name of the option.
+        value: what it is set to.
+    """
+    named = VALUES.get((key, value)) if isinstance(value, (str, type(None))) else None
+    return named or str(value)
+
+
+def in_words(key: str, value: Any) -> str:
+    """An option and its value in words: ``"β 10"``, ``"Fisher regularizer"``.
+
+    Args:
+        key: the dotted name of the option.
+        value: what it is set to.
+    """
+    text = f"{value:g}" if isinstance(value, float) else value_name(key, value)
+    return text if key == "reg" else f"{option_name(key)} {text}"

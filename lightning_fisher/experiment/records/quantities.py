@@ -1,0 +1,102 @@
+"""The quantities of a row: names, units, formats. Terminal, tables, figures and cards all read this table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One quantity.
+
+    Attributes:
+        key: its name in rows.
+        name: in tables and sentences.
+        unit: empty for a number without one.
+        form: of a value among others, where its spread is larger than its last digit.
+        detail: of a value by itself, on a terminal or a card; `form` where it is empty.
+        symbol: in figures, TeX; `name` where it is empty.
+        lower_is_better: whether a lower value is the better one; None where neither is.
+    """
+
+    key: str
+    name: str
+    unit: str = ""
+    form: str = "{:.3g}"
+    detail: str = ""
+    symbol: str = ""
+    lower_is_better: bool | None = None
+
+    @property
+    def heading(self) -> str:
+        """Name and unit, of a column."""
+        return _with_unit(self.name, self.unit)
+
+    @property
+    def difference(self) -> str:
+        """Name and unit of a difference: of two percentages, in points."""
+        return _with_unit(self.name, "points" if self.unit == "%" else self.unit)
+
+    @property
+    def axis(self) -> str:
+        """Symbol and unit, of the axis of a figure."""
+        return _with_unit(self.symbol or self.name, self.unit)
+
+    @property
+    def better(self) -> str:
+        """Which values are the better ones, in words; empty where neither are."""
+        return {True: "lower is better", False: "higher is better", None: ""}[self.lower_is_better]
+
+    @property
+    def signed(self) -> str:
+        """The format of a difference."""
+        return self.form.replace("{:", "{:+")
+
+    def text(self, value: Any, std: float | None = None) -> str:
+        """A value by itself, with its standard deviation where there is one."""
+        form = self.detail or self.form
+        return form.format(value) + (f" ± {form.format(std)}" if std is not None else "")
+
+
+def _with_unit(name: str, unit: str) -> str:
+    return f"{name} ({unit})" if unit else name
+
+
+def _table(*quantities: Quantity) -> dict[str, Quantity]:
+    return {quantity.key: quantity for quantity in quantities}
+
+
+QUANTITIES = _table(
+    Quantity("train_loss", "training loss", "nats", detail="{:.5f}", lower_is_better=True),
+    Quantity("train_error", "training error", "%", "{:.2f}", lower_is_better=True),
+    Quantity("train_error_top5", "training error, top-5", "%", "{:.2f}", lower_is_better=True),
+    Quantity("val_loss", "validation loss", "nats", detail="{:.4f}", lower_is_better=True),
+    Quantity("val_error", "validation error", "%", "{:.2f}", lower_is_better=True),
+    Quantity("test_loss", "test loss", "nats", detail="{:.4f}", lower_is_better=True),
+    Quantity("test_error", "test error", "%", "{:.2f}", lower_is_better=True),
+    Quantity("test_error_top5", "test error, top-5", "%", "{:.2f}", lower_is_better=True),
+    Quantity("gamma", "γ̂", "nats", "{:.1f}", "{:.2f}", r"$\hat\gamma$", True),
+    Quantity("gamma_magnitude", "γ̂, magnitude part", "nats", "{:.1f}", "{:.2f}", r"$\hat\gamma$, magnitude part", True),
+    Quantity("gamma_direction", "γ̂, direction part", "nats", "{:.1f}", "{:.2f}", r"$\hat\gamma$, direction part", True),
+    Quantity("robustness", "robustness", detail="{:.4g}", lower_is_better=True),
+    Quantity("frobenius_norm", "Frobenius norm", detail="{:.4g}", lower_is_better=True),
+    Quantity("spectral_radius", "spectral radius", detail="{:.4g}", lower_is_better=True),
+    Quantity("hessian_frobenius_norm", "Frobenius norm of the Hessian", detail="{:.4g}", lower_is_better=True),
+    Quantity("hessian_spectral_radius", "spectral radius of the Hessian", detail="{:.4g}", lower_is_better=True),
+    Quantity("epochs", "epochs", form="{:.0f}"),
+    Quantity("stop_reason", "stopped by", form="{}"),
+    Quantity("fit_seconds", "fit", "s", "{:.0f}", "{:.1f}", lower_is_better=True),
+    Quantity("step_ms_plain", "plain step", "ms", "{:.1f}", lower_is_better=True),
+    Quantity("step_ms_regularized", "regularized step", "ms", "{:.1f}", lower_is_better=True),
+    Quantity("peak_memory_mib", "peak memory", "MiB", "{:.0f}", lower_is_better=True),
+    # of an epoch
+    Quantity("lr", "learning rate"),
+    Quantity("fisher/penalty", "penalty", "nats", "{:.2e}", symbol=r"$R_\alpha$", lower_is_better=True),
+    Quantity("fisher/grad_cosine", "mean pairwise cosine"),
+)
+"""By the names of the values in rows and records."""
+
+# Sec. 7.1, and what γ̂ is made of.
+METRICS = ("gamma", "gamma_magnitude", "gamma_direction", "robustness", "frobenius_norm", "spectral_radius")
+HESSIAN_METRICS = ("hessian_frobenius_norm", "hessian_spectral_radius")
