@@ -80,8 +80,9 @@ def test_ci_and_commits_check_what_ci_run_checks() -> None:
 def test_words_of_this_field_are_spelled_in_american(tmp_path: Path) -> None:
     """The dictionaries find both spellings that they have and those of our own list, and leave names alone."""
     page = tmp_path / "page.md"
-    page.write_text("The regulariser normalises colours.\nLabelledImages, coupled_normalised, eval_normalised\n")
+    british = ["regulariser", "normalises", "colours"]  # codespell:ignore
+    page.write_text(f"{' '.join(british)}\nLabelledImages, coupled_normalised, eval_normalised\n")
     command = [sys.executable, "-m", "codespell_lib", "--toml", str(ROOT / "pyproject.toml"), str(page)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     found = re.findall(r":(\d): (\w+) ==>", done.stdout)
-    assert found == [("1", "regulariser"), ("1", "normalises"), ("1", "colours")], done.stdout + done.stderr
+    assert found == [("1", word) for word in british], done.stdout + done.stderr
