@@ -89,6 +89,7 @@ def _serve(pipe: Connection, job: Job, threads: int, device: str) -> None:
         with ExitStack() as stack:
             call = job(stack)
             gc.disable()
+            gc.freeze()  # what was imported: a collection would go through it, and copy it in memory
             seconds(call, where)
             gc.freeze()
             pipe.send((0.0, 0.0))

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.models import resnet18
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from lightning_fisher import FisherMonitor, FisherRegularizer
 
@@ -44,7 +44,7 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
 def main() -> None:
     seed_everything(0, verbose=False)
     train, test = digits()
-    model = Classifier(resnet18(num_classes=10))
+    model = Classifier(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10))
     regularizer = FisherRegularizer(beta=10.0, num_sub_batches=2)  # from the drop of the learning rate on
     monitor = FisherMonitor(train, num_subsets=2, subset_size=20, every_n_validations=5)  # every fifth epoch
     trainer = Trainer(max_epochs=5, callbacks=[regularizer, monitor], accelerator="cpu", **QUIET)

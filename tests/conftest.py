@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -39,6 +40,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if cores > 1:
         options.numprocesses = min(cores, MOST_WORKERS)
         options.dist = "worksteal"  # neighbors share what a module or a folder prepares, so they stay together
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the millions of objects that are there until the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

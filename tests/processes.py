@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import itertools
 import multiprocessing
@@ -25,12 +26,23 @@ ROOT = Path(__file__).parents[1]
 TIMEOUT = 240.0  # seconds a child may take, on a busy machine
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["pytest", "sklearn.datasets", "lightning_fisher.experiment.training.train"])
+_context.set_forkserver_preload(
+    [
+        "pytest",
+        "sklearn.datasets",
+        "lightning_fisher.experiment.training.train",
+        "benchmarks.contenders_step",
+        "benchmarks.loop",
+    ]
+)
 
 
 @functools.cache
-def _start_server() -> None:
-    """Start the server where it finds this package; its children inherit that."""
+def start_server() -> None:
+    """Start the server where it finds this package; its children inherit that.
+
+    There is one for all of this process, also for what the package and the benchmarks fork from it.
+    """
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [before])])
     try:
@@ -102,7 +114,7 @@ class Child:
 
 def start(function: str, *args: Any, log: Path, folder: Path | None = None, env: dict[str, str] | None = None) -> Child:
     """Start ``function(*args)`` (``"package.module:name"``) in a process group of its own."""
-    _start_server()
+    start_server()
     process = _context.Process(target=_run, args=(function, args, str(log), str(folder or ROOT), env or {}))
     process.start()
     child = Child(process, log)
@@ -121,6 +133,7 @@ def _end_what_is_left() -> None:
 
 
 def _run(function: str, args: Sequence[Any], log: str, folder: str, env: dict[str, str]) -> None:
+    gc.freeze()  # what the server imported: a collection would go through it, and copy it in memory
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -9,7 +9,8 @@ import pytest
 from benchmarks.__main__ import main
 from benchmarks.contenders_gram import OURS
 from benchmarks.contenders_step import FORMS
-from benchmarks.networks import QUICK
+from benchmarks.networks import NETWORKS, QUICK, make, random_batch
+from benchmarks.settings import CPU, GPU, QUICK_TRIAL
 
 TIMED = ["gram", "errors", "profile", "step", "loop", "scaling"]
 
@@ -23,12 +24,9 @@ def test_quick_run_writes_results_tables_and_figure(tmp_path, capsys):
         assert section["provenance"]["hardware"]["device"] == "cpu"
         assert section["provenance"]["versions"]["torch"]
         assert section["seconds"] > 0
-    networks = {QUICK[name].title for name in ("resnet20", "wrn18_1_5")}
     steps = sections["step"]["tables"]["times"]
-    assert {row["network"] for row in steps} == networks
-    for network in networks:  # two of the GPU's three networks, eager and compiled
-        names = [row["contender"] for row in steps if row["network"] == network]
-        assert {"plain step", "plain step, torch.compile (eager)", *FORMS} <= set(names)
+    assert {row["network"] for row in steps} == {QUICK["resnet20"].title}
+    assert {"plain step", "plain step, torch.compile (eager)", *FORMS} <= {row["contender"] for row in steps}
     assert all(row["images_per_second"] == pytest.approx(16 / row["seconds"]) for row in steps)
     assert OURS in {row["contender"] for row in sections["gram"]["tables"]["times"]}
     assert {row["along"] for row in sections["scaling"]["tables"]["times"]} == {"N′", "W", "M"}
@@ -45,6 +43,18 @@ def test_quick_run_writes_results_tables_and_figure(tmp_path, capsys):
     assert main(["--report", "--name", "quick", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "quick.md").read_text() == report
     assert (tmp_path / "quick.png").exists()
+
+
+@pytest.mark.parametrize("settings", [CPU, GPU, QUICK_TRIAL], ids=["CPU", "GPU", "quick"])
+def test_every_network_that_is_measured_takes_its_images(settings):
+    """On a small batch: what a GPU alone measures must not fail there first."""
+    names = {*settings.gram_networks, *settings.error_networks, *settings.step_networks, *settings.memory_networks}
+    assert names <= NETWORKS.keys() == QUICK.keys()
+    for name in names:
+        network = settings.networks[name]
+        images, labels = random_batch(network, 2, "meta")
+        assert make(network, "meta")(images).shape == (2, network.num_classes)
+        assert len(labels) == 2
 
 
 @pytest.mark.parametrize(

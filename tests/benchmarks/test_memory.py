@@ -28,8 +28,7 @@ def test_extra_memory_is_the_peak_of_the_call_alone(mib):
     assert mib - 4 <= memory.extra_mib(lambda: call(mib), CPU) <= mib + 12
 
 
-def test_a_job_runs_in_a_process_of_its_own_and_a_failure_is_named(monkeypatch):
-    monkeypatch.setattr(memory, "TIMEOUT", 240.0)
+def test_a_job_runs_in_a_process_of_its_own():
     said: list[str] = []
     rows = measure(
         "resnet20",
@@ -45,9 +44,19 @@ def test_a_job_runs_in_a_process_of_its_own_and_a_failure_is_named(monkeypatch):
     assert [(row["kind"], row["contender"], row["samples"]) for row in rows] == [("gram", "Lightning Fisher", 8)]
     assert 0 <= rows[0]["extra_mib"] < 200
     assert said == []
+
+
+def test_a_failure_is_named(monkeypatch, tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho Traceback >&2\necho \"KeyError: 'nobody'\" >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     job = {"kind": "gram", "contender": "nobody", "network": "resnet20", "quick": True, "samples": 4, "device": "cpu"}
+    said: list[str] = []
     assert memory.in_own_process(job, said.append) is None
     assert said == ["left out: nobody: KeyError: 'nobody'"]
+    with pytest.raises(KeyError, match="nobody"):
+        run(job)
 
 
 @pytest.mark.parametrize("kind", ["gram", "chunks", "step"])

@@ -36,7 +36,7 @@ def test_torchvision_model(run) -> None:
     text = run("torchvision_model")
     switch, error = numbers(text, r"plain epochs 1-#, then regularized; test error # %")
     assert switch == 4
-    assert error < 60  # 90 by chance
+    assert error < 50  # 90 by chance
     assert all(map(torch.isfinite, torch.tensor(numbers(text, r"gamma # ± #"))))
 
 

@@ -35,7 +35,7 @@ def test_the_wheel_is_the_package_and_its_configs(wheel: Path) -> None:
     assert names == code | configs | {"lightning_fisher/py.typed"}
 
 
-def test_the_version_has_one_place(wheel: Path) -> None:
+def test_the_version_is_the_same_everywhere(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (metadata,) = (name for name in archive.namelist() if name.endswith("METADATA"))
     assert message_from_bytes(archive.read(metadata))["Version"] == lightning_fisher.__version__
@@ -43,6 +43,7 @@ def test_the_version_has_one_place(wheel: Path) -> None:
     newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None
     assert newest[1] in (lightning_fisher.__version__, "Unreleased")
+    assert f"\nversion: {lightning_fisher.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 @pytest.fixture
@@ -62,12 +63,13 @@ def own_network(tmp_path: Path) -> list[str]:
 
 
 SCRIPT = """
+import runpy
 import sys
 
 absent = ["hydra", "omegaconf", "sklearn", "wandb"]
 for name in absent:
     sys.modules[name] = None
-{example}
+runpy.run_path("{installed}", run_name="__main__")
 import lightning_fisher
 from lightning_fisher.experiment import main
 
@@ -85,9 +87,8 @@ main()  # prints the composed config
 def test_library_and_command_work_without_the_checkout(
     tmp_path: Path, installed: dict[str, str], own_network: list[str]
 ) -> None:
-    """The README's example without the experiments' dependencies; then, with them, packaged and own configs."""
-    example = "".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[:2])
-    (tmp_path / "script.py").write_text(SCRIPT.replace("{example}", example))
+    """The README's examples without the experiments' dependencies; then, with them, packaged and own configs."""
+    (tmp_path / "script.py").write_text(SCRIPT.replace("{installed}", str(ROOT / ".ci" / "installed.py")))
     out = run(["script.py", *own_network, "--cfg=job"], tmp_path, installed)
     assert f"found in {installed['PYTHONPATH']}" in out
     needed = "the experiments need `hydra`: install lightning-fisher with its extra [experiments]."
