@@ -22,7 +22,13 @@ from lightning_fisher.functional.evaluation.module_state import (
     preserved_random_state,
     refuse_renormalized_embeddings,
 )
-from lightning_fisher.functional.evaluation.precision import SAME, device_types, full_precision, require_full_precision
+from lightning_fisher.functional.evaluation.precision import (
+    SAME,
+    device_types,
+    full_precision,
+    made_with,
+    require_full_precision,
+)
 from lightning_fisher.functional.evaluation.samples import chunks, num_samples, ordinary, take
 from lightning_fisher.functional.gram.layerwise import LayerwiseGram, MemoryExceededError
 from lightning_fisher.functional.gram.per_sample_jacobian import collect_outputs, row_gram
@@ -102,7 +108,7 @@ def gram_matrix(
         logit_norm=logit_norm,
     )
     scales = scaled.log_scales.exp()
-    return scaled.gram * torch.outer(scales, scales)
+    return made_with(scaled.gram * torch.outer(scales, scales), scaled.eps)
 
 
 def scaled_gram(
