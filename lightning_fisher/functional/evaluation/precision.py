@@ -14,9 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 # Relative rounding usual between two evaluations of the same thing; samples that interact differ by orders more.
 SAME = {torch.float32: 1e-4, torch.float64: 1e-9}
+
+
+_MADE_WITH: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def made_with(tensor: Tensor, eps: float) -> Tensor:
+    """Remember the machine epsilon of the passes that a float64 ``tensor`` was made by."""
+    _MADE_WITH[tensor] = eps
+    return tensor
+
+
+def epsilon_of(tensor: Tensor) -> float:
+    """The machine epsilon of what made a tensor: that of the passes if known, of its dtype else."""
+    own = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else torch.finfo(torch.float64).eps
+    return max(own, _MADE_WITH.get(tensor, 0.0))
 
 
 class _Float32Switches:

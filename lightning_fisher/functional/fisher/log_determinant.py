@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.arguments import require_choice
+from lightning_fisher.exceptions import InteractionError
 from lightning_fisher.functional.evaluation.loss import LossFn
-from lightning_fisher.functional.gram.matrix import BatchNorm, scaled_gram
+from lightning_fisher.functional.evaluation.precision import epsilon_of
+from lightning_fisher.functional.evaluation.samples import ordinary
+from lightning_fisher.functional.gram.matrix import BatchNorm, ScaledGram, scaled_gram
 
 RankPolicy = Literal["error", "pseudo"]
+NOISE = 8  # times √N ε: what passes of machine epsilon ε make of zero eigenvalues of C, measured up to 1.3 times √N ε
+ACCURACY = 1e-6  # of ln|C| and the magnitude together
+DOUBLE = torch.finfo(torch.float64).eps
 
 
 class FisherLogDet(NamedTuple):
@@ -47,7 +55,11 @@ def log_det(gram: Tensor, *, rank_policy: RankPolicy = "error", tol: float | Non
         rank_policy: What to do when ξ is singular (N > W, duplicate samples, a zero gradient): ``"error"`` raises;
             ``"pseudo"`` warns and returns ``Σ_j ln ξ_jj + ln|C|₊`` over non-zero rows and the eigenvalues of C above
             ``tol``, which is not comparable with a value at full rank; ``nan`` where all gradients are zero.
-        tol: Eigenvalues of C up to ``tol`` times the largest count as zero; ``None``: N times the float64 epsilon.
+        tol: Eigenvalues of C up to ``tol`` times the largest count as zero. ``None``: those that are within the error
+            of C: N float64 epsilons of the largest (the eigensolver's), twice the most negative one (there is none in
+            exact arithmetic), and, where ``gram`` was made in less than float64, 8 √N of those epsilons (rounding of
+            entries up to one, independent of each other). A matrix is known to be made in float32 if that is its dtype
+            or if it is, itself, what `gram_matrix` returned.
 
     Returns:
         Scalar, float64.
@@ -61,10 +73,12 @@ def log_det(gram: Tensor, *, rank_policy: RankPolicy = "error", tol: float | Non
         >>> round(float(log_det(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))), 4)
         1.7918
     """
+    require_choice("rank_policy", rank_policy, get_args(RankPolicy))
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] == 0:
         raise ValueError(f"Expected argument `gram` to be a square matrix, but got shape {tuple(gram.shape)}.")
-    scaled = gram.double()
-    return _split(scaled, torch.zeros_like(scaled[0]), rank_policy, tol, torch.finfo(torch.float64).eps).log_det
+    double = gram.double()
+    scaled = ScaledGram(double, torch.zeros_like(double[0]), epsilon_of(gram))
+    return _measure(_Cosines(scaled, tol), rank_policy).log_det
 
 
 def fisher_log_det(
@@ -83,7 +97,8 @@ def fisher_log_det(
 
     The gradient of each loss with respect to the output is formed in float64 and scaled to unit length before it enters
     the backward pass; its log-norm is added back. Float32 passes then give the float64 answer at any loss. Costs what
-    `gram_matrix` costs.
+    `gram_matrix` costs; where C is so ill-conditioned that the error of float32 passes decides its rank, or more than
+    1e-6 of the result, the passes are repeated on a float64 copy of the module, with a warning.
 
     Args:
         module: See `gram_matrix`.
@@ -94,7 +109,7 @@ def fisher_log_det(
         chunk_size: See `gram_matrix`.
         logit_norm: See `gram_matrix`.
         rank_policy: See `log_det`.
-        tol: See `log_det`; ``None``: N times the epsilon of the passes.
+        tol: See `log_det`.
 
     Returns:
         A `FisherLogDet`, all float64.
@@ -110,42 +125,90 @@ def fisher_log_det(
         >>> bool(torch.isclose(result.log_det, result.magnitude + result.direction))
         True
     """
-    gram, log_scales, eps = scaled_gram(
-        module,
-        inputs,
-        targets,
-        loss_fn=loss_fn,
-        batch_norm=batch_norm,
-        chunk_size=chunk_size,
-        logit_norm=logit_norm,
+    require_choice("rank_policy", rank_policy, get_args(RankPolicy))
+    how: dict[str, Any] = {
+        "loss_fn": loss_fn,
+        "batch_norm": batch_norm,
+        "chunk_size": chunk_size,
+        "logit_norm": logit_norm,
+    }
+    found = _Cosines(scaled_gram(module, inputs, targets, **how), tol)
+    if found.undecided:
+        found = _in_float64(module, inputs, targets, how) or found
+    return _measure(found, rank_policy)
+
+
+class _Cosines:
+    """C, its eigenvalues, and which of them are not zero, of ``ξ = diag(e^l) G diag(e^l)``.
+
+    Attributes:
+        cosine: C, with zeros where a gradient is.
+        log_norms: ``ln‖∇ℓ_j‖``.
+        nonzero: Which gradients aren't zero.
+        values: Eigenvalues of C.
+        kept: Which of them count.
+        undecided: Whether the error of the passes decides which eigenvalues count, or more than 1e-6 of the result.
+    """
+
+    def __init__(self, scaled: ScaledGram, tol: float | None) -> None:
+        gram, log_scales, eps = scaled
+        if not bool(torch.isfinite(gram).all()):
+            raise ValueError("Expected argument `gram` to be finite, but it has infinite or undefined entries.")
+        diagonal = gram.diagonal()
+        self.nonzero = (diagonal > 0) & ~torch.isneginf(log_scales)
+        norms = torch.where(self.nonzero, diagonal, 1.0).sqrt()
+        cosine = gram / norms / norms.unsqueeze(1)
+        self.cosine = torch.where(self.nonzero & self.nonzero.unsqueeze(1), cosine, 0.0)
+        self.cosine.diagonal().copy_(self.nonzero.double())
+        self.log_norms = torch.where(self.nonzero, norms.log() + log_scales, -math.inf)
+        self.values = torch.linalg.eigvalsh(self.cosine.cpu()).to(gram.device)  # small: faster than on a GPU
+        if tol is None:
+            count, passes = len(gram), eps if eps > DOUBLE else 0.0
+            error = count * DOUBLE * self.values[-1] + NOISE * math.sqrt(count) * passes
+            error = torch.maximum(error, -2 * self.values[0])
+        else:
+            error = tol * self.values[-1]
+        self.kept = self.values > error
+        self.undecided = tol is None and eps > DOUBLE and not self._known_to(eps)
+
+    def _known_to(self, eps: float) -> bool:
+        """Whether independent errors ε of the entries, which move ln|C| by about ``√2 ε ‖C⁻¹‖_F``, don't matter."""
+        if int(self.kept.sum()) < int(self.nonzero.sum()):
+            return False
+        values, log_norms = self.values[self.kept], self.log_norms[self.nonzero]
+        error = math.sqrt(2) * eps * torch.linalg.vector_norm(1 / values)
+        return bool(error <= ACCURACY * (values.log().sum().abs() + 2 * log_norms.sum().abs()))
+
+
+def _in_float64(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any]) -> _Cosines | None:
+    """The same from a float64 copy of the module; ``None`` where there is no such thing."""
+    loss_fn = how["loss_fn"]
+    try:
+        if isinstance(loss_fn, nn.Module):
+            loss_fn = copy.deepcopy(loss_fn).double()
+        twin = copy.deepcopy(module).double()
+        inputs, targets = ordinary((inputs, targets), torch.float64)
+        found = _Cosines(scaled_gram(twin, inputs, targets, **(how | {"loss_fn": loss_fn})), None)
+    except (InteractionError, RuntimeError, TypeError, NotImplementedError):  # tensors of its own, no float64 there
+        return None
+    warnings.warn(
+        f"The Gram matrix of {len(found.nonzero)} per-sample gradients is too ill-conditioned for float32 "
+        "passes: its log-determinant is computed from passes in float64.",
+        stacklevel=3,
     )
-    return _split(gram, log_scales, rank_policy, tol, eps)
+    return found
 
 
-def _split(gram: Tensor, log_scales: Tensor, rank_policy: str, tol: float | None, eps: float) -> FisherLogDet:
-    """Log-determinant of ``diag(e^l) gram diag(e^l)``."""
-    if rank_policy not in ("error", "pseudo"):
-        raise ValueError(f'Expected argument `rank_policy` to be "error" or "pseudo", but got {rank_policy!r}.')
-    count = gram.shape[0]
-    diagonal = gram.diagonal()
-    nonzero = (diagonal > 0) & ~torch.isneginf(log_scales)
-    norms = torch.where(nonzero, diagonal, 1.0).sqrt()
-    cosine = gram / norms / norms.unsqueeze(1)
-    cosine = torch.where(nonzero & nonzero.unsqueeze(1), cosine, 0.0)
-    cosine.diagonal().copy_(nonzero.double())
-    log_norms = torch.where(nonzero, norms.log() + log_scales, -math.inf)
-    if not bool(torch.isfinite(gram).all()):
-        raise ValueError("Expected argument `gram` to be finite, but it has infinite or undefined entries.")
-    values = torch.linalg.eigvalsh(cosine.cpu()).to(gram.device)  # small: faster than on a GPU
-    kept = values > (count * eps if tol is None else tol) * values.max()
-    rank = kept.sum()
+def _measure(found: _Cosines, rank_policy: str) -> FisherLogDet:
+    """Log-determinant, by the rank policy."""
+    count, rank = len(found.values), found.kept.sum()
     if int(rank) < count:
-        _deficient(count, int(rank), nonzero, rank_policy)
-    direction = torch.where(kept, values, 1.0).log().sum()
-    magnitude = 2 * torch.where(nonzero, log_norms, 0.0).sum()
+        _deficient(count, int(rank), found.nonzero, rank_policy)
+    direction = torch.where(found.kept, found.values, 1.0).log().sum()
+    magnitude = 2 * torch.where(found.nonzero, found.log_norms, 0.0).sum()
     if int(rank) == 0:  # an empty sum is no measure of anything
         magnitude, direction = magnitude * math.nan, direction * math.nan
-    return FisherLogDet(magnitude + direction, magnitude, direction, rank, log_norms, cosine)
+    return FisherLogDet(magnitude + direction, magnitude, direction, rank, found.log_norms, found.cosine)
 
 
 def _deficient(count: int, rank: int, nonzero: Tensor, rank_policy: str) -> None:

@@ -18,7 +18,13 @@ from lightning_fisher.functional.evaluation.module_state import (
     preserved_random_state,
     refuse_renormalized_embeddings,
 )
-from lightning_fisher.functional.evaluation.precision import SAME, device_types, full_precision, require_full_precision
+from lightning_fisher.functional.evaluation.precision import (
+    SAME,
+    device_types,
+    full_precision,
+    made_with,
+    require_full_precision,
+)
 from lightning_fisher.functional.evaluation.samples import chunks, ordinary
 from lightning_fisher.functional.gram.block import block_gram
 from lightning_fisher.functional.gram.interception import plain_kernels
@@ -102,7 +108,7 @@ def gram_matrix(
         logit_norm=logit_norm,
     )
     scales = scaled.log_scales.exp()
-    return scaled.gram * torch.outer(scales, scales)
+    return made_with(scaled.gram * torch.outer(scales, scales), scaled.eps)
 
 
 def scaled_gram(
