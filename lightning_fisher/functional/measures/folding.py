@@ -69,10 +69,9 @@ def fold_batch_norm(module: nn.Module, inputs: Any) -> nn.Module:
         few = differentiable(few, folded)
         feeders = _feeders(folded, norms, few)
         expected = evaluate(folded, few)
-        for name, norm in norms.items():
-            layer = feeders.get(name)
-            if layer is None or not _fold(folded, layer, name, norm, few, expected):
-                _set_affine(norm, *_scale_and_shift(norm))
+        kept = [norm for name, norm in norms.items() if not _fold(folded, feeders.get(name), name, norm, few, expected)]
+    for norm in kept:  # out here: the evaluation puts buffers back
+        _set_affine(norm, *_scale_and_shift(norm))
     return folded.eval()
 
 
@@ -163,8 +162,10 @@ def _set_affine(norm: _BatchNorm, scale: Tensor, shift: Tensor) -> None:
     norm.running_var = torch.full_like(scale, 1.0 - norm.eps)
 
 
-def _fold(module: nn.Module, layer: nn.Module, name: str, norm: _BatchNorm, inputs: Any, expected: Any) -> bool:
-    """Fold ``norm`` into ``layer``; undone, and false, where the outputs are not what they were."""
+def _fold(module: nn.Module, layer: nn.Module | None, name: str, norm: _BatchNorm, inputs: Any, expected: Any) -> bool:
+    """Fold ``norm`` into ``layer``; undone, and false, where there is none or the outputs are not what they were."""
+    if layer is None:
+        return False
     scale, shift = _scale_and_shift(norm)
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)

@@ -69,8 +69,9 @@ def noise_tolerance(
         fold: Fold batch-norm first, see `fold_batch_norm`.
 
     Returns:
-        A `NoiseTolerance`, with a warning where the drop was not met: the accuracy is too low to drop that much, or the
-        samples are too few to resolve it. Costs ``num_draws · max_steps`` forward passes at most, in float64.
+        A `NoiseTolerance`, with a warning where the drop was not met: the accuracy is too low to drop that much (σ is
+        near 2 then), or the samples are too few to resolve it. Costs ``num_draws · max_steps`` forward passes at most,
+        in float64.
 
     Raises:
         ValueError: If an argument is out of range, or outputs or targets don't fit.
@@ -188,9 +189,11 @@ def _bisect(mean_drop: Any, wanted: float, tol: float, max_steps: int) -> NoiseT
             high = float(sigma)
         else:
             low = float(sigma)
+    if high == LARGEST:
+        line = f"No weight noise up to σ = {LARGEST} drops the training accuracy by {wanted:g}; at that it drops by"
+    else:
+        line = f"The accuracy drop is not met to {wanted:g} ± {tol:g}; at σ = {float(sigma):.4g} it is"
     warnings.warn(
-        f"No weight noise up to σ = {LARGEST} drops the training accuracy by {wanted:g} ± {tol:g}: at σ = "
-        f"{float(sigma):.4g} it drops by {float(drop):.3g}. Use more samples or draws, or networks that fit them.",
-        stacklevel=4,
+        f"{line} {float(drop):.3g}. Use more samples or draws, or a network that fits its samples.", stacklevel=4
     )
     return NoiseTolerance(sigma, drop, False)

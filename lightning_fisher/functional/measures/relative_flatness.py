@@ -25,7 +25,8 @@ def relative_flatness(module: nn.Module, inputs: Any, targets: Tensor, *, normal
         module: The network, returning the output ``[N, K]`` of an ``nn.Linear``; left unchanged.
         inputs: N samples: a tensor, a tuple (``module(*inputs)``) or a dict (``module(**inputs)``).
         targets: Class indices ``[N]``. The closed form does not depend on them.
-        normalize: Normalize the layer's inputs (those that don't vary stay as they are).
+        normalize: Normalize the layer's inputs. Those that don't vary over the samples (dead units) are left out: their
+            weights would count unscaled otherwise, as they do in the public code.
 
     Returns:
         A float64 scalar. Costs one forward pass, and one of one sample.
@@ -55,9 +56,9 @@ def relative_flatness(module: nn.Module, inputs: Any, targets: Tensor, *, normal
             handle.remove()
         features, weight = received[-1].double(), layer.weight.double()
         if normalize:
-            deviation = features.std(0, correction=0)
-            deviation = torch.where(deviation > 0, deviation, 1.0)
-            features, weight = features / deviation, weight * deviation
+            varies = features.amax(0) > features.amin(0)
+            deviation = torch.where(varies, features.std(0, correction=0), 1.0)
+            features, weight = varies * features / deviation, varies * weight * deviation
         # Σ_s p_s ‖w_s‖² − ‖Σ_s p_s w_s‖² = ½ Σ_{s,t} p_s p_t ‖w_s − w_t‖²: nothing cancels where the network is sure.
         p = torch.softmax(logits.double(), 1)
         distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist").square()
