@@ -17,7 +17,14 @@ PACKAGE = "lightning_fisher"
 ROLE = re.compile(r":(?:func|class|mod|meth|attr):`~?([\w.]+)`")
 # What readers look for first; the other modules follow in the order of the imports.
 FIRST = ("fisher_regularizer", "fisher_monitor", "fisher", "collection", "gram", "logdet", "penalty", "regularized")
-TITLES = {"callbacks": "Callbacks", "metrics": "Metrics", "functional": "Functions", "models": "Networks"}
+TITLES = {
+    "callbacks": "Callbacks",
+    "metrics": "Metrics",
+    "functional": "Functions",
+    "optimizers": "Optimizers",
+    "layers": "Layers",
+    "models": "Networks",
+}
 
 
 def plain(docstring: str) -> str:
