@@ -26,7 +26,14 @@ FIRST = (
     "loop",
     "regularized",
 )
-TITLES = {"callbacks": "Callbacks", "metrics": "Metrics", "functional": "Functions", "models": "Networks"}
+TITLES = {
+    "callbacks": "Callbacks",
+    "metrics": "Metrics",
+    "functional": "Functions",
+    "optimizers": "Optimizers",
+    "layers": "Layers",
+    "models": "Networks",
+}
 
 
 def plain(docstring: str) -> str:

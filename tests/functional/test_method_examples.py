@@ -15,6 +15,9 @@ MODULES = [
     "lightning_fisher.functional.penalties.flat_minimum",
     "lightning_fisher.functional.penalties.jacobian",
     "lightning_fisher.functional.penalties.large_margin",
+    "lightning_fisher.layers.ghost_batch_norm",
+    "lightning_fisher.optimizers.entropy_sgd",
+    "lightning_fisher.optimizers.path_sgd",
 ]
 
 
