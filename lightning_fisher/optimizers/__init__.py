@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from lightning_fisher.optimizers.entropy_sgd import EntropySGD
-from lightning_fisher.optimizers.path_sgd import PathSGD
+from typing import TYPE_CHECKING
 
-__all__ = ["EntropySGD", "PathSGD"]
+from lightning_fisher.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from lightning_fisher.optimizers.entropy_sgd import EntropySGD
+    from lightning_fisher.optimizers.path_sgd import PathSGD
+
+__all__ = [
+    "EntropySGD",
+    "PathSGD",
+]
+
+__getattr__, __dir__ = lazy_exports(__name__)
