@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         gradient_signal_to_noise,
         participation_ratio,
     )
+    from lightning_fisher.functional.measures.hessian_flatness import relative_flatness
     from lightning_fisher.functional.measures.hessian_traces import (
         TraceEstimate,
         gauss_newton_trace,
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
         output_margin,
         output_margins,
     )
-    from lightning_fisher.functional.measures.noise_tolerance import (
-        NoiseTolerance,
-        noise_tolerance,
-        pac_bayes_flatness,
-        pac_bayes_magnitude_flatness,
-    )
     from lightning_fisher.functional.measures.norms import (
         distance_from_initialization,
         folded_norm,
@@ -42,9 +37,14 @@ if TYPE_CHECKING:
         log_spectral_product,
         parameter_norm,
     )
-    from lightning_fisher.functional.measures.path_norm import path_norm
+    from lightning_fisher.functional.measures.pac_bayes import (
+        NoiseTolerance,
+        noise_tolerance,
+        pac_bayes_flatness,
+        pac_bayes_magnitude_flatness,
+    )
+    from lightning_fisher.functional.measures.path_norms import path_norm
     from lightning_fisher.functional.measures.registry import MEASURES, Measure, select_measures
-    from lightning_fisher.functional.measures.relative_flatness import relative_flatness
     from lightning_fisher.functional.measures.sharpness import average_sharpness, worst_sharpness
 
 __all__ = [

@@ -19,13 +19,13 @@ from lightning_fisher.functional.measures.gradient_statistics import (
     gradient_signal_to_noise,
     participation_ratio,
 )
+from lightning_fisher.functional.measures.hessian_flatness import relative_flatness
 from lightning_fisher.functional.measures.hessian_traces import (
     gauss_newton_trace,
     hessian_trace,
     weighted_hessian_trace,
 )
 from lightning_fisher.functional.measures.margins import median_margin, output_margin
-from lightning_fisher.functional.measures.noise_tolerance import pac_bayes_flatness, pac_bayes_magnitude_flatness
 from lightning_fisher.functional.measures.norms import (
     distance_from_initialization,
     folded_norm,
@@ -33,8 +33,8 @@ from lightning_fisher.functional.measures.norms import (
     log_spectral_product,
     parameter_norm,
 )
-from lightning_fisher.functional.measures.path_norm import path_norm
-from lightning_fisher.functional.measures.relative_flatness import relative_flatness
+from lightning_fisher.functional.measures.pac_bayes import pac_bayes_flatness, pac_bayes_magnitude_flatness
+from lightning_fisher.functional.measures.path_norms import path_norm
 from lightning_fisher.functional.measures.sharpness import average_sharpness, worst_sharpness
 
 Rescaling = Literal["layers", "units", "batch_norm", "logits"]
