@@ -49,8 +49,8 @@ class PathSGD(torch.optim.Optimizer):
     checked.
 
     The published code (bneyshabur/path-sgd) never divides, since it iterates over a generator that is used up. With
-    that corrected it adds up κ over the steps, and multiplies the learning rate with a constant that is fixed at the first
-    step. This is the paper's formula, which has neither.
+    that corrected it adds up κ over the steps, and multiplies the learning rate with a constant that is fixed at the
+    first step. This is the paper's formula, which has neither.
 
     Cost of a step: a forward and backward pass of one sample, in float64.
 
