@@ -30,7 +30,9 @@ class GhostBatchNorm(_BatchNorm):
     about as fast. ``num_batches_tracked`` counts parts. With ``momentum=None`` the statistics are the mean over all
     parts.
 
-    Samples interact within a part only; each part needs more than one value a channel.
+    Samples interact within a part only; each part needs more than one value a channel. Synchronized batch-norm
+    (`torch.nn.SyncBatchNorm.convert_sync_batchnorm`, Lightning's ``sync_batchnorm=True``) would replace these layers as
+    it does every batch-norm: leave it off. With several processes each normalizes the parts of its own batch.
 
     Args:
         num_features: C, of inputs ``[N, C]`` or ``[N, C, d1, …]``.

@@ -48,15 +48,16 @@ class PathSGD(torch.optim.Optimizer):
     fixed edges. Others are refused: in a pass with positive weights and inputs such a network is linear, which is
     checked.
 
-    The published code (bneyshabur/path-sgd) divides by nothing, for a mistake; with it mended it also multiplies the
-    learning rate with a constant that is fixed at the first step, which this doesn't, and adds up κ over the steps.
+    The published code (bneyshabur/path-sgd) never divides, since it iterates over a generator that is used up. With
+    that corrected it adds up κ over the steps, and multiplies the learning rate with a constant that is fixed at the
+    first step. This is the paper's formula, which has neither.
 
     Cost of a step: a forward and backward pass of one sample, in float64.
 
     Args:
         params: Parameters of ``model``, or groups of them.
         lr: η > 0; in other units than that of SGD, since κ has those of a squared function.
-        model: The network.
+        model: The network itself, not a module that holds losses and metrics beside it.
         input_shape: Shape of one input, without the batch dimension; may be left out where the first layer is
             `torch.nn.Linear`.
         momentum: m: ``b ← m b + g/κ``, ``w ← w − η b``; 0 as in the paper.

@@ -159,6 +159,11 @@ def test_gram_matrix_in_evaluation_mode():
     assert torch.allclose(got, expected, rtol=1e-12, atol=0)
 
 
+def test_synchronized_batch_norm_replaces_it_as_the_documentation_says():
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(GhostBatchNorm(3, 2)))
+    assert type(net[0]) is nn.SyncBatchNorm
+
+
 @pytest.mark.parametrize("layer", [nn.SyncBatchNorm(3), nn.LazyBatchNorm2d(), type("Acting", (nn.BatchNorm2d,), {})(3)])
 def test_other_batch_norm_layers_are_refused(layer):
     with pytest.raises(ValueError, match=f"{type(layer).__name__} \\('0'\\)"):

@@ -199,6 +199,22 @@ def test_parameters_without_gradient_stay():
     assert torch.equal(module[0].weight, before)
 
 
+def test_sparse_gradients_are_refused_and_weights_stay():
+    net = nn.Embedding(5, 2, sparse=True)
+    before = net.weight.detach().clone()
+    optimizer = EntropySGD(net.parameters(), lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = net(torch.tensor([1, 2])).sum()
+        loss.backward()
+        return loss
+
+    with pytest.raises(ValueError, match="gradients to be dense"):
+        optimizer.step(closure)
+    assert torch.equal(net.weight, before)
+
+
 class Module(lightning.LightningModule):
     def __init__(self):
         super().__init__()

@@ -193,6 +193,14 @@ def test_float32_stays_float32():
     assert all(p.dtype == torch.float32 for p in module.parameters())
 
 
+def test_sparse_gradients_are_refused():
+    module = network("relu_mlp")
+    optimizer = PathSGD(module.parameters(), lr=0.01, model=module)
+    module[0].weight.grad = torch.zeros(16, 8, dtype=torch.float64).to_sparse()
+    with pytest.raises(ValueError, match="gradients to be dense"):
+        optimizer.step()
+
+
 class Functional(nn.Module):
     def __init__(self, function):
         super().__init__()

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.functional.evaluation.loss import LossFn
 from lightning_fisher.functional.evaluation.module_state import (
     BufferSnapshot,
     RandomStateSnapshot,
@@ -28,7 +27,7 @@ from lightning_fisher.functional.evaluation.precision import (
     require_full_precision,
 )
 from lightning_fisher.functional.evaluation.samples import num_samples, ordinary, split
-from lightning_fisher.functional.multipass.finite_difference import for_all_parameters, loss_of, trainable_parameters
+from lightning_fisher.functional.multipass.finite_difference import for_all_parameters, trainable_parameters
 from lightning_fisher.functional.multipass.loop import Gradient, require_dependence
 from lightning_fisher.functional.multipass.sub_batches import part_sizes
 
@@ -207,11 +206,6 @@ def step_gradient(
     return StepGradient(
         torch.stack(losses).sum(), torch.stack(penalties).sum(), for_all_parameters(module, trainable, total)
     )
-
-
-def batch_loss(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn | None) -> Loss:
-    """The mean loss of a sub-batch as a function of nothing."""
-    return loss_of(module, inputs, targets, loss_fn)
 
 
 def norm(gradient: Sequence[Tensor | None]) -> Tensor:

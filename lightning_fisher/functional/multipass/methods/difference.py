@@ -13,6 +13,7 @@ from lightning_fisher.functional.evaluation.samples import num_samples, ordinary
 from lightning_fisher.functional.multipass.finite_difference import (
     check_penalty_options,
     for_all_parameters,
+    loss_of,
     trainable_parameters,
 )
 from lightning_fisher.functional.multipass.loop import finite_or_left_out
@@ -22,7 +23,6 @@ from lightning_fisher.functional.multipass.perturbed import (
     Loss,
     PerturbedPasses,
     accumulate,
-    batch_loss,
     linear,
     norm,
     scaled,
@@ -109,7 +109,7 @@ def difference_penalty_gradient(
         inputs, targets = ordinary((inputs, targets), trainable[0].dtype)
         sizes = part_sizes(count, num_sub_batches)
         for x, y, size in zip(split(inputs, sizes), split(targets, sizes), sizes, strict=True):
-            value, gradient = _difference(passes, batch_loss(module, x, y, loss_fn), alpha, difference, step)
+            value, gradient = _difference(passes, loss_of(module, x, y, loss_fn), alpha, difference, step)
             values.append(value * (size / count))
             accumulate(total, gradient, size / count)
     value, found = finite_or_left_out(torch.stack(values).sum(), tuple(total))

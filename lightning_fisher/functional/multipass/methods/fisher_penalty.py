@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_fisher.arguments import require_choice, require_non_negative, require_positive
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples, ordinary
+from lightning_fisher.functional.multipass.finite_difference import loss_of
 from lightning_fisher.functional.multipass.loop import Gradient
 from lightning_fisher.functional.multipass.methods.difference import DIFFERENCES
 from lightning_fisher.functional.multipass.methods.sharpness_aware import ascent
@@ -19,7 +20,6 @@ from lightning_fisher.functional.multipass.perturbed import (
     Loss,
     PerturbedPasses,
     StepGradient,
-    batch_loss,
     finite_or_plain,
     linear,
     norm,
@@ -97,7 +97,7 @@ def fisher_penalty_gradient(
         generator = torch.Generator(next(module.parameters()).device).manual_seed(seed)
 
     def of_batch(passes: PerturbedPasses, x: Any, y: Any) -> tuple[Tensor, Tensor, Gradient]:
-        here = passes.here(batch_loss(module, x, y, None))
+        here = passes.here(loss_of(module, x, y, None))
         if weight == 0:
             return here.value, here.value.new_zeros(()), here.gradient
         sampled = _SampledLoss(module, x, ordinary(labels, None), generator)

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_positive
 from lightning_fisher.functional.evaluation.loss import LossFn
+from lightning_fisher.functional.multipass.finite_difference import loss_of
 from lightning_fisher.functional.multipass.loop import Gradient
 from lightning_fisher.functional.multipass.methods.sharpness_aware import ascent
 from lightning_fisher.functional.multipass.perturbed import (
     PerturbedPasses,
     StepGradient,
-    batch_loss,
     finite_or_plain,
     linear,
     step_gradient,
@@ -70,7 +70,7 @@ def gradient_norm_penalty_gradient(
         raise ValueError(f"Expected argument `coefficient` to be a number from 0 to 1, but got {coefficient!r}.")
 
     def method(passes: PerturbedPasses, x: Any, y: Any) -> tuple[Tensor, Tensor, Gradient]:
-        loss = batch_loss(module, x, y, loss_fn)
+        loss = loss_of(module, x, y, loss_fn)
         here = passes.here(loss)
         if coefficient == 0:
             return here.value, here.value.new_zeros(()), here.gradient

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_non_negative
 from lightning_fisher.functional.evaluation.loss import LossFn
+from lightning_fisher.functional.multipass.finite_difference import loss_of
 from lightning_fisher.functional.multipass.loop import Gradient
 from lightning_fisher.functional.multipass.perturbed import (
     PerturbedPasses,
     StepGradient,
-    batch_loss,
     finite_or_plain,
     norm,
     scaled,
@@ -85,7 +85,7 @@ def sharpness_aware_gradient(
     adapted = [adaptive is True or (adaptive == "weights" and "weight" in name) for name in names]
 
     def method(passes: PerturbedPasses, x: Any, y: Any) -> tuple[Tensor, Tensor, Gradient]:
-        loss = batch_loss(module, x, y, loss_fn)
+        loss = loss_of(module, x, y, loss_fn)
         here = passes.here(loss)
         if rho == 0:
             return here.value, torch.zeros_like(here.value), here.gradient
