@@ -10,7 +10,7 @@ def require_integer(name: str, value: Any, least: int, or_none: bool = False) ->
     """Refuse what is no integer of at least ``least``.
 
     Raises:
-        ValueError: With the argument's name, what is allowed and what came.
+        ValueError: With the argument's name, what is allowed and the value received.
 
     Example:
         >>> from lightning_fisher.arguments import require_integer
@@ -29,7 +29,7 @@ def require_positive(name: str, value: Any, or_none: bool = False) -> None:
     """Refuse what is no positive number.
 
     Raises:
-        ValueError: With the argument's name, what is allowed and what came.
+        ValueError: With the argument's name, what is allowed and the value received.
     """
     if or_none and value is None:
         return
@@ -42,7 +42,7 @@ def require_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Refuse what is none of a few words.
 
     Raises:
-        ValueError: With the argument's name, what is allowed and what came.
+        ValueError: With the argument's name, what is allowed and the value received.
     """
     if value not in allowed:
         raise ValueError(f"Expected argument `{name}` to be one of {allowed}, but got {value!r}.")
