@@ -18,7 +18,7 @@ Contender = TypeVar("Contender")
 
 @dataclass
 class Samples:
-    """Seconds of one contender, one entry a round.
+    """Seconds of one contender, one entry per round.
 
     Attributes:
         wall: elapsed time; on CUDA, time between two events on the stream.
@@ -55,7 +55,7 @@ def interleave(
     warmup: int = 1,
     seed: int = 0,
 ) -> dict[str, Samples]:
-    """Time every contender once a round, in a new random order each round.
+    """Time every contender once per round, in a new random order each round.
 
     Args:
         contenders: by name.
@@ -110,7 +110,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def rows_of(samples: Mapping[str, Samples], baseline: str) -> list[dict[str, object]]:
-    """One row a contender: its ratio to ``baseline``, of elapsed and of processor time, and median seconds."""
+    """One row per contender: its ratio to ``baseline``, of elapsed and of processor time, and median seconds."""
     rows: list[dict[str, object]] = []
     for name, times in samples.items():
         ratio = Ratio.of(times.wall, samples[baseline].wall)

@@ -32,7 +32,7 @@ def train(images: Tensor, labels: Tensor, file: Path) -> None:
 
 
 def metrics(file: Path, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Every metric of a checkpoint, one value a subset ``[T]``; the subsets are the same for all checkpoints."""
+    """Every metric of a checkpoint, one value per subset ``[T]``; the subsets are the same for all checkpoints."""
     net = network()
     net.load_state_dict(torch.load(file, weights_only=True))  # tensors only: a checkpoint can't run code
     generator, found = torch.Generator().manual_seed(0), []

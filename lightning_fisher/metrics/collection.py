@@ -1,4 +1,4 @@
-"""All metrics of a minimum that the paper compares, at the price of the dearest."""
+"""All metrics of a minimum that the paper compares, at the cost of the most expensive one."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class GramMetric(SubsetMetric):
         self.rank_policy: RankPolicy = rank_policy
 
     def update(self, module: nn.Module, inputs: Any, targets: Any) -> None:
-        """Add one subset; ``module`` is left as it was found.
+        """Add one subset; ``module`` is left unchanged.
 
         Args:
             module: The network, in any mode.

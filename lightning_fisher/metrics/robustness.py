@@ -66,7 +66,7 @@ class RobustnessMetric(SubsetMetric):
         self.chunk_size = chunk_size
 
     def update(self, module: nn.Module, inputs: Any, targets: Any = None) -> None:
-        """Add one subset; ``module`` is left as it was found.
+        """Add one subset; ``module`` is left unchanged.
 
         Args:
             module: The network, returning logits ``[N′, K]``.

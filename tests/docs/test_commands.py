@@ -29,11 +29,10 @@ from tests.experiment.conftest import QUICK, Command
 DOCUMENTED = documented()
 COMMANDS = {f"{page}: {line}": match["rest"] or "" for page, line in DOCUMENTED if (match := PROGRAM.match(line))}
 CHEAP = [name for name, arguments in COMMANDS.items() if not is_slow(arguments)]
-REPEATS = (
-    re.compile(  # runs and cards whose parts other commands here, or `test_own_model_data_and_scenario_train`, have
-        r"extending: python -m|experiments: lightning-fisher|getting-started: python run\.py (model|reg)"
-        r"|metric-card: python run\.py score.checkpoint=outputs/digits-resnet8/default-9c3baaf0$"
-    )
+# Runs and cards whose parts other commands here, or `test_own_model_data_and_scenario_train`, have.
+REPEATS = re.compile(
+    r"extending: python -m|experiments: lightning-fisher|getting-started: python run\.py (model|reg)"
+    r"|metric-card: python run\.py score.checkpoint=outputs/digits-resnet8/default-9c3baaf0$"
 )
 SLOW = [name for name in COMMANDS if name not in CHEAP]
 REPORT = "python -m lightning_fisher.experiment.report multirun/digits-resnet8 --x reg.beta"
@@ -105,9 +104,7 @@ def test_command_composes(name: str, folder: Path) -> None:
         assert flat_config(cfg)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * bool(REPEATS.match(name))) for name in CHEAP]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * bool(REPEATS.match(n))) for n in CHEAP])
 def test_command_runs(name: str, folder: Path, command: Command) -> None:
     """In its small form, in this process."""
     result = command(*small(COMMANDS[name]))

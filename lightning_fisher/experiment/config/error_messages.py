@@ -51,7 +51,7 @@ def explain(
         groups: the choices of every config group.
 
     Returns:
-        A line that names the option, what is allowed and what came; None for an error that is no mistake of
+        A line that names the option, what is allowed and the value received; None for an error that is no mistake of
         the user's (a bug), which deserves its traceback.
     """
     from hydra.errors import HydraException, InstantiationException

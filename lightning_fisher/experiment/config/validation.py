@@ -50,7 +50,7 @@ def shown(value: Any) -> str:
 
 
 def refuse(key: str, allowed: str, value: Any) -> ConfigError:
-    """Make the error of an option: its name, what is allowed, what came."""
+    """Make the error of an option: its name, what is allowed, the value received."""
     return ConfigError(f"Expected option `{key}` to be {allowed}, but got `{shown(value)}`.")
 
 

@@ -13,7 +13,7 @@ from lightning_fisher.experiment.report.tables import markdown
 from lightning_fisher.experiment.scoring.card import Card, percent, spread_of
 
 HEADINGS = ("lower is better", "mean ± std", "over")
-MISFIT = 2.0  # per cent: a larger training error is told
+MISFIT = 2.0  # per cent: a larger training error is pointed out
 
 
 def table(card: Card) -> list[list[str]]:

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_fisher.experiment.records.curve import FILE_NAME
 from lightning_fisher.experiment.records.result import write_atomically
 
-PENALTY = "fisher/"  # what the regularizer logs, a value a step
+PENALTY = "fisher/"  # what the regularizer logs, one value per step
 
 
 class History(Callback):
