@@ -44,3 +44,15 @@ def gram(jacobian_matrix):
         for j in range(n):
             result[i, j] = torch.dot(jacobian_matrix[i], jacobian_matrix[j])
     return result
+
+
+def plain_jacobian(module, inputs, targets, *, loss_fn=None):
+    """`jacobian` of a float64 module itself, whose hooks and references a copy would lose; leaves no ``.grad``."""
+    parameters, rows = trainable(module), []
+    for j in range(len(targets)):
+        one = slice(j, j + 1)
+        differentiable(call(module, take(inputs, one)), take(targets, one), loss_fn, None).backward()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        rows.append(torch.cat([grad.reshape(-1) for grad in grads]))
+        module.zero_grad()
+    return torch.stack(rows)

@@ -125,7 +125,7 @@ def probe(problem: Problem) -> Probe:
     general = set(range(len(problem.parameters))) if everything else recorder.general
     for use in recorder.uses:
         use.arguments = {name: value for name, value in use.arguments.items() if name != "weight"}
-    return Probe(size, recorder.uses, detached(outputs), general, operations.chosen or not watch)
+    return Probe(size, recorder.uses, detached(outputs), general, operations.chosen or recorder.reads or not watch)
 
 
 class _Operations(TorchDispatchMode):

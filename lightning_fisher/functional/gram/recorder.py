@@ -87,6 +87,7 @@ class Recorder(TorchFunctionMode):
         uses: The calls with a rule.
         trace: Every function called, with its plain arguments: what the pass did, whatever the data.
         differentiates: Whether the forward pass calls autograd itself, which no rule sees through.
+        reads: Whether the forward pass reads values into Python, to choose rows say.
         anchor: What `torch.autograd.grad` is asked for, so that it runs through the recorded layers.
     """
 
@@ -96,6 +97,7 @@ class Recorder(TorchFunctionMode):
     uses: list[Use] = field(default_factory=list)
     trace: list[Any] = field(default_factory=list)
     differentiates: bool = False
+    reads: bool = False
     inside: int = 0  # calls that run through the recorder; other operations are those of scripted or compiled code
 
     def __post_init__(self) -> None:
@@ -122,6 +124,8 @@ class Recorder(TorchFunctionMode):
     def _function(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func in _DIFFERENTIATING:
             self.differentiates = True
+        elif func in _READING:
+            self.reads = True
         if func is F.multi_head_attention_forward:
             return self._attention(*args, **kwargs)
         given = list(_given((args, list(kwargs.values()))))
@@ -144,7 +148,7 @@ class Recorder(TorchFunctionMode):
             self.general |= tracked
         return output
 
-    def layer(self, rule: CustomRule, layer: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def layer(self, rule: CustomRule, layer: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run the forward pass of a layer that has a rule of its own."""
         keys: dict[str, Key] = {}
         for name, parameter in layer.named_parameters():
@@ -274,6 +278,7 @@ class Recorder(TorchFunctionMode):
 _PLAIN = (int, float, bool, str, type(None))
 _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 _DIFFERENTIATING = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
+_READING = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 

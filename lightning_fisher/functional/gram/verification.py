@@ -147,8 +147,8 @@ def settle(problem: Problem, detail: str) -> None:
             require_finite(leaf.detach(), "outputs of the module")
     if not outputs_difference(first, second, problem.count) <= problem.tolerance:
         raise ValueError(
-            "Expected a deterministic forward pass in evaluation mode, but the module draws random numbers: "
-            "the same batch gives different outputs."
+            "Expected a deterministic forward pass in evaluation mode, but the same batch gives different outputs: "
+            "does the module draw random numbers?"
         )
     try:
         finding = _interaction(problem if problem.tolerance <= SAME[torch.float64] else _in_float64(problem))
