@@ -14,6 +14,7 @@ from lightning_fisher.arguments import require_integer
 from lightning_fisher.exceptions import InteractionError
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
 from lightning_fisher.functional.evaluation.loss import LossFn, output_gradients
+from lightning_fisher.functional.evaluation.loss_parameters import with_loss_inside
 from lightning_fisher.functional.evaluation.memory import available_memory
 from lightning_fisher.functional.evaluation.module_state import (
     evaluation_mode,
@@ -29,7 +30,7 @@ from lightning_fisher.functional.evaluation.precision import (
     made_with,
     require_full_precision,
 )
-from lightning_fisher.functional.evaluation.samples import chunks, num_samples, ordinary, take
+from lightning_fisher.functional.evaluation.samples import chunks, device_of, num_samples, ordinary, take
 from lightning_fisher.functional.gram.layerwise import LayerwiseGram, MemoryExceededError
 from lightning_fisher.functional.gram.per_sample_jacobian import collect_outputs, row_gram
 
@@ -140,7 +141,8 @@ def scaled_gram(
         preserved_random_state(devices),
         preserved_buffers(module),
     ):
-        inputs, targets = ordinary((inputs, targets), dtype)
+        inputs, targets = ordinary(inputs, None, device_of(parameters)), ordinary(targets, None, device_of(parameters))
+        module, inputs, targets, loss_fn, logit_norm = with_loss_inside(module, inputs, targets, loss_fn, logit_norm)
         if batch_norm == "batch":
             gram, log_scales = _coupled(module, parameters, inputs, targets, loss_fn, chunk_size, logit_norm)
         else:
@@ -251,7 +253,8 @@ def _interact(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn | No
     if isinstance(loss_fn, nn.Module):
         loss_fn = copy.deepcopy(loss_fn).double()
     try:
-        scaled_gram(twin, take(inputs, few), take(targets, few), loss_fn=loss_fn, logit_norm=logit_norm)
+        part = ordinary(take(inputs, few), torch.float64), ordinary(take(targets, few), torch.float64)
+        scaled_gram(twin, *part, loss_fn=loss_fn, logit_norm=logit_norm)
     except InteractionError:
         return True
     return False

@@ -16,7 +16,13 @@ from torch.utils._pytree import tree_flatten, tree_map
 from lightning_fisher.exceptions import InteractionError
 from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.precision import RefuseAutocast
-from lightning_fisher.functional.evaluation.samples import call_module, chunks, num_samples, take
+from lightning_fisher.functional.evaluation.samples import (
+    call_module,
+    chunks,
+    num_samples,
+    restore_sample_dimension,
+    take,
+)
 from lightning_fisher.functional.gram.rules.base import MAX_ELEMENTS, gram_of_rows
 
 
@@ -69,6 +75,7 @@ def row_gram(
         for chunk in chunks(count, chunk_size):
             with RefuseAutocast({device.type}):
                 result = call_module(module, take(inputs, chunk))
+            result = restore_sample_dimension(result, take(directions, chunk))
             if outputs is not None:
                 _compare(result, take(outputs, chunk), tolerance)
             _fill(rows, chunk, block, result, take(directions, chunk))

@@ -56,7 +56,7 @@ def test_float64_with_batch_statistics(case):
 def test_right_or_refused(case):
     module, inputs, targets = case.build()
     options = options_for(case, targets)
-    value, gradient = penalty(module, inputs, targets, **options)
+    value, gradient = penalty(module, inputs, targets, denominator=DENOMINATORS.get(case.name), **options)
     try:
         got_value, got = penalty_gradient(module, inputs, targets, **options)
     except (ValueError, NotImplementedError):
