@@ -61,10 +61,7 @@ REFUSED = [
     ),
 ]
 
-RIGHT_OR_  # What a mean loss divides by, as a function of the targets, where that isn't the number of samples.
-DENOMINATORS = {"weighted_mean_loss": lambda y: sum([1.0, 5.0, 0.2][label] for label in y.tolist())}
-
-REFUSED = [
+RIGHT_OR_REFUSED = [
     Case("embedding_by_frequency", lambda: over_tokens(nn.Embedding(7, 6, scale_grad_by_freq=True)), tokens()),
     Case("embedding_sparse", lambda: over_tokens(nn.Embedding(7, 6, sparse=True)), tokens()),
     Case("embedding_max_norm", lambda: over_tokens(nn.Embedding(7, 6, max_norm=1.0)), tokens()),

@@ -182,7 +182,10 @@ class _Cosines:
 
 
 def _in_float64(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any]) -> _Cosines | None:
-    """The same from a float64 copy of the module; ``None`` where there is no such thing."""
+    """The same from a float64 copy of the module.
+
+    ``None`` where there is none: tensors of its own that stay float32, a device without float64.
+    """
     try:
         twin, loss_fn = copy.deepcopy((module, how["loss_fn"]))  # together: they may share parameters
         twin.double()
@@ -190,13 +193,7 @@ def _in_float64(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any
             loss_fn.double()
         inputs, targets = ordinary(inputs, torch.float64), ordinary(targets, torch.float64)
         found = _Cosines(scaled_gram(twin, inputs, targets, **(how | {"loss_fn": loss_fn})), None)
-    except (
-        InteractionError,
-        LossParametersError,
-        RuntimeError,
-        TypeError,
-        NotImplementedError,
-    ):  # tensors of its own, no float64 there
+    except (InteractionError, LossParametersError, RuntimeError, TypeError, NotImplementedError):
         return None
     warnings.warn(
         f"The Gram matrix of {len(found.nonzero)} per-sample gradients is too ill-conditioned for float32 "

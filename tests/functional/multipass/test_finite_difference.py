@@ -13,6 +13,7 @@ from lightning_fisher.functional import penalty_gradient
 from tests.functional.compare import cosine, gradient_error, relative_error
 from tests.functional.snapshot import changes, global_state
 from tests.reference.cases import BATCH_NORM_CASES, BATCH_STATISTICS, CASES, RIGHT_OR_REFUSED, by_name, each
+from tests.reference.cases_refused import DENOMINATORS
 from tests.reference.hessian import hessian_penalty_gradient
 from tests.reference.modules import Lambda
 from tests.reference.penalty import penalty, sub_batch_gradients

@@ -13,6 +13,7 @@ from lightning_fisher.functional.multipass.vmap import VmapError, penalty_by_vma
 from tests.functional.compare import cosine, gradient_error
 from tests.functional.snapshot import changes, snapshot
 from tests.reference.cases import BATCH_NORM_CASES, BATCH_STATISTICS, CASES, RIGHT_OR_REFUSED, by_name, each
+from tests.reference.cases_refused import DENOMINATORS
 from tests.reference.penalty import penalty, sub_batch_gradients
 from tests.reference.regularized_forms import step_gradient
 from tests.reference.samples import take
