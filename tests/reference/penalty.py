@@ -51,11 +51,12 @@ def sub_batch_gradients(module, inputs, targets, num_sub_batches, loss_fn=None):
     return gradients, sizes
 
 
-def penalty(module, inputs, targets, *, alpha, num_sub_batches, loss_fn=None, dtype=torch.float64):
+def penalty(module, inputs, targets, *, alpha, num_sub_batches, loss_fn=None, dtype=torch.float64, denominator=None):
     """``R_alpha`` and ``grad R_alpha`` (list over parameters), modules in their current mode.
 
     ``R = sum_i n_i/N [L(B_i, w) - L(B_i, w - alpha g_i)]``. Both passes of a sub-batch start from the same
     random state (the same dropout masks); the next sub-batch continues from the state after one pass.
+    ``denominator(targets)`` is what a mean loss divides by; ``None``: the number of samples. Without any: left out.
     """
     if dtype == torch.float64:
         module, inputs, targets = double_copy(module), to_double(inputs), to_double(targets)
@@ -69,7 +70,10 @@ def penalty(module, inputs, targets, *, alpha, num_sub_batches, loss_fn=None, dt
             loss, grads = loss_and_gradient(module, x, y, loss_fn)
             torch.set_rng_state(random_state)
             loss_after, grads_after = loss_and_gradient(shifted(module, grads, alpha), x, y, loss_fn)
-            weight = size / len(targets)
+            weight = size / len(targets) if denominator is None else denominator(y) / denominator(targets)
+            if weight == 0:
+                start += size
+                continue
             value += weight * (loss - loss_after)
             for sum_, grad, grad_after in zip(total, grads, grads_after, strict=True):
                 sum_ += weight * (grad - grad_after)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from lightning_fisher.arguments import require_integer
-from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
-from lightning_fisher.functional.evaluation.loss import LossFn, mean_loss
-from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot
+from lightning_fisher.exceptions import InteractionError
+from lightning_fisher.functional.evaluation.denominator import PartWeights
+from lightning_fisher.functional.evaluation.differentiable import differentiable_evaluation, evaluate
+from lightning_fisher.functional.evaluation.independence import random_order, require_same_outputs
+from lightning_fisher.functional.evaluation.loss import LossFn, losses_of
+from lightning_fisher.functional.evaluation.loss_parameters import loss_parameters, refuse_foreign_parameters
+from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot, dense
 from lightning_fisher.functional.evaluation.precision import require_full_precision
-from lightning_fisher.functional.evaluation.samples import num_samples, take
+from lightning_fisher.functional.evaluation.samples import chunks, device_of, num_samples, ordinary, take
 
 
 class HessianVectorProduct:
@@ -96,7 +102,8 @@ def mean_loss_hessian(
         inputs: N samples: a tensor, a tuple (``module(*inputs)``) or a dict (``module(**inputs)``).
         targets: Class indices, class probabilities, or what ``loss_fn`` takes.
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy.
-        chunk_size: Samples whose graph is held at a time; ``None``: all.
+        chunk_size: Samples whose graph is held at a time; ``None``: all. Chunks weigh what they weigh in the loss of
+            all samples (labels that aren't ignored, class weights); samples must not interact then.
 
     Yields:
         The product, a callable.
@@ -112,14 +119,95 @@ def mean_loss_hessian(
     require_full_precision(parameters, "the Hessian")
     count = num_samples(inputs)
     step = chunk_size or count
-    chunks = [
-        (slice(start, min(start + step, count)), (min(start + step, count) - start) / count)
-        for start in range(0, count, step)
-    ]
     with differentiable_evaluation(module):
-        inputs, targets = differentiable((inputs, targets), module)
+        device = device_of(parameters)
+        inputs, targets = ordinary(inputs, device=device), ordinary(targets, device=device)
 
-        def loss(index: slice) -> Tensor:
-            return mean_loss(evaluate(module, take(inputs, index)), take(targets, index), loss_fn)
+        def part(index: slice | Tensor) -> tuple[Any, Any, Tensor]:
+            own = take(targets, index)
+            outputs = evaluate(module, take(inputs, index))
+            return outputs, own, losses_of(outputs, own, loss_fn)
 
-        yield HessianVectorProduct(parameters, loss, chunks)
+        parts: list[tuple[slice, float]] = [(slice(0, count), 1.0)]
+        if step < count:
+            parts = _weighted_chunks(part, parameters, loss_fn, chunks(count, step))
+        first = part(parts[0][0])
+        refuse_foreign_parameters(module, loss_parameters(*first))
+        del first
+        yield HessianVectorProduct(parameters, lambda index: part(index)[2].mean(), parts)
+
+
+Part = Callable[[slice | Tensor], tuple[Any, Any, Tensor]]
+
+
+def _weighted_chunks(
+    part: Part, parameters: list[nn.Parameter], loss_fn: LossFn | None, slices: list[slice]
+) -> list[tuple[slice, float]]:
+    """Chunks and what they weigh in the loss of all samples, which has to be made of theirs.
+
+    Outputs, and the gradient of the loss, are compared with those of another grouping of the samples; costs two forward
+    and backward passes.
+
+    Raises:
+        InteractionError: If samples interact in the module.
+        ValueError: If they do in the loss.
+    """
+    order = random_order(slices[-1].stop, parameters[0].device)
+    here = _Grouping(part, parameters, loss_fn, slices, slices)
+    there = _Grouping(part, parameters, loss_fn, [order[index] for index in slices], slices)
+    require_same_outputs(there.outputs, take(here.outputs, order))
+    tolerance = 1e-6 if all(p.dtype == torch.float64 for p in parameters) else 1e-3
+    difference = float((here.gradient - there.gradient).norm())
+    if not math.isnan(difference) and difference > tolerance * (here.size + there.size):
+        raise InteractionError(f"the gradient differs by {difference / (here.size + there.size):.1e} between groupings")
+    return [pair for pair in zip(slices, here.shares, strict=True) if pair[1] != 0]
+
+
+class _Grouping:
+    """The outputs, the gradient of the loss and the chunks' shares in it, from chunks of given samples.
+
+    Attributes:
+        outputs: Of all samples, in the order given.
+        shares: Of the chunks, add up to one for a mean.
+        gradient: ``[W]``.
+        size: Norms of the chunks' parts of the gradient, added up.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        parameters: list[nn.Parameter],
+        loss_fn: LossFn | None,
+        indices: Sequence[slice | Tensor],
+        slices: Sequence[slice],
+    ) -> None:
+        weights = PartWeights(loss_fn)
+        own, gradients, outputs = [], [], []
+        for index, chunk in zip(indices, slices, strict=True):
+            output, targets, losses = part(index)
+            gradients.append(_flat_gradient(losses.mean(), parameters))
+            outputs.append(tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output))
+            own.append(weights.add(outputs[-1], targets, losses.detach(), chunk.stop - chunk.start))
+        if weights.coupled:
+            raise ValueError(
+                "Expected argument `loss_fn` to be a mean over samples where `chunk_size` is given, but its value on "
+                "two chunks together is no average of its values on each: it couples samples (a contrastive loss, or "
+                "one of batch statistics); leave `chunk_size` out."
+            )
+        total = math.nan if weights.lost() or not weights.total else weights.total
+        self.shares = [weight / total if weight else 0.0 for weight in own]
+        counted = [share * gradient for share, gradient in zip(self.shares, gradients, strict=True) if share]
+        self.gradient = torch.stack(counted).sum(0) if counted else gradients[0]
+        self.size = sum(float(gradient.norm()) for gradient in counted)
+        self.outputs = tree_map(
+            lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) and leaves[0].ndim else leaves[0],
+            *outputs,
+        )
+
+
+def _flat_gradient(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """``[W]``, float64."""
+    if not loss.requires_grad:
+        return torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    return torch.cat([dense(gradient).flatten().double() for gradient in found])

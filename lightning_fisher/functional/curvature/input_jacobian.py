@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,14 +15,13 @@ from lightning_fisher.arguments import require_choice, require_integer, require_
 from lightning_fisher.functional.curvature.lanczos import largest_magnitude_eigenvalue
 from lightning_fisher.functional.curvature.softmax import SoftmaxJacobian
 from lightning_fisher.functional.evaluation.differentiable import (
-    differentiable,
     differentiable_evaluation,
     evaluate,
-    refuse_interaction,
 )
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
+from lightning_fisher.functional.evaluation.independence import refuse_coupled_gradients, refuse_dependent_outputs
 from lightning_fisher.functional.evaluation.module_state import frozen
-from lightning_fisher.functional.evaluation.samples import num_samples, take
+from lightning_fisher.functional.evaluation.samples import device_of, num_samples, ordinary, take
 
 Method = Literal["auto", "exact", "power"]
 Reduction = Literal["mean", "none"]
@@ -80,15 +80,16 @@ def robustness(
     generator = torch.Generator().manual_seed(seed)
     values = []
     with differentiable_evaluation(module), frozen(module.parameters()):
-        inputs = differentiable(inputs, module)
+        inputs = ordinary(inputs, device=device_of(module.parameters()))
         for start in range(0, count, step):
             chunk = take(inputs, slice(start, start + step))
             variables, leaves = _variables(chunk)
-            logits = _logits(evaluate(module, variables), leaves)
+            logits = _logits(evaluate(module, variables), leaves, num_samples(chunk))
             with samples_of_a_batch(range(start, start + len(logits))):
                 require_finite(logits, "outputs of the module")
-            if start == 0:
-                refuse_interaction(module, chunk, logits)
+            refuse_dependent_outputs(partial(evaluate, module), chunk, logits)
+            if logits.requires_grad:
+                refuse_coupled_gradients(logits, leaves)
             exact = method == "exact" or (method == "auto" and logits.shape[1] <= EXACT_UP_TO)
             if not logits.requires_grad:  # the output does not depend on the inputs
                 values.append(torch.zeros(len(logits), dtype=torch.float64, device=logits.device))
@@ -172,9 +173,16 @@ def _variables(inputs: Any) -> tuple[Any, list[Tensor]]:
     return tree_map(variable, inputs), leaves
 
 
-def _logits(outputs: Any, leaves: list[Tensor]) -> Tensor:
+def _logits(outputs: Any, leaves: list[Tensor], count: int) -> Tensor:
     if not leaves:
         raise ValueError("Expected argument `inputs` to hold a floating-point tensor, but got none.")
+    if narrow := {leaf.dtype for leaf in leaves} - {torch.float32, torch.float64}:
+        raise ValueError(
+            "Expected argument `inputs` to be float32 or float64 to be differentiated with respect to them, but got "
+            f"{', '.join(map(str, narrow))}."
+        )
+    if isinstance(outputs, Tensor) and count == 1 and outputs.ndim == 1 and len(outputs) > 1:
+        outputs = outputs.unsqueeze(0)  # squeezed by the module
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
         what = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(f"Expected argument `module` to return logits [N, K] with K ≥ 2, but got {what}.")

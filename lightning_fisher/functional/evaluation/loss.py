@@ -19,7 +19,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lightning_fisher.functional.evaluation.finite import require_finite
-from lightning_fisher.functional.evaluation.samples import take
+from lightning_fisher.functional.evaluation.outputs import as_returned
+from lightning_fisher.functional.evaluation.samples import fresh, take
+from lightning_fisher.functional.evaluation.separable import gradients_of, require_mean_of_samples, require_own_losses
 
 LossFn = Callable[[Any, Any], Tensor]
 IGNORE_INDEX = -100  # the default of torch.nn.functional.cross_entropy
@@ -36,15 +38,35 @@ def mean_loss(outputs: Any, targets: Any, loss_fn: LossFn | None) -> Tensor:
     Returns:
         A scalar tensor.
     """
+    return losses_of(outputs, targets, loss_fn).mean()
+
+
+def losses_of(outputs: Any, targets: Any, loss_fn: LossFn | None) -> Tensor:
+    """What the loss of a batch is made of: a scalar, or one loss a sample; see `mean_loss`.
+
+    Raises:
+        ValueError: If the outputs are no logits for the cross-entropy, or ``loss_fn`` returns something else.
+    """
     if loss_fn is None:
-        soft = targets.is_floating_point()
-        return cross_entropy(outputs.double(), targets.double() if soft else targets)
-    losses = loss_fn(outputs, targets)
-    if losses.ndim > 1:
+        logits = _require_logits(outputs)
+        return cross_entropy(logits.double(), _class_targets(targets))
+    losses = loss_fn(as_returned(outputs), fresh(targets))
+    if not isinstance(losses, Tensor) or losses.ndim > 1:
+        what = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
         raise ValueError(
-            f"Expected argument `loss_fn` to return a scalar or one loss a sample, but got shape {tuple(losses.shape)}."
+            f"Expected argument `loss_fn` to return a scalar tensor or one loss a sample [N], but got {what}."
         )
-    return losses.mean()
+    return losses
+
+
+def _class_targets(targets: Any) -> Tensor:
+    """Class probabilities in float64, class indices of any integer type as torch's functions take them."""
+    if not isinstance(targets, Tensor):
+        raise ValueError(
+            "Expected argument `targets` to be a tensor of class indices or probabilities (cross-entropy), but got "
+            f"{type(targets).__name__}; give `loss_fn` for others."
+        )
+    return targets.double() if targets.is_floating_point() else targets.long()
 
 
 def output_gradients(
@@ -80,7 +102,7 @@ def output_gradients(
         if logit_norm is not None:
             norms = torch.linalg.vector_norm(logits, dim=1, keepdim=True)
             scaled = logits / (logit_norm * norms)
-        direction, log_norms = _cross_entropy_gradient(logits if scaled is None else scaled, targets)
+        direction, log_norms = _cross_entropy_gradient(logits if scaled is None else scaled, _class_targets(targets))
         if norms is not None:  # through z/(s‖z‖): the component along z vanishes
             unit = logits / norms
             direction = direction - unit * (unit * direction).sum(1, keepdim=True)
@@ -95,23 +117,36 @@ def output_gradients(
     if spec is None:
         return leaves[0].to(outputs.dtype), log_norms
     originals = tree_flatten(outputs)[0]
-    cast = [None if leaf is None else leaf.to(original.dtype) for leaf, original in zip(leaves, originals, strict=True)]
+    # What isn't differentiated keeps its place: structures drop fields that are None.
+    cast = [
+        original if leaf is None else leaf.to(original.dtype) for leaf, original in zip(leaves, originals, strict=True)
+    ]
     return tree_unflatten(cast, spec), log_norms
 
 
-def _checked_logits(outputs: Any) -> Tensor:
-    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or not outputs.is_floating_point():
+def _require_logits(outputs: Any) -> Tensor:
+    if not isinstance(outputs, Tensor) or outputs.ndim < 1 or not outputs.is_floating_point():
         what = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
             f"Expected the module to return logits of shape [N, K] or [N, K, d1, …] (cross-entropy), but got {what}; "
             "give `loss_fn` for other outputs."
         )
-    return outputs.detach().double()
+    return outputs
+
+
+def _checked_logits(outputs: Any) -> Tensor:
+    logits = _require_logits(outputs)
+    if logits.ndim < 2:
+        raise ValueError(
+            "Expected the module to return logits of shape [N, K] or [N, K, d1, …] (cross-entropy), but got shape "
+            f"{tuple(logits.shape)}; give `loss_fn` for other outputs."
+        )
+    return logits.detach().double()
 
 
 def _normalize(direction: Tensor) -> tuple[Tensor, Tensor]:
     """Unit rows and log-norms of ``[N, …]``; scaled first, so that tiny entries don't underflow when squared."""
-    flat = direction.flatten(1)
+    flat = direction.reshape(len(direction), -1)
     largest = flat.abs().amax(1, keepdim=True)
     safe = torch.where(largest > 0, largest, 1.0)
     flat = flat / safe
@@ -124,7 +159,7 @@ def _normalize(direction: Tensor) -> tuple[Tensor, Tensor]:
 
 def _normalize_jointly(leaves: list[Any]) -> tuple[list[Any], Tensor]:
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    joint, log_norms = _normalize(torch.cat([tensor.flatten(1) for tensor in tensors], 1))
+    joint, log_norms = _normalize(torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], 1))
     pieces = iter(joint.split([tensor[0].numel() for tensor in tensors], 1))
     return [next(pieces).reshape(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in leaves], log_norms
 
@@ -175,40 +210,51 @@ def _custom_gradient(outputs: Any, targets: Any, loss_fn: LossFn, logit_norm: fl
         return _loss_gradient(outputs, targets, loss_fn, logit_norm, double=False)
 
 
+def as_variables(outputs: Any, *, double: bool) -> tuple[Any, list[Tensor]]:
+    """``outputs`` cut off from their graph, and the floating-point tensors in them as variables."""
+    flat, spec = tree_flatten(outputs)
+    leaves = [in_double(leaf.detach(), double).requires_grad_() if _is_floating(leaf) else leaf for leaf in flat]
+    return tree_unflatten(leaves, spec), [leaf for leaf in leaves if _is_floating(leaf)]
+
+
+def in_double(tree: Any, double: bool = True) -> Any:
+    """Floating-point tensors in float64, if ``double``."""
+    return tree_map(lambda leaf: leaf.double() if double and _is_floating(leaf) else leaf, tree)
+
+
 def _loss_gradient(
     outputs: Any, targets: Any, loss_fn: LossFn, logit_norm: float | None, *, double: bool
 ) -> tuple[list[Any], Any]:
-    def cast(tree: Any) -> Any:
-        return tree_map(lambda t: t.double() if double and _is_floating(t) else t, tree)
-
     flat, spec = tree_flatten(outputs)
     with torch.enable_grad():
-        leaves = [cast(leaf.detach()).requires_grad_() if _is_floating(leaf) else leaf for leaf in flat]
-        variables = [leaf for leaf in leaves if _is_floating(leaf)]
+        rebuilt, variables = as_variables(outputs, double=double)
         if not variables:
             raise ValueError("Expected the module to return at least one floating-point tensor.")
-        count = variables[0].shape[0]
-        rebuilt, targets = tree_unflatten(leaves, spec), cast(targets)
+        count, targets = variables[0].shape[0], in_double(targets, double)
         if logit_norm is not None:
             rebuilt = rebuilt / (logit_norm * torch.linalg.vector_norm(rebuilt, dim=1, keepdim=True))
-        losses = loss_fn(rebuilt, targets)
-        if losses.ndim == 0:  # a reduced loss: sample by sample
-            one = [slice(j, j + 1) for j in range(count)]
-            losses = torch.stack([loss_fn(take(rebuilt, index), take(targets, index)) for index in one])
-        if losses.shape != (count,):
+
+        def losses_at(index: slice | Tensor) -> Tensor:
+            return losses_of(take(rebuilt, index), take(targets, index), loss_fn)
+
+        batch = losses_of(rebuilt, targets, loss_fn)
+        if batch.ndim == 0:  # a reduced loss: sample by sample
+            losses = torch.stack([losses_at(slice(j, j + 1)).reshape(()) for j in range(count)])
+        elif batch.shape == (count,):
+            losses = batch
+        else:
             raise ValueError(
                 f"Expected argument `loss_fn` to return a scalar or losses of shape [{count}], "
-                f"but got shape {tuple(losses.shape)}."
+                f"but got shape {tuple(batch.shape)}."
             )
-        alone = loss_fn(take(rebuilt, slice(0, 1)), take(targets, slice(0, 1))).reshape(())
-        if not torch.allclose(alone, losses[0], rtol=1e-4, atol=1e-12, equal_nan=True):
-            raise ValueError(
-                "Expected argument `loss_fn` to give losses that depend on their own sample only, but the first one "
-                f"is {losses[0].item():.6g} in the batch and {alone.item():.6g} alone."
-            )
-        grads = torch.autograd.grad(losses.sum(), variables, allow_unused=True, materialize_grads=True)
-    remaining = iter(grads)
-    return [next(remaining).double() if _is_floating(leaf) else None for leaf in leaves], spec
+        gradients = gradients_of(losses.sum(), variables)
+        if count > 1 and bool(torch.isfinite(losses.detach()).all()):
+            if batch.ndim == 0:
+                require_mean_of_samples(batch, losses, gradients, variables)
+            else:
+                require_own_losses(losses, gradients, variables, losses_at)
+    remaining = iter(gradients)
+    return [next(remaining).double() if _is_floating(leaf) else None for leaf in flat], spec
 
 
 def _is_floating(leaf: Any) -> bool:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from lightning_fisher.functional.evaluation.outputs import as_tree
+
 
 def call_module(module: Callable[..., Any], inputs: Any) -> Any:
-    """``module(x)``, ``module(*inputs)`` for a tuple or list, ``module(**inputs)`` for a dict."""
+    """``module(x)``, ``module(*inputs)`` for a tuple or list, ``module(**inputs)`` for a mapping.
+
+    The module gets copies: it may change its inputs in place. What it returns comes as a tree of torch, see `as_tree`.
+    """
+    inputs = fresh(inputs)
     if isinstance(inputs, (tuple, list)):
-        return module(*inputs)
+        return as_tree(module(*inputs))
     if isinstance(inputs, dict):
-        return module(**inputs)
-    return module(inputs)
+        return as_tree(module(**inputs))
+    return as_tree(module(inputs))
+
+
+def fresh(tree: Any) -> Any:
+    """Copies of the tensors, part of the same graph."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, _plain(tree))
 
 
 def num_samples(inputs: Any, name: str = "inputs") -> int:
@@ -25,7 +36,9 @@ def num_samples(inputs: Any, name: str = "inputs") -> int:
     Raises:
         ValueError: If there is no tensor, or sizes differ.
     """
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor)}
+    sizes = {
+        leaf.shape[0] if leaf.ndim else None for leaf in tree_flatten(_plain(inputs))[0] if isinstance(leaf, Tensor)
+    }
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         raise ValueError(
             f"Expected every tensor in argument `{name}` to have the samples, at least one, in dimension 0, "
@@ -34,26 +47,66 @@ def num_samples(inputs: Any, name: str = "inputs") -> int:
     return sizes.pop()  # type: ignore[return-value]
 
 
+def has_tensors(tree: Any) -> bool:
+    """Whether there is a tensor in it: a loss may need no targets."""
+    return any(isinstance(leaf, Tensor) for leaf in tree_flatten(_plain(tree))[0])
+
+
 def take(tree: Any, index: slice | Tensor) -> Any:
     """The samples ``index`` of every tensor in a nested structure."""
-    return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) and leaf.ndim else leaf, tree)
+    return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) and leaf.ndim else leaf, _plain(tree))
 
 
-def ordinary(tree: Any, dtype: torch.dtype | None) -> Any:
-    """Detached tensors that autograd may save, also from inference mode; floating ones in ``dtype`` if given."""
+def ordinary(tree: Any, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Any:
+    """Copies that autograd may save, also of tensors of inference mode, on ``device`` if given.
+
+    They keep their dtypes, and what is done to them in place doesn't reach the user's tensors.
+
+    Args:
+        tree: Any nested structure.
+        dtype: Of floating tensors; ``None``: their own.
+        device: Where to; ``None``: where they are.
+    """
 
     def convert(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        leaf = leaf.clone() if leaf.is_inference() else leaf.detach()
-        return leaf.to(dtype) if dtype is not None and leaf.is_floating_point() else leaf
+        copy = leaf.detach().clone()
+        copy = copy.to(device=device, dtype=dtype if copy.is_floating_point() else None)
+        return copy.requires_grad_(leaf.requires_grad)
 
-    return tree_map(convert, tree)
+    return tree_map(convert, _plain(tree))
+
+
+def device_of(tensors: Iterable[Tensor]) -> torch.device | None:
+    """The device that all of them share, or ``None``."""
+    devices = {tensor.device for tensor in tensors}
+    return devices.pop() if len(devices) == 1 else None
+
+
+def restore_sample_dimension(outputs: Any, like: Any) -> Any:
+    """Outputs of one sample with the dimension that a ``squeeze`` took away, as ``like`` has it."""
+    leaves, spec = tree_flatten(outputs)
+    models = tree_flatten(like)[0]
+    if len(leaves) != len(models):
+        return outputs
+    pairs = zip(leaves, models, strict=True)
+    return tree_unflatten([leaf.unsqueeze(0) if _is_squeezed(leaf, model) else leaf for leaf, model in pairs], spec)
+
+
+def _is_squeezed(leaf: Any, model: Any) -> bool:
+    both = isinstance(leaf, Tensor) and isinstance(model, Tensor)
+    return both and leaf.shape != model.shape and (1, *leaf.shape) == tuple(model.shape)
+
+
+def _plain(tree: Any) -> Any:
+    """A mapping of any class as a dict: what tokenizers return."""
+    return dict(tree) if isinstance(tree, Mapping) and not isinstance(tree, dict) else tree
 
 
 def split(tree: Any, sizes: Sequence[int]) -> list[Any]:
     """Consecutive pieces of given sizes of every tensor in a nested structure."""
-    leaves, spec = tree_flatten(tree)
+    leaves, spec = tree_flatten(_plain(tree))
     pieces = [
         leaf.split(list(sizes)) if isinstance(leaf, Tensor) and leaf.ndim else [leaf] * len(sizes) for leaf in leaves
     ]

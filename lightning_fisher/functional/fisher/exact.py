@@ -14,7 +14,8 @@ from lightning_fisher.functional.evaluation.differentiable import differentiable
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
 from lightning_fisher.functional.evaluation.float64_copy import float64_copy, requires_float64
 from lightning_fisher.functional.evaluation.loss import LossFn, output_gradients
-from lightning_fisher.functional.evaluation.samples import num_samples, take
+from lightning_fisher.functional.evaluation.loss_parameters import refuse_loss_parameters
+from lightning_fisher.functional.evaluation.samples import num_samples, ordinary, take
 from lightning_fisher.functional.fisher.log_determinant import RankPolicy
 
 
@@ -65,6 +66,7 @@ def exact_gamma(
         raise ValueError(
             f"Expected argument `rank_policy` to be one of {get_args(RankPolicy)}, but got {rank_policy!r}."
         )
+    refuse_loss_parameters(module, ordinary(inputs), ordinary(targets), loss_fn)
     module = float64_copy(module)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     size = sum(parameter.numel() for parameter in parameters)

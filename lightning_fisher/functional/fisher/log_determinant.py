@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_fisher.arguments import require_choice
 from lightning_fisher.exceptions import InteractionError
 from lightning_fisher.functional.evaluation.loss import LossFn
+from lightning_fisher.functional.evaluation.loss_parameters import LossParametersError
 from lightning_fisher.functional.evaluation.precision import epsilon_of
 from lightning_fisher.functional.evaluation.samples import ordinary
 from lightning_fisher.functional.gram.matrix import BatchNorm, ScaledGram, scaled_gram
@@ -181,15 +182,18 @@ class _Cosines:
 
 
 def _in_float64(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any]) -> _Cosines | None:
-    """The same from a float64 copy of the module; ``None`` where there is no such thing."""
-    loss_fn = how["loss_fn"]
+    """The same from a float64 copy of the module.
+
+    ``None`` where there is none: tensors of its own that stay float32, a device without float64.
+    """
     try:
+        twin, loss_fn = copy.deepcopy((module, how["loss_fn"]))  # together: they may share parameters
+        twin.double()
         if isinstance(loss_fn, nn.Module):
-            loss_fn = copy.deepcopy(loss_fn).double()
-        twin = copy.deepcopy(module).double()
-        inputs, targets = ordinary((inputs, targets), torch.float64)
+            loss_fn.double()
+        inputs, targets = ordinary(inputs, torch.float64), ordinary(targets, torch.float64)
         found = _Cosines(scaled_gram(twin, inputs, targets, **(how | {"loss_fn": loss_fn})), None)
-    except (InteractionError, RuntimeError, TypeError, NotImplementedError):  # tensors of its own, no float64 there
+    except (InteractionError, LossParametersError, RuntimeError, TypeError, NotImplementedError):
         return None
     warnings.warn(
         f"The Gram matrix of {len(found.nonzero)} per-sample gradients is too ill-conditioned for float32 "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_fisher.arguments import require_integer
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
 from lightning_fisher.functional.evaluation.loss import LossFn
+from lightning_fisher.functional.evaluation.loss_parameters import with_loss_inside
 from lightning_fisher.functional.evaluation.memory import available_memory
 from lightning_fisher.functional.evaluation.module_state import (
     evaluation_mode,
@@ -25,7 +26,7 @@ from lightning_fisher.functional.evaluation.precision import (
     made_with,
     require_full_precision,
 )
-from lightning_fisher.functional.evaluation.samples import chunks, ordinary
+from lightning_fisher.functional.evaluation.samples import chunks, device_of, ordinary
 from lightning_fisher.functional.gram.block import block_gram
 from lightning_fisher.functional.gram.interception import plain_kernels
 from lightning_fisher.functional.gram.per_sample_jacobian import collect_outputs, row_gram
@@ -141,7 +142,9 @@ def scaled_gram(
         evaluation_mode(module, batch_statistics=batch_norm == "batch"),
         plain_kernels(module),
     ):
-        inputs, targets = ordinary((inputs, targets), dtype)
+        device = device_of(parameters)
+        inputs, targets = ordinary(inputs, device=device), ordinary(targets, device=device)
+        module, inputs, targets, loss_fn, logit_norm = with_loss_inside(module, inputs, targets, loss_fn, logit_norm)
         problem = Problem(module, parameters, inputs, targets, loss_fn, logit_norm, SAME[dtype])
         if batch_norm == "batch":
             gram, log_scales = _coupled(problem, COUPLED_CHUNK if chunk_size is None else chunk_size)

@@ -40,9 +40,10 @@ class DivergenceAccumulator:
         self._sum = flat.mul_(inverse) if self._sum is None else self._sum.addcmul_(flat, inverse)
 
     def compute(self) -> Divergence:
-        """The divergence of what was added, float64."""
+        """The divergence of what was added, float64; ``nan`` of nothing."""
         if self._sum is None:
-            raise ValueError("Expected at least one gradient, but got none.")
+            nothing = torch.full((), torch.nan, dtype=torch.float64)
+            return Divergence(nothing, nothing)
         norms = torch.stack(self._norms)
         count = (norms > 0).sum().double()
         pairs = self._sum.dot(self._sum) - count
@@ -69,7 +70,10 @@ def gradient_divergence(gradients: Iterable[Sequence[Tensor]]) -> Divergence:
         >>> float(result.norm_variance), float(result.cosine)
         (1.0, 0.0)
     """
-    accumulator = DivergenceAccumulator()
+    accumulator, given = DivergenceAccumulator(), False
     for gradient in gradients:
         accumulator.add([gradient] if isinstance(gradient, Tensor) else gradient)
+        given = True
+    if not given:
+        raise ValueError("Expected at least one gradient, but got none.")
     return accumulator.compute()

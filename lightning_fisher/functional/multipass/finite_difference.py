@@ -10,8 +10,16 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer, require_number
 from lightning_fisher.functional.evaluation.loss import LossFn, mean_loss
-from lightning_fisher.functional.evaluation.samples import call_module, num_samples, ordinary, split
-from lightning_fisher.functional.multipass.execution import FIXED, Execution, check_passes
+from lightning_fisher.functional.evaluation.samples import (
+    call_module,
+    device_of,
+    has_tensors,
+    num_samples,
+    ordinary,
+    split,
+)
+from lightning_fisher.functional.multipass.execution import FIXED, check_passes
+from lightning_fisher.functional.multipass.part_losses import PartLosses, penalty_of_parts
 from lightning_fisher.functional.multipass.sub_batches import part_sizes
 
 
@@ -77,18 +85,23 @@ def penalty_gradient(
     check_passes(passes, FIXED)
     trainable = trainable_parameters(module, count, targets)
     with torch.inference_mode(False), torch.enable_grad():
-        inputs, targets = ordinary((inputs, targets), trainable[0].dtype)
+        inputs, targets = own_batch(inputs, targets, trainable)
         sizes = part_sizes(count, num_sub_batches)
         parts = list(zip(split(inputs, sizes), split(targets, sizes), strict=True))
-        penalty = Execution(passes).penalty(
-            lambda part: loss_of(module, part[0], part[1], loss_fn)(),
-            parts,
+        penalty = penalty_of_parts(
+            PartLosses(module, parts, loss_fn, count),
             trainable,
             alpha=alpha,
             weights=[size / count for size in sizes],
-            module=module,
+            passes=passes,
         )
     return penalty.value, for_all_parameters(module, trainable, penalty.gradient)
+
+
+def own_batch(inputs: Any, targets: Any, parameters: Sequence[Tensor]) -> tuple[Any, Any]:
+    """Copies of a batch where the parameters are."""
+    device = device_of(parameters)
+    return ordinary(inputs, device=device), ordinary(targets, device=device)
 
 
 def loss_of(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn | None) -> Callable[[], Tensor]:
@@ -102,7 +115,7 @@ def trainable_parameters(module: nn.Module, count: int, targets: Any) -> list[nn
     Raises:
         ValueError: If there is none, or there aren't as many targets as inputs.
     """
-    if num_samples(targets, "targets") != count:
+    if has_tensors(targets) and num_samples(targets, "targets") != count:
         raise ValueError(f"Expected argument `targets` to have {count} samples, but got {num_samples(targets)}.")
     trainable = [p for p in module.parameters() if p.requires_grad]
     if not trainable:
@@ -116,7 +129,7 @@ def for_all_parameters(
     """The gradient in the order of ``module.parameters()``, zeros for those without one."""
     by_parameter = dict(zip(map(id, trainable), gradient, strict=True))
     parts = [(p, by_parameter.get(id(p))) for p in module.parameters()]
-    return tuple(torch.zeros((), dtype=p.dtype, device=p.device).expand(p.shape) if g is None else g for p, g in parts)
+    return tuple(torch.zeros_like(p, requires_grad=False) if g is None else g for p, g in parts)
 
 
 def check_penalty_options(alpha: float, num_sub_batches: int, count: int | None = None) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.functional.evaluation.graph import refuse_reduced_precision
 from lightning_fisher.functional.evaluation.module_state import (
     BufferSnapshot,
     RandomStateSnapshot,
@@ -16,7 +18,6 @@ from lightning_fisher.functional.evaluation.module_state import (
     refuse_renormalized_embeddings,
 )
 from lightning_fisher.functional.evaluation.precision import (
-    RefuseAutocast,
     device_types,
     full_precision,
     require_full_precision,
@@ -54,6 +55,7 @@ def penalty_of_losses(
     module: nn.Module,
     loss_shares: Sequence[float] | None = None,
     extra_pass: Callable[[], AbstractContextManager[None]] = nullcontext,
+    measured: MeasuredWeights | None = None,
 ) -> Penalty:
     """`penalty_gradient` of losses that are given as functions of nothing, one a sub-batch.
 
@@ -70,6 +72,8 @@ def penalty_of_losses(
         module: Whose buffers are restored after every extra pass, and whose devices' random state.
         loss_shares: Share of each sub-batch in the batch, for the loss and its gradient; ``None``: neither is wanted.
         extra_pass: Surrounds every extra pass: restores what else the losses touch.
+        measured: What ``weights`` and ``loss_shares`` are multiplied by, known after the pass at ``w``: a loss may not
+            weigh parts by their samples; ``None``: nothing.
 
     Returns:
         A `Penalty`.
@@ -83,21 +87,38 @@ def penalty_of_losses(
     passes = _Passes(parameters, module, alpha, extra_pass)
     with passes.weights_kept():
         if loss_shares is None:
-            sums = _extra_passes(passes, losses, weights)
+            sums = _extra_passes(passes, losses, weights, measured)
         else:
-            sums = _training_passes(passes, losses, weights, loss_shares)
-    penalty, gradient = finite_or_left_out(torch.stack(sums.values).sum(), tuple(sums.gradient))
+            sums = _training_passes(passes, losses, weights, loss_shares, measured)
+    if measured is not None:
+        sums.multiply(measured.scale())
+    penalty, gradient = finite_or_left_out(sums.total(sums.values), tuple(sums.gradient))
     live = loss_shares is not None
     return Penalty(
         penalty,
         gradient,
         sums.spread.compute(),
-        torch.stack(sums.losses).sum() if live else None,
+        sums.total(sums.losses) if live else None,
         tuple(sums.loss_gradient) if live else None,
     )
 
 
-def _extra_passes(passes: _Passes, losses: Sequence[Callable[[], Tensor]], weights: Sequence[float]) -> _Sums:
+class MeasuredWeights(Protocol):
+    """What the parts weigh in the loss of the whole, where that isn't their number of samples."""
+
+    def factor(self, index: int) -> float:
+        """What the weight of a part is multiplied by, asked right after its pass at ``w``; 0: it is left out."""
+
+    def scale(self) -> float:
+        """What the sums are multiplied by in the end; nan: there is no loss."""
+
+
+def _extra_passes(
+    passes: _Passes,
+    losses: Sequence[Callable[[], Tensor]],
+    weights: Sequence[float],
+    measured: MeasuredWeights | None,
+) -> _Sums:
     """All passes are extra ones: buffers and random state are as before afterwards."""
     sums = _Sums(passes)
     before, buffers = RandomStateSnapshot(passes.devices), BufferSnapshot(passes.module)
@@ -106,6 +127,7 @@ def _extra_passes(passes: _Passes, losses: Sequence[Callable[[], Tensor]], weigh
             masks = RandomStateSnapshot(passes.devices)
             here = passes.extra(loss, buffers, first=i == 0)
             require_dependence(any(g is not None for g in here.gradient))
+            weight = weight if measured is None else weight * measured.factor(i)
             if weight != 0:
                 sums.add(here, passes.stepped(loss, here, masks, buffers), weight)
     finally:
@@ -114,7 +136,11 @@ def _extra_passes(passes: _Passes, losses: Sequence[Callable[[], Tensor]], weigh
 
 
 def _training_passes(
-    passes: _Passes, losses: Sequence[Callable[[], Tensor]], weights: Sequence[float], shares: Sequence[float]
+    passes: _Passes,
+    losses: Sequence[Callable[[], Tensor]],
+    weights: Sequence[float],
+    shares: Sequence[float],
+    measured: MeasuredWeights | None,
 ) -> _Sums:
     """The passes at ``w`` are those of training: buffers and random state move on, once a part."""
     sums = _Sums(passes)
@@ -125,7 +151,11 @@ def _training_passes(
             buffers = BufferSnapshot(passes.module) if weight != 0 else None
             here = passes.at_weights(loss, first=i == 0)
             require_dependence(any(g is not None for g in here.gradient))
-            sums.add_loss(here, share)
+            factor = 1.0 if measured is None else measured.factor(i)
+            if factor == 0:  # it has no labels
+                continue
+            sums.add_loss(here, share * factor)
+            weight = weight * factor
             if buffers is not None:  # both passes start from the same buffers, the next part from those of training
                 moved_on = BufferSnapshot(passes.module)
                 buffers.restore()
@@ -172,9 +202,10 @@ class _Passes:
             self._put_back()
 
     def at_weights(self, loss: Callable[[], Tensor], *, first: bool) -> _Value:
-        """A pass at the weights as they are; the ``first`` of all shows whether the module enters autocast."""
-        with RefuseAutocast(self._types) if first else nullcontext():
-            value = loss()
+        """A pass at the weights as they are; the ``first`` of all shows in which precision it runs."""
+        value = loss()
+        if first:
+            refuse_reduced_precision(value)
         # The loss may have frozen some of them by now, or be a constant.
         variables = [p for p in self.parameters if p.requires_grad and value.requires_grad]
         found = iter(torch.autograd.grad(value, variables, allow_unused=True) if variables else ())
@@ -213,6 +244,7 @@ class _Sums:
     """What the parts add up to."""
 
     def __init__(self, passes: _Passes) -> None:
+        self._zero = torch.zeros((), dtype=torch.float64, device=passes.parameters[0].device)
         self.values: list[Tensor] = []
         self.gradient: list[Tensor | None] = [None] * len(passes.parameters)
         self.losses: list[Tensor] = []
@@ -225,6 +257,22 @@ class _Sums:
         with torch.no_grad():
             self.values.append((here.loss.double() - there.loss.double()) * weight)
             _accumulate(self.gradient, _difference(here.gradient, there.gradient), weight)
+
+    def total(self, values: list[Tensor]) -> Tensor:
+        """Sum of scalars, of which there may be none."""
+        return torch.stack(values).sum() if values else self._zero
+
+    def multiply(self, factor: float) -> None:
+        """Multiply everything; by nan where the loss of the whole is none."""
+        if factor == 1:
+            return
+        if math.isnan(factor):
+            self.values.append(self._zero * math.nan)
+            self.losses.append(self._zero * math.nan)
+        for total in (self.values, self.losses, self.gradient, self.loss_gradient):
+            parts = [part for part in total if part is not None]
+            if parts:
+                torch._foreach_mul_(parts, factor)
 
     def add_loss(self, here: _Value, share: float) -> None:
         """A part of the loss."""

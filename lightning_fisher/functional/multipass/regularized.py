@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice, require_number
-from lightning_fisher.functional.evaluation.loss import LossFn
+from lightning_fisher.functional.evaluation.loss import LossFn, losses_of
 from lightning_fisher.functional.evaluation.module_state import dense
-from lightning_fisher.functional.evaluation.samples import num_samples, ordinary, split
-from lightning_fisher.functional.multipass.execution import FIXED, Execution, check_passes
+from lightning_fisher.functional.evaluation.samples import call_module, num_samples, split
+from lightning_fisher.functional.multipass.execution import FIXED, check_passes
 from lightning_fisher.functional.multipass.finite_difference import (
     check_penalty_options,
     for_all_parameters,
-    loss_of,
+    own_batch,
     trainable_parameters,
 )
-from lightning_fisher.functional.multipass.loop import Gradient, penalty_of_losses
+from lightning_fisher.functional.multipass.loop import Gradient, Penalty, finite_or_left_out, penalty_of_losses
+from lightning_fisher.functional.multipass.part_losses import PartLosses, penalty_of_parts
 from lightning_fisher.functional.multipass.sub_batches import (
+    Part,
     check_perturbed,
     draw_perturbed,
     merge_unperturbed,
@@ -128,36 +131,38 @@ def regularized_gradient(
     moved = draw_perturbed(num_sub_batches, perturbed, generator)
     scale = num_sub_batches / sum(moved)
     with torch.inference_mode(False), torch.enable_grad():
-        inputs, targets = ordinary((inputs, targets), trainable[0].dtype)
-        shared = gradient == "shared"
+        inputs, targets = own_batch(inputs, targets, trainable)
         parts = merge_unperturbed(part_sizes(count, num_sub_batches), moved)
         sizes = [part.size for part in parts]
-        batches = list(zip(split(inputs, sizes), split(targets, sizes), parts, strict=True))
-        if not shared:
-            batches = [batch for batch in batches if batch[2].perturbed]
-        weights = [scale * part.size / count if part.perturbed else 0.0 for *_, part in batches]
-        if shared:
+        batches = list(zip(split(inputs, sizes), split(targets, sizes), strict=True))
+        weights = [scale * part.size / count if part.perturbed else 0.0 for part in parts]
+        if gradient == "shared":
+            losses = PartLosses(module, batches, loss_fn, count)
             found = penalty_of_losses(
-                [loss_of(module, x, y, loss_fn) for x, y, _ in batches],
+                losses.functions(),
                 trainable,
                 alpha=alpha,
                 weights=weights,
                 module=module,
-                loss_shares=[part.size / count for *_, part in batches],
+                loss_shares=[size / count for size in sizes],
+                measured=losses,
             )
+            _require_parts(losses)
             assert found.loss is not None
             assert found.loss_gradient is not None
             loss, plain = found.loss, found.loss_gradient
         else:
-            found = Execution(passes).penalty(
-                lambda batch: loss_of(module, batch[0], batch[1], loss_fn)(),
-                [(x, y) for x, y, _ in batches],
-                trainable,
-                alpha=alpha,
-                weights=weights,
-                module=module,
+            chosen = [i for i, part in enumerate(parts) if part.perturbed]
+            complete = len(chosen) == len(parts)
+            losses = PartLosses(module, [batches[i] for i in chosen], loss_fn, count, complete)
+            found = penalty_of_parts(
+                losses, trainable, alpha=alpha, weights=[weights[i] for i in chosen], passes=passes
             )
-            value = loss_of(module, inputs, targets, loss_fn)()
+            outputs = call_module(module, inputs)
+            values = losses_of(outputs, targets, loss_fn)
+            if not complete:
+                found = _weighed(found, losses, parts, split(outputs, sizes), batches, values)
+            value = values.mean()
             found_plain = torch.autograd.grad(value, trainable, allow_unused=True)
             loss, plain = value.detach(), tuple(None if g is None else dense(g) for g in found_plain)
     weight = beta * damping(scaling, scale)
@@ -166,10 +171,42 @@ def regularized_gradient(
     )
 
 
+def _require_parts(losses: PartLosses) -> None:
+    """Refuse a loss whose gradient isn't made of those of the parts."""
+    if losses.weights.coupled:
+        raise ValueError(
+            'Expected argument `loss_fn` to be a mean over samples with `gradient="shared"`, but its value on two '
+            "sub-batches together is no average of its values on each: it couples samples (a contrastive loss, or one "
+            'of batch statistics); choose `gradient="full"`.'
+        )
+
+
+def _weighed(
+    penalty: Penalty,
+    losses: PartLosses,
+    parts: Sequence[Part],
+    outputs: Sequence[Any],
+    batches: Sequence[tuple[Any, Any]],
+    values: Tensor,
+) -> Penalty:
+    """An estimate from some of the parts, with the weights that these have in the loss of all."""
+    for part, output, (_, targets) in zip(parts, outputs, batches, strict=True):
+        if not part.perturbed:
+            losses.weights.add(output, targets, values.detach(), part.size)
+    scale = losses.scale_of_whole()
+    if scale == 1:
+        return penalty
+    value, gradient = finite_or_left_out(
+        penalty.value * scale, tuple(None if g is None else g * scale for g in penalty.gradient)
+    )
+    return penalty._replace(value=value, gradient=gradient)
+
+
 def combine(plain: Gradient, penalty: Gradient, beta: float) -> Gradient:
     """``plain + β penalty``, ``None`` where neither is there."""
+    # Tensors of their own: what autograd returns may be one for several parameters, or expanded.
     return tuple(
-        (None if r is None else beta * r) if g is None else g if r is None else g + beta * r
+        (None if r is None else beta * r) if g is None else torch.empty_like(g).copy_(g) if r is None else g + beta * r
         for g, r in zip(plain, penalty, strict=True)
     )
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from lightning_fisher.functional.evaluation.graph import refuse_reduced_precision
 from lightning_fisher.functional.evaluation.module_state import (
     BufferSnapshot,
     RandomStateSnapshot,
     refuse_renormalized_embeddings,
 )
 from lightning_fisher.functional.evaluation.precision import (
-    RefuseAutocast,
     device_types,
     full_precision,
     require_full_precision,
@@ -100,7 +100,7 @@ def penalty_by_vmap(
     parameters: Sequence[nn.Parameter],
     *,
     alpha: float,
-    weight: float,
+    weight: float | Sequence[float],
     module: nn.Module,
     extra_pass: ExtraPass = nullcontext,
 ) -> Penalty:
@@ -114,7 +114,7 @@ def penalty_by_vmap(
         batches: M sub-batches of one structure and shape.
         parameters: The parameters to differentiate with respect to; they are not moved.
         alpha: Length α of the step.
-        weight: Weight of each sub-batch in ``R_α``.
+        weight: Weight of each sub-batch in ``R_α``: one for all of them, or one each; zero: it is left out.
         module: Whose buffers and devices' random state are as before afterwards.
         extra_pass: Surrounds both passes: restores what else the loss touches.
 
@@ -135,7 +135,7 @@ def penalty_by_vmap(
     before, kept = RandomStateSnapshot({p.device for p in parameters}), _Attributes(module)
     try:
         with torch.compiler.set_stance("force_eager"), full_precision(types):
-            with extra_pass(), RefuseAutocast(types):
+            with extra_pass():
                 here, gradient, used = passes.run(None)
             require_dependence(any(used))
             stepped = [torch.add(p.detach(), g, alpha=-alpha) for p, g in zip(parameters, gradient, strict=True)]
@@ -144,12 +144,14 @@ def penalty_by_vmap(
             with extra_pass(), torch.autograd.set_detect_anomaly(False):
                 there, stepped_gradient, stepped_used = passes.run(stepped)
             del stepped
-            value = ((here.double() - there.double()) * weight).sum()
+            parts = _Weighted(weight, len(here))
+            value = parts.total(here.double() - there.double())
             spread, moved = DivergenceAccumulator(), [g for g, u in zip(gradient, used, strict=True) if u]
-            for row in torch.cat([g.reshape(len(g), -1) for g in moved], 1):
-                spread.add([row])
+            for index, row in enumerate(torch.cat([g.reshape(len(g), -1) for g in moved], 1)):
+                if parts.counts(index):
+                    spread.add([row])
             total: list[Tensor | None] = [
-                torch.sub(g, h).sum(0).mul_(weight) if u or v else None
+                parts.total(torch.sub(g, h)) if u or v else None
                 for g, h, u, v in zip(gradient, stepped_gradient, used, stepped_used, strict=True)
             ]
     finally:
@@ -157,6 +159,25 @@ def penalty_by_vmap(
         before.restore()
     penalty, found = finite_or_left_out(value, tuple(total))
     return Penalty(penalty, found, spread.compute())
+
+
+class _Weighted:
+    """Sums over the sub-batches."""
+
+    def __init__(self, weight: float | Sequence[float], count: int) -> None:
+        self._weights = [float(weight)] * count if isinstance(weight, (int, float)) else list(weight)
+        self._same = self._weights[0] if len(set(self._weights)) == 1 else None
+
+    def counts(self, index: int) -> bool:
+        """Whether a sub-batch is part of the sum."""
+        return self._weights[index] != 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """``Σ_i w_i values_i``; what isn't part of the sum may be anything."""
+        if self._same is not None:
+            return values.sum(0).mul_(self._same)
+        weights = values.new_tensor(self._weights).view(-1, *[1] * (values.ndim - 1))
+        return (values * weights).masked_fill(weights == 0, 0.0).sum(0)
 
 
 class _Attributes:
@@ -225,6 +246,8 @@ class _Passes:
                 value.register_hook(lambda gradient, index=index: used.add(index))
                 here.update(dict.fromkeys(self._places[id(parameter)], value))
             found: Tensor = functional_call(self._module, here, (self._batches.batch(tensors),), tie_weights=False)
+            if weights is None:
+                refuse_reduced_precision(found)
             return found.reshape(()) if found.numel() == 1 else found
 
         try:

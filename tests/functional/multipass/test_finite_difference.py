@@ -13,6 +13,7 @@ from lightning_fisher.functional import penalty_gradient
 from tests.functional.compare import cosine, gradient_error, relative_error
 from tests.functional.snapshot import changes, global_state
 from tests.reference.cases import BATCH_NORM_CASES, BATCH_STATISTICS, CASES, RIGHT_OR_REFUSED, by_name, each
+from tests.reference.cases_refused import DENOMINATORS
 from tests.reference.hessian import hessian_penalty_gradient
 from tests.reference.modules import Lambda
 from tests.reference.penalty import penalty, sub_batch_gradients
@@ -56,7 +57,7 @@ def test_float64_with_batch_statistics(case):
 def test_right_or_refused(case):
     module, inputs, targets = case.build()
     options = options_for(case, targets)
-    value, gradient = penalty(module, inputs, targets, **options)
+    value, gradient = penalty(module, inputs, targets, denominator=DENOMINATORS.get(case.name), **options)
     try:
         got_value, got = penalty_gradient(module, inputs, targets, **options)
     except (ValueError, NotImplementedError):

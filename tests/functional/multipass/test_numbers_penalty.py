@@ -135,11 +135,28 @@ def test_gradients_that_are_zero_move_nothing():
     assert all(torch.equal(g, torch.zeros_like(g)) for g in gradient)
 
 
-def test_a_sub_batch_without_labels_leaves_the_penalty_out():
+@pytest.mark.parametrize("loss_fn", [None, cross_entropy], ids=["default", "custom"])
+@pytest.mark.parametrize("samples", [slice(0, 2), slice(3, 7)], ids=["first part", "a part and halves of others"])
+def test_a_sub_batch_without_labels_weighs_nothing(samples, loss_fn):
     """Its mean loss is 0/0; the loss of the whole batch is not."""
     targets = Y.clone()
-    targets[:2] = -100
-    value, gradient = penalty_gradient(Cliff(CLIFFS["nan loss"]), X, targets, num_sub_batches=M)
+    targets[samples] = -100
+    labels = lambda y: int((y != -100).sum())  # noqa: E731
+    options = {"num_sub_batches": M, "alpha": 1e-2}
+    value, gradient = penalty_gradient(Cliff(CLIFFS["nan loss"]), X, targets, loss_fn=loss_fn, **options)
+    expected, expected_gradient = penalty(
+        Cliff(CLIFFS["nan loss"]), X, targets, loss_fn=cross_entropy, denominator=labels, **options
+    )
+    assert value.item() == pytest.approx(expected, rel=1e-9)
+    for a, b in zip(gradient, expected_gradient, strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("loss_fn", [None, cross_entropy], ids=["default", "custom"])
+def test_a_batch_without_labels_has_no_penalty(loss_fn):
+    value, gradient = penalty_gradient(
+        Cliff(CLIFFS["nan loss"]), X, torch.full_like(Y, -100), num_sub_batches=M, loss_fn=loss_fn
+    )
     assert math.isnan(value)
     assert all(not g.any() for g in gradient)
 
@@ -207,8 +224,8 @@ class Waits(TorchDispatchMode):
 def test_the_decision_is_taken_on_the_device(samples, form):
     module, inputs = Cliff(CLIFFS["nan loss"]), steep(samples)
 
-    def loss(outputs, targets):
-        return cross_entropy(outputs, targets)
+    def loss(outputs, targets):  # one a sample: a scalar is asked for its denominator, which is a number
+        return cross_entropy(outputs, targets, reduction="none")
 
     with Waits() as waits:
         regularized_gradient(module, inputs, Y, beta=1.0, num_sub_batches=M, gradient=form, loss_fn=loss)

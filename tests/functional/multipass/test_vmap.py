@@ -13,6 +13,7 @@ from lightning_fisher.functional.multipass.vmap import VmapError, penalty_by_vma
 from tests.functional.compare import cosine, gradient_error
 from tests.functional.snapshot import changes, snapshot
 from tests.reference.cases import BATCH_NORM_CASES, BATCH_STATISTICS, CASES, RIGHT_OR_REFUSED, by_name, each
+from tests.reference.cases_refused import DENOMINATORS
 from tests.reference.penalty import penalty, sub_batch_gradients
 from tests.reference.regularized_forms import step_gradient
 from tests.reference.samples import take
@@ -48,7 +49,7 @@ def test_float64_in_evaluation_mode(case, alpha):
     module, inputs, targets = even(case)
     module.eval()
     options = {"alpha": alpha, "num_sub_batches": 2, "loss_fn": case.loss_fn}
-    value, gradient = penalty(module, inputs, targets, **options)
+    value, gradient = penalty(module, inputs, targets, denominator=DENOMINATORS.get(case.name), **options)
     if case.name in REFUSED:
         with pytest.raises(ValueError) as caught:
             penalty_gradient(module, inputs, targets, passes="vmap", **options)

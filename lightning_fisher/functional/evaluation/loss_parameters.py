@@ -1,0 +1,126 @@
+"""Losses that use parameters themselves: a head that is part of the loss, a penalty on the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from lightning_fisher.exceptions import LightningFisherError
+from lightning_fisher.functional.evaluation.graph import leaves
+from lightning_fisher.functional.evaluation.loss import LossFn, as_variables, losses_of, output_gradients
+from lightning_fisher.functional.evaluation.module_state import (
+    evaluation_mode,
+    preserved_buffers,
+    preserved_random_state,
+)
+from lightning_fisher.functional.evaluation.samples import call_module, num_samples, take
+
+
+class LossParametersError(LightningFisherError, ValueError):
+    """The loss uses parameters in a way that is not defined here."""
+
+
+def loss_parameters(outputs: Any, targets: Any, losses: Tensor) -> list[Tensor]:
+    """Tensors that would get a gradient from the loss by another way than through the outputs.
+
+    Args:
+        outputs: What the module returned, the graph of ``losses`` above it.
+        targets: What the loss was given.
+        losses: What it returned.
+    """
+    given = [leaf for leaf in (*tree_flatten(outputs)[0], *tree_flatten(targets)[0]) if isinstance(leaf, Tensor)]
+    known = {id(leaf) for leaf in given}
+    found = leaves(losses, [leaf.grad_fn for leaf in given if leaf.grad_fn is not None])
+    return [leaf for leaf in found if id(leaf) not in known]
+
+
+def refuse_foreign_parameters(module: nn.Module, found: Sequence[Tensor]) -> None:
+    """Refuse parameters of a loss that aren't the module's: whether they count as weights, nothing says.
+
+    Raises:
+        LossParametersError: With the remedies.
+    """
+    own = {id(parameter) for parameter in module.parameters()}
+    foreign = [leaf for leaf in found if id(leaf) not in own]
+    if foreign:
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in foreign[:3]) + (", …" if len(foreign) > 3 else "")
+        raise LossParametersError(
+            f"Expected argument `loss_fn` to use parameters of the module only, but it has {len(foreign)} of its own "
+            f"that require gradients (of shape {shapes}); make them part of the module, or freeze them "
+            "(`requires_grad_(False)`) if they are constants."
+        )
+
+
+def refuse_loss_parameters(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn | None) -> None:
+    """Refuse a loss that uses parameters at all; costs a pass of two samples.
+
+    Raises:
+        LossParametersError: If it does.
+    """
+    if loss_fn is not None and _parameters_of(module, inputs, targets, loss_fn):
+        raise LossParametersError(
+            "Expected argument `loss_fn` to depend on the parameters through the module's outputs only, but it uses "
+            "some itself."
+        )
+
+
+def with_loss_inside(
+    module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn | None, logit_norm: float | None
+) -> tuple[nn.Module, Any, Any, LossFn | None, float | None]:
+    """The arguments unchanged, or, where the loss uses parameters of the module, with a module that returns losses.
+
+    Costs a pass of two samples with a ``loss_fn``, and one of all samples where it uses parameters.
+
+    Raises:
+        LossParametersError: If the loss has parameters of its own.
+        ValueError: If it is not made of losses of one sample each.
+    """
+    if loss_fn is None:
+        return module, inputs, targets, loss_fn, logit_norm
+    found = _parameters_of(module, inputs, targets, loss_fn)
+    if not found:
+        return module, inputs, targets, loss_fn, logit_norm
+    refuse_foreign_parameters(module, found)
+    output_gradients(_outputs(module, inputs), targets, loss_fn, logit_norm)  # made of losses of one sample each?
+    inside = ModuleWithLoss(module, loss_fn, logit_norm)
+    nothing = torch.zeros(num_samples(inputs), device=found[0].device)
+    return inside, (inputs, targets), nothing, lambda losses, _: losses, None
+
+
+class ModuleWithLoss(nn.Module):
+    """``(inputs, targets) → [N]``, the losses of the samples."""
+
+    def __init__(self, module: nn.Module, loss_fn: LossFn, logit_norm: float | None) -> None:
+        super().__init__()
+        self.module = module
+        self.loss_fn = loss_fn
+        self.logit_norm = logit_norm
+
+    def forward(self, inputs: Any, targets: Any) -> Tensor:
+        """Losses, one a sample."""
+        outputs = call_module(self.module, inputs)
+        if self.logit_norm is not None:
+            outputs = outputs / (self.logit_norm * torch.linalg.vector_norm(outputs, dim=1, keepdim=True))
+        losses = losses_of(outputs, targets, self.loss_fn)
+        if losses.ndim == 1:
+            return losses
+        one = [slice(j, j + 1) for j in range(num_samples(inputs))]
+        return torch.stack([losses_of(take(outputs, j), take(targets, j), self.loss_fn).reshape(()) for j in one])
+
+
+def _parameters_of(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn) -> list[Tensor]:
+    few = slice(0, 2)
+    outputs, _ = as_variables(_outputs(module, take(inputs, few)), double=False)
+    targets = take(targets, few)
+    with torch.enable_grad(), preserved_random_state(set()):
+        return loss_parameters(outputs, targets, losses_of(outputs, targets, loss_fn))
+
+
+def _outputs(module: nn.Module, inputs: Any) -> Any:
+    devices = {parameter.device for parameter in module.parameters()}
+    with torch.no_grad(), evaluation_mode(module), preserved_buffers(module), preserved_random_state(devices):
+        return call_module(module, inputs)

@@ -1,0 +1,148 @@
+"""The losses of the parts of a batch, and what each part weighs in the loss of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_fisher.functional.evaluation.denominator import PartWeights
+from lightning_fisher.functional.evaluation.loss import LossFn, losses_of
+from lightning_fisher.functional.evaluation.loss_parameters import loss_parameters, refuse_foreign_parameters
+from lightning_fisher.functional.evaluation.module_state import preserved_buffers, preserved_random_state
+from lightning_fisher.functional.evaluation.samples import call_module, num_samples
+from lightning_fisher.functional.multipass.execution import refused
+from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
+from lightning_fisher.functional.multipass.vmap import StackedBatches, UnequalSizesError, VmapError, penalty_by_vmap
+
+
+class PartLosses:
+    """Losses of parts as functions of nothing; their weights are known once the pass at ``w`` is made.
+
+    Args:
+        module: The module.
+        parts: ``(inputs, targets)`` of each.
+        loss_fn: The loss; ``None``: cross-entropy.
+        count: N, the samples of the batch.
+        complete: Whether the parts are the whole batch.
+
+    Attributes:
+        weights: Of the parts in the loss of the whole.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        parts: Sequence[tuple[Any, Any]],
+        loss_fn: LossFn | None,
+        count: int,
+        complete: bool = True,
+    ) -> None:
+        self.module = module
+        self.parts = parts
+        self._loss_fn = loss_fn
+        self._count = count
+        self._complete = complete
+        self._looked = False
+        self._last: tuple[int, Any, Tensor] | None = None
+        self.weights = PartWeights(loss_fn)
+
+    def again(self) -> PartLosses:
+        """The same, of which nothing is known yet."""
+        return PartLosses(self.module, self.parts, self._loss_fn, self._count, self._complete)
+
+    def functions(self) -> list[Callable[[], Tensor]]:
+        """One loss a part."""
+        return [partial(self.loss, index) for index in range(len(self.parts))]
+
+    def loss(self, index: int) -> Tensor:
+        """Run the module on a part."""
+        outputs, losses = self._evaluate(self.parts[index])
+        self._last = index, outputs, losses.detach()
+        return losses.mean()
+
+    def of_part(self, part: tuple[Any, Any]) -> Tensor:
+        """The loss of inputs and targets that are given."""
+        return self._evaluate(part)[1].mean()
+
+    def _evaluate(self, part: tuple[Any, Any]) -> tuple[Any, Tensor]:
+        outputs = call_module(self.module, part[0])
+        losses = losses_of(outputs, part[1], self._loss_fn)
+        if not self._looked and self._loss_fn is not None:
+            refuse_foreign_parameters(self.module, loss_parameters(outputs, part[1], losses))
+        self._looked = True
+        return outputs, losses
+
+    def factor(self, index: int) -> float:
+        """What a part that was just evaluated weighs, in the number of its samples: one for a plain mean."""
+        assert self._last is not None
+        assert self._last[0] == index
+        _, outputs, losses = self._last
+        self._last = None
+        inputs, targets = self.parts[index]
+        samples = num_samples(inputs)
+        return self.weights.add(outputs, targets, losses, samples) / samples
+
+    def scale(self) -> float:
+        """What sums over all parts with these factors are to be multiplied by; nan where the loss of all is."""
+        return self.scale_of_whole() if self._complete else 1.0
+
+    def scale_of_whole(self) -> float:
+        """As `scale`, once the weights of the whole batch are known."""
+        if self.weights.lost() or not self.weights.total:
+            return float("nan")
+        return self._count / self.weights.total
+
+    def factors(self) -> list[float]:
+        """Factors of all parts at once, scaled, from passes without gradients that leave no trace."""
+        found = []
+        devices = {p.device for p in self.module.parameters()}
+        with torch.no_grad(), preserved_buffers(self.module), preserved_random_state(devices):
+            for index, (inputs, targets) in enumerate(self.parts):
+                if self._loss_fn is None:  # the labels are enough
+                    samples = num_samples(inputs)
+                    found.append(self.weights.add(None, targets, targets, samples) / samples)
+                else:
+                    self.loss(index)
+                    found.append(self.factor(index))
+        scale = self.scale()
+        return [factor * scale if factor else 0.0 for factor in found]
+
+
+def penalty_of_parts(
+    losses: PartLosses, parameters: Sequence[nn.Parameter], *, alpha: float, weights: Sequence[float], passes: str
+) -> Penalty:
+    """`penalty_of_losses` in a loop or by vmap.
+
+    Args:
+        losses: Of the perturbed parts.
+        parameters: See `penalty_of_losses`.
+        alpha: See `penalty_of_losses`.
+        weights: See `penalty_of_losses`.
+        passes: ``"loop"`` or ``"vmap"``.
+
+    Raises:
+        ValueError: If vmap is asked for and can't do it, and as `penalty_of_losses`.
+    """
+
+    def loop(losses: PartLosses) -> Penalty:
+        return penalty_of_losses(
+            losses.functions(), parameters, alpha=alpha, weights=weights, module=losses.module, measured=losses
+        )
+
+    if passes == "loop":
+        return loop(losses)
+    try:
+        StackedBatches(losses.parts)
+        weighted = [weight * factor for weight, factor in zip(weights, losses.factors(), strict=True)]
+        return penalty_by_vmap(
+            losses.of_part, losses.parts, parameters, alpha=alpha, weight=weighted, module=losses.module
+        )
+    except UnequalSizesError:
+        return loop(losses)
+    except VmapError as error:
+        loop(losses.again())  # the loss's own failure, if it is one
+        raise refused(error) from error
