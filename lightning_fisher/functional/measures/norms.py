@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.functional.evaluation.module_copy import copied
 from lightning_fisher.functional.measures.folding import weight_matrices
 
 
@@ -158,7 +158,7 @@ def over_margin(log_value: Tensor, margin: Tensor | float) -> Tensor:
 def _log_product(matrices: Mapping[str, Tensor], norm: Any, margin: Tensor | float | None) -> Tensor:
     if not matrices:
         raise ValueError("Expected argument `matrices` to hold at least one weight matrix, but got none.")
-    total = torch.stack([2 * norm(matrix.double()).log() for matrix in matrices.values()]).sum()
+    total = torch.stack([2 * norm(matrix.double()).log().cpu() for matrix in matrices.values()]).sum()
     return total if margin is None else over_margin(total, margin)
 
 
@@ -178,7 +178,7 @@ def _total_norm(tensors: Iterable[Tensor]) -> Tensor:
 def _with_weights(module: nn.Module, initial: nn.Module | Mapping[str, Tensor]) -> nn.Module:
     if isinstance(initial, nn.Module):
         return initial
-    twin = copy.deepcopy(module)
+    twin = copied(module)
     try:
         twin.load_state_dict(initial)
     except RuntimeError as error:
