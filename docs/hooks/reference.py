@@ -30,6 +30,7 @@ TITLES = {
     "callbacks": "Callbacks",
     "metrics": "Metrics",
     "functional": "Functions",
+    "functional.measures": "Measures",
     "optimizers": "Optimizers",
     "layers": "Layers",
     "models": "Networks",
@@ -43,7 +44,7 @@ def plain(docstring: str) -> str:
 
 def exports(part: str) -> dict[str, list[str]]:
     """The public names of a sub-package by the module that defines them."""
-    tree = ast.parse((ROOT / PACKAGE / part / "__init__.py").read_text(encoding="utf-8"))
+    tree = ast.parse(ROOT.joinpath(PACKAGE, *part.split("."), "__init__.py").read_text(encoding="utf-8"))
     (names,) = (
         {ast.literal_eval(item) for item in node.value.elts}
         for node in tree.body
@@ -54,7 +55,9 @@ def exports(part: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for node in ast.walk(tree):  # those under `if TYPE_CHECKING:` too
         if isinstance(node, ast.ImportFrom) and node.module:
-            found.setdefault(node.module, []).extend(alias.name for alias in node.names if alias.name in names)
+            found.setdefault(node.module, []).extend(
+                alias.name for alias in node.names if alias.name in names and not alias.name.isupper()
+            )
     names_of = {module.rpartition(".")[2]: module for module in found}
     order = [names_of[name] for name in FIRST if name in names_of]
     return {module: found[module] for module in dict.fromkeys([*order, *found]) if found[module]}

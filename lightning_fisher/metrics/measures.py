@@ -30,7 +30,8 @@ class MeasureMetric(SubsetMetric):
     As input to ``update(module, inputs, targets)``: one subset of N′ un-augmented training samples. ``compute()``
     returns a dict of float64 scalars: for every measure its mean over the subsets and, as ``…_std``, its sample
     standard deviation (``nan`` for T = 1). A measure that is not defined for the network (a path norm with layer norm,
-    say), or not finite there, counts as ``nan``, with a warning; the others are computed.
+    a Hessian of a layer without a second derivative), or whose outputs or gradients are not finite, counts as ``nan``,
+    with a warning; the others are computed.
 
     Args:
         measures: Names of measures, or of groups: ``"recommended"`` (cheap, and unchanged by every rescaling that
@@ -109,8 +110,13 @@ class MeasureMetric(SubsetMetric):
         try:
             return measure(*(getattr(subset, name) for name in measure.needs), **self.options.get(measure.name, {}))
         except (NonFiniteError, UndefinedMeasureError) as error:
-            warnings.warn(f"{error} {type(self).__name__} counts {measure.name} as nan.", stacklevel=4)
-            return torch.tensor(torch.nan, dtype=torch.float64)
+            reason = str(error)
+        except RuntimeError as error:  # a layer without a second derivative
+            if "not implemented" not in str(error):
+                raise
+            reason = f"{str(error).splitlines()[0].rstrip('.')}."
+        warnings.warn(f"{reason} {type(self).__name__} counts {measure.name} as nan.", stacklevel=4)
+        return torch.tensor(torch.nan, dtype=torch.float64)
 
 
 class _Subset:

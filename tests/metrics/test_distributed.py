@@ -13,6 +13,7 @@ from lightning_fisher.metrics import (
     FisherMetric,
     HessianFrobeniusMetric,
     HessianSpectralRadiusMetric,
+    MeasureMetric,
     local_minima_metrics,
 )
 from tests.metrics.subsets import same, subsets, updated
@@ -26,6 +27,7 @@ SHARES = {
 METRICS = {
     "fisher": FisherMetric,
     "collection": local_minima_metrics,
+    "measures": lambda: MeasureMetric(["fisher_rao_norm", "path_norm"]),
     "hessian": lambda: MetricCollection(
         [HessianFrobeniusMetric(num_probes=2), HessianSpectralRadiusMetric(tol=0.3)], compute_groups=False
     ),

@@ -14,6 +14,7 @@ from lightning_fisher.metrics import (
     FrobeniusNormMetric,
     HessianFrobeniusMetric,
     HessianSpectralRadiusMetric,
+    MeasureMetric,
     RobustnessMetric,
     SpectralRadiusMetric,
     local_minima_metrics,
@@ -28,6 +29,7 @@ KINDS = {
     "robustness": RobustnessMetric,
     "hessian frobenius": lambda: HessianFrobeniusMetric(num_probes=3),
     "hessian spectral radius": lambda: HessianSpectralRadiusMetric(tol=0.1),
+    "measures": lambda: MeasureMetric(["fisher_rao_norm", "relative_flatness", "spectral_product"]),
     "collection": local_minima_metrics,
 }
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())

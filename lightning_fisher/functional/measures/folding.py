@@ -6,7 +6,6 @@ means nothing by itself: scaled by c, with the statistics following, the network
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
+from lightning_fisher.functional.evaluation.module_copy import copied
 from lightning_fisher.functional.evaluation.samples import num_samples, take
 
 FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -59,11 +59,11 @@ def fold_batch_norm(module: nn.Module, inputs: Any) -> nn.Module:
           (2): ReLU()
         )
     """
-    folded = copy.deepcopy(module).double()
+    folded = copied(module).double().eval()
     _make_weights_plain(folded)
     norms = {name: layer for name, layer in folded.named_modules() if isinstance(layer, _BatchNorm)}
     if not norms:
-        return folded.eval()
+        return folded
     few = take(inputs, slice(0, min(SAMPLES, num_samples(inputs))))
     with differentiable_evaluation(folded), torch.no_grad():
         few = differentiable(few, folded)
@@ -72,7 +72,7 @@ def fold_batch_norm(module: nn.Module, inputs: Any) -> nn.Module:
         kept = [norm for name, norm in norms.items() if not _fold(folded, feeders.get(name), name, norm, few, expected)]
     for norm in kept:  # out here: the evaluation puts buffers back
         _set_affine(norm, *_scale_and_shift(norm))
-    return folded.eval()
+    return folded
 
 
 def weight_matrices(module: nn.Module, inputs: Any) -> dict[str, Tensor]:
@@ -119,8 +119,12 @@ def _make_weights_plain(module: nn.Module) -> None:
             if (remove := REMOVERS.get(type(hook).__name__)) is not None:
                 remove(layer, getattr(hook, "name", "weight"))
         if parametrize.is_parametrized(layer):
-            for name in list(layer.parametrizations):  # type: ignore[union-attr,arg-type]
-                parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+            # `remove_parametrizations` would take the weight from the class, which the copy shares with its original.
+            values = {name: getattr(layer, name).detach().clone() for name in layer.parametrizations}  # type: ignore[union-attr]
+            layer.__class__ = parametrize.type_before_parametrizations(layer)
+            del layer._modules["parametrizations"]
+            for name, value in values.items():
+                layer.register_parameter(name, nn.Parameter(value))
 
 
 def _feeders(module: nn.Module, norms: dict[str, _BatchNorm], inputs: Any) -> dict[str, nn.Module]:
@@ -172,7 +176,7 @@ def _fold(module: nn.Module, layer: nn.Module | None, name: str, norm: _BatchNor
     scaled = weight.detach() * scale.view(-1, *[1] * (weight.ndim - 1))
     moved = shift if bias is None else shift + scale * bias.detach()  # type: ignore[operator]
     layer.weight, layer.bias = nn.Parameter(scaled), nn.Parameter(moved)
-    module.set_submodule(name, nn.Identity())
+    module.set_submodule(name, nn.Identity().eval())
     if _same(module, inputs, expected):
         return True
     layer.weight, layer.bias = weight, bias

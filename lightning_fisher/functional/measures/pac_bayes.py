@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer, require_positive
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
+from lightning_fisher.functional.evaluation.module_copy import copied
 from lightning_fisher.functional.measures.folding import fold_batch_norm
 from lightning_fisher.functional.measures.logits import require_logits
 
@@ -70,8 +70,7 @@ def noise_tolerance(
 
     Returns:
         A `NoiseTolerance`, with a warning where the drop was not met: the accuracy is too low to drop that much (σ is
-        near 2 then), or the samples are too few to resolve it. Costs ``num_draws · max_steps`` forward passes at most,
-        in float64.
+        near 2 then), or the samples are too few to resolve it. Costs ``num_draws · max_steps`` forward passes at most.
 
     Raises:
         ValueError: If an argument is out of range, or outputs or targets don't fit.
@@ -92,7 +91,9 @@ def noise_tolerance(
     require_integer("max_steps", max_steps, 1)
     if not eps >= 0:
         raise ValueError(f"Expected argument `eps` to be a number of at least 0, but got {eps}.")
-    network = fold_batch_norm(module, inputs) if fold else copy.deepcopy(module).double()
+    network = fold_batch_norm(module, inputs) if fold else copied(module)
+    if all(parameter.dtype != torch.float64 for parameter in module.parameters()):
+        network = network.float()  # accuracies need no more
     generator = torch.Generator().manual_seed(SEED + seed)
     weights = [parameter.detach().clone() for parameter in network.parameters()]
     with differentiable_evaluation(network), torch.no_grad():
@@ -110,7 +111,7 @@ def noise_tolerance(
                 for parameter, weight in zip(network.parameters(), weights, strict=True):
                     noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
                     deviation = (sigma**2 * weight.square() + eps**2).sqrt() if relative else sigma
-                    parameter.copy_(weight + deviation * noise)
+                    parameter.copy_(weight + deviation * noise.to(weight.dtype))
                 drops.append(clean - accuracy())
             return torch.stack(drops).mean()
 

@@ -109,7 +109,6 @@ def _log_det(fisher: FisherLogDet) -> Tensor:
 
 
 DATA = ("module", "inputs", "targets")
-FOLDED = ("folded", "inputs", "targets")
 A_FOLD = "batch-norm folded: a forward pass of 4 samples a layer"
 DRAWS = "up to 150 forward passes"
 PRODUCTS = "60 Hessian-vector products: 120 backward passes"
@@ -151,12 +150,13 @@ MEASURES: dict[str, Measure] = {
         ),
         Measure(
             "spectral_product", log_spectral_product, ("matrices",), False, WHOLE_LAYERS, "Σ_l ln ‖W_l‖_σ²",
-            "Bartlett et al. 2017", A_FOLD + "; one SVD a layer", "points the wrong way across depths: a baseline",
+            "Bartlett et al. 2017", A_FOLD + "; one eigenvalue a layer",
+            "points the wrong way across depths: a baseline",
         ),
         Measure(
             "spectral_product_over_margin", log_spectral_product, ("matrices", "margin"), False,
             WHOLE_LAYERS | {"logits"}, "Σ_l ln ‖W_l‖_σ² − 2 ln γ", "Bartlett et al. 2017",
-            A_FOLD + "; one SVD a layer; a forward pass", "points the wrong way across depths: a baseline",
+            A_FOLD + "; one eigenvalue a layer; a forward pass", "points the wrong way across depths: a baseline",
         ),
         Measure(
             "frobenius_product", log_frobenius_product, ("matrices",), False, WHOLE_LAYERS, "Σ_l ln ‖W_l‖_F²",
@@ -194,11 +194,11 @@ MEASURES: dict[str, Measure] = {
             defaults={"at": "features", "spread": True},
         ),
         Measure(
-            "pac_bayes_flatness", pac_bayes_flatness, FOLDED, False, BATCH_NORM, "1/σ²", "Jiang et al. 2020",
+            "pac_bayes_flatness", pac_bayes_flatness, DATA, False, BATCH_NORM, "1/σ²", "Jiang et al. 2020",
             A_FOLD + "; " + DRAWS, "sampling noise of 10 % and more; changes when ReLU layers are rescaled",
         ),
         Measure(
-            "pac_bayes_magnitude_flatness", pac_bayes_magnitude_flatness, FOLDED, False, EVERYTHING, "1/σ′²",
+            "pac_bayes_magnitude_flatness", pac_bayes_magnitude_flatness, DATA, False, EVERYTHING, "1/σ′²",
             "Jiang et al. 2020", A_FOLD + "; " + DRAWS, "sampling noise of 10 to 20 %; weights of zero get no noise",
         ),
         Measure(

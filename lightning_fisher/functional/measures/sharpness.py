@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from lightning_fisher.arguments import require_choice, require_integer, require_positive
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.loss import LossFn, mean_loss
+from lightning_fisher.functional.evaluation.module_copy import copied
 from lightning_fisher.functional.evaluation.precision import require_full_precision
 
 Norm = Literal["l2", "linf"]
@@ -142,7 +142,7 @@ class _PerturbedLoss:
         normalize_logits: bool,
         loss_fn: LossFn | None,
     ) -> None:
-        self._module = copy.deepcopy(module)
+        self._module = copied(module)
         self._parameters = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
         if not self._parameters:
             raise ValueError("Expected argument `module` to have parameters that require gradients, but got none.")
