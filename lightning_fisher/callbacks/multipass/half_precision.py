@@ -82,5 +82,5 @@ def refuse_half_precision(loss: Tensor) -> None:
 
 def _refuse(gradients: tuple[Tensor | None, ...]) -> None:
     for gradient in gradients:
-        if gradient is not None and gradient.dtype in HALF:
+        if gradient is not None and gradient.dtype in HALF and gradient.numel() > 1:  # a loss may be rounded itself
             raise HalfPrecisionError(gradient.dtype)

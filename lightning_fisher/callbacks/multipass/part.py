@@ -19,13 +19,31 @@ _REMEDY = "keep no state from batch to batch, use fewer `num_sub_batches`, or gi
 
 
 class PartError(LightningFisherError, ValueError):
-    """`training_step` runs on the batch, but not on a part of it."""
+    """`training_step` runs on the batch, but not on a part of it.
+
+    Args:
+        module: The module.
+        error: What its step raised.
+    """
 
     def __init__(self, module: LightningModule, error: BaseException) -> None:
-        super().__init__(
+        self.message = (
             "FisherRegularizer needs a `training_step` that runs on parts of a batch, but that of "
             f"{type(module).__name__} fails there ({first_line(error)}); {_REMEDY}."
         )
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return self.message
+
+    @classmethod
+    def of(cls, module: LightningModule, error: Exception) -> PartError:
+        """An error that is of the class of ``error`` as well, so that who waits for that class still gets it."""
+        try:
+            both: type[PartError] = type(cls.__name__, (cls, type(error)), {"__module__": cls.__module__})
+        except TypeError:  # two built-in classes that can't be one
+            both = cls
+        return both(module, error)
 
 
 class PartOfBatch:
@@ -83,4 +101,4 @@ class PartOfBatch:
                 error.add_note(f"Raised in a pass of FisherRegularizer, on a part of a batch: {_REMEDY}.")
             return
         whole()
-        raise PartError(module, error) from error
+        raise PartError.of(module, error) from error
