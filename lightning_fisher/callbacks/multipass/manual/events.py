@@ -136,6 +136,12 @@ class Replay:
         self._inside: int | None = None  # losses of a closure's call that are to be passed over
         self.wrong: str | None = None
 
+    def arrived(self) -> bool:
+        """Whether what follows is the loss to be carried out."""
+        if self._inside is not None:
+            return self._events[self._at] is self._current and self._inside == self._target
+        return self._at == len(self._events)
+
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The loss, if it is the one; else what the live gradients were after it."""
         if self._inside is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -143,6 +143,7 @@ class LiveStep:
     def rewound(self) -> Iterator[None]:
         """The module as it was at the beginning of the step, then as it is now."""
         random = RandomStateSnapshot(self._devices)
+        self.shadows.reset()
         with self._state.rewound():
             self._random.restore()
             try:
@@ -164,10 +165,11 @@ class LiveStep:
             ManualStepError: If the step takes another course on the part.
         """
         replay = Replay(self._recorder, self.shadows, list(perturbed))
+        followed = self.shadows.settled(perturbed, replay.arrived) if self._recorder.events else nullcontext()
         methods = [
             (owner, name, replay.method(number, name)) for owner, number, name in optimizer_methods(self._trainer)
         ]
-        with patched([(self._module, BACKWARD, replay.backward), *methods]):
+        with followed, patched([(self._module, BACKWARD, replay.backward), *methods]):
             try:
                 self.part.run(self._training_step, piece)
             except Captured as found:

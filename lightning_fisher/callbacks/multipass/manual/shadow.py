@@ -6,7 +6,7 @@ it is put back bit for bit. So the extra passes get tensors of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,6 +61,48 @@ class Shadows:
     def items(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
         """``(parameter, its copy)``."""
         yield from ((p, self._copies[key]) for key, p in self._own.items())
+
+    def reset(self) -> None:
+        """The copies' values as at the beginning."""
+        with torch.no_grad():
+            for key, copy in self._copies.items():
+                copy.copy_(self._start[key])
+
+    @contextmanager
+    def settled(self, perturbed: Sequence[Tensor], when: Callable[[], bool]) -> Iterator[None]:
+        """Before a submodule uses them, move its ``perturbed`` weights as far from the live ones as they began apart.
+
+        What the live step made of its weights by other ways than its optimizers (it clamps them, or climbs) would else
+        be done to the perturbed ones: the penalty is that of the loss at the weights as they are now.
+
+        Args:
+            perturbed: The parameters that are perturbed.
+            when: Whether the step has come to the loss in question.
+        """
+        kept = {id(p) for p in perturbed}
+        apart = {key: self._copies[key].detach() - self._start[key] for key in kept}
+        names = {id(self._copies[key]): key for key in kept}
+        handles, done = [], set()
+
+        def settle(owner: nn.Module, *args: Any) -> None:
+            if owner in done or not when():
+                return
+            done.add(owner)
+            with torch.no_grad():
+                for copy in owner._parameters.values():
+                    key = names.get(id(copy))
+                    if copy is not None and key is not None:
+                        now = self._own[key].detach() + apart[key]
+                        if not torch.equal(copy, now):
+                            copy.copy_(now)
+
+        try:
+            for owner in {id(o): o for o, held, _ in self._places if held is o._parameters}.values():
+                handles.append(owner.register_forward_pre_hook(settle))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @contextmanager
     def in_place(self, perturbed: Sequence[Tensor]) -> Iterator[None]:
