@@ -7,17 +7,20 @@ import warnings
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
 
 from lightning_fisher.arguments import require_choice, require_integer, require_non_negative
+from lightning_fisher.callbacks.fisher_manual_step import FisherManualStep
 from lightning_fisher.callbacks.fisher_step import FisherStep, PenaltyOptions
 from lightning_fisher.callbacks.multipass.sub_batches import SplitFn
-from lightning_fisher.callbacks.multipass.switch import FirstDrop, Start
+from lightning_fisher.callbacks.multipass.switch import FirstDropOfAny, Start, is_schedule_free, largest_rate
 from lightning_fisher.callbacks.multipass.training_step import TrainingStepPatch
-from lightning_fisher.callbacks.requirements import require_supported, require_trainable
+from lightning_fisher.callbacks.requirements import refuse_per_sample_gradients, require_supported, require_trainable
 from lightning_fisher.functional.multipass.regularized import damping
 
 Schedule = Literal["constant", "linear", "cosine"]
 SCHEDULES = ("constant", "linear", "cosine")
+_MANUAL = {"losses": None, "optimizers": None, "manual_accumulation": 1}  # options of manual optimization only
 
 
 class FisherRegularizer(Callback):
@@ -106,7 +109,7 @@ class FisherRegularizer(Callback):
         beta: float = 10.0,
         alpha: float = 1e-4,
         num_sub_batches: int = 8,
-        start: str | int = "first_lr_drop",
+        start: int | float | str = "first_lr_drop",
         split_fn: SplitFn | None = None,
         beta_schedule: Schedule = "constant",
         ramp_epochs: float = 0.0,
@@ -115,8 +118,22 @@ class FisherRegularizer(Callback):
         every_n_steps: int = 1,
         passes: Literal["auto", "loop", "vmap"] = "loop",
         scaling: Literal["linear", "sqrt"] = "linear",
+        losses: list[int] | None = None,
+        optimizers: list[int] | None = None,
+        manual_accumulation: int = 1,
     ) -> None:
-        self.options = PenaltyOptions(alpha, num_sub_batches, split_fn, gradient, perturbed, passes, scaling)
+        self.options = PenaltyOptions(
+            alpha=alpha,
+            num_sub_batches=num_sub_batches,
+            split_fn=split_fn,
+            gradient=gradient,
+            perturbed=perturbed,
+            passes=passes,
+            scaling=scaling,
+            losses=losses,
+            optimizers=optimizers,
+            manual_accumulation=manual_accumulation,
+        )
         require_integer("every_n_steps", every_n_steps, least=1)
         require_non_negative("beta", beta)
         require_non_negative("ramp_epochs", ramp_epochs)
@@ -142,8 +159,9 @@ class FisherRegularizer(Callback):
         self.left_out = 0
         self._batches = 0  # of this fit
         self._switch_time = 0.0  # in epochs, fractions included
-        self._drop = FirstDrop()
-        self._step = FisherStep(self.options)
+        self._switch_batch = 0
+        self._drop = FirstDropOfAny()
+        self._step: FisherStep = FisherStep(self.options)
 
     @property
     def passes_chosen(self) -> str | None:
@@ -158,6 +176,10 @@ class FisherRegularizer(Callback):
             if trainer.global_step == 0:  # a checkpoint is loaded after this
                 self._reset()
             require_supported(trainer, pl_module)
+            self._require_options_of(pl_module)
+            if isinstance(self._step, FisherManualStep) is pl_module.automatic_optimization:
+                kind = FisherStep if pl_module.automatic_optimization else FisherManualStep
+                self._step = kind(self.options)
             world = trainer.world_size
             if self.num_sub_batches % world:
                 raise ValueError(
@@ -170,10 +192,46 @@ class FisherRegularizer(Callback):
                     f"Expected argument `perturbed` to be a multiple of the {world} processes, but got {perturbed}."
                 )
 
+    def _require_options_of(self, pl_module: LightningModule) -> None:
+        """Check what only one kind of optimization has."""
+        options, name = self.options, type(pl_module).__name__
+        if pl_module.automatic_optimization:
+            given = [key for key, default in _MANUAL.items() if getattr(options, key) != default]
+            if given:
+                raise ValueError(
+                    f"Expected argument `{given[0]}` to be left out in automatic optimization, where there is one "
+                    f"loss, but got {getattr(options, given[0])!r} with {name}."
+                )
+        elif options.gradient == "shared" or options.passes == "vmap":
+            key, value = ("gradient", "full") if options.gradient == "shared" else ("passes", "loop")
+            raise ValueError(
+                f'Expected argument `{key}` to be "{value}" in manual optimization, where the step of the whole batch '
+                f"is the module's own, but got {getattr(options, key)!r} with {name}."
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what only shows once the optimizers exist."""
         require_trainable(trainer, pl_module)
         self._batches = 0
+        if self.beta > 0 and not self.active and self.start.waits_for_drop and is_schedule_free(trainer.optimizers):
+            warnings.warn(
+                "FisherRegularizer waits for the first drop of the learning rate, but a schedule-free optimizer has "
+                "none, so the regularized phase never begins; give `start` an epoch or a step.",
+                stacklevel=2,
+            )
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Refuse an optimizer that steps on other gradients than those the penalty is in."""
+        if self._patch is not None and self._batches <= 2:
+            refuse_per_sample_gradients(optimizer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that the phase never began."""
+        if self.beta > 0 and not self.active and self.start.waits_for_drop and not trainer.fast_dev_run:
+            pl_module.print(
+                "FisherRegularizer: the regularized phase never began, since the learning rate never dropped; "
+                "training was the plain one (`start` takes an epoch or a step, too)."
+            )
 
     # --- the switch --------------------------------------------------------------------------------------------
 
@@ -182,26 +240,35 @@ class FisherRegularizer(Callback):
         self._restore()
         if self.beta > 0 and self._batches == 0:  # now, not epochs later at the switch
             self._step.splitter.split(trainer, batch)
-        rate = max((float(group["lr"]) for group in trainer.optimizers[0].param_groups), default=0.0)
-        dropped = self._drop.update(rate)
-        if not self.active and self.start.reached(trainer.current_epoch, trainer.global_step, dropped):
+        rates = [largest_rate(optimizer) for optimizer in trainer.optimizers]
+        steps = trainer.global_step // (1 if pl_module.automatic_optimization else max(1, len(rates)))
+        dropped = self.active or self._drop.update(rates, steps, trainer.current_epoch)
+        time = _time(trainer, batch_idx)
+        if not self.active and self.start.reached(time, trainer.global_step, dropped):
             self.active = True
             self.switch_step, self.switch_epoch = trainer.global_step, trainer.current_epoch
-            self._switch_time = _time(trainer, batch_idx)
+            self._switch_time, self._switch_batch = time, trainer.fit_loop.total_batch_idx
+            rate = max((r for r in rates if r is not None), default=math.nan)
             pl_module.print(
                 f"FisherRegularizer: regularized phase begins after {self.switch_epoch} epochs, at step "
                 f"{self.switch_step} (learning rate {rate:g}, β = {self.beta:g}, α = {self.alpha:g}, "
                 f"M = {self.num_sub_batches})"
             )
-        beta = self.current_beta(_time(trainer, batch_idx))
-        if beta > 0 and (trainer.global_step - (self.switch_step or 0)) % self.every_n_steps == 0:
+        beta = self.current_beta(time)
+        if beta > 0 and self._since_switch(trainer, pl_module) % self.every_n_steps == 0:
             weight = beta * self.every_n_steps * damping(self.options.scaling, self.every_n_steps)
             step = self._step.wrap(trainer, pl_module, pl_module.training_step, beta, weight)
             self._patch = TrainingStepPatch(pl_module, step)
-        elif self.beta > 0 and not self.active and self._batches == 1:  # state carried over shows in the second batch
+        elif self.beta > 0 and not self.active and self._batches == _rehearsed(trainer):
             step = self._step.rehearse(trainer, pl_module, pl_module.training_step)
             self._patch = TrainingStepPatch(pl_module, step)
         self._batches += 1
+
+    def _since_switch(self, trainer: Trainer, pl_module: LightningModule) -> int:
+        """Optimizer steps since the switch; batches in manual optimization, where a batch may take several."""
+        if pl_module.automatic_optimization:
+            return trainer.global_step - (self.switch_step or 0)
+        return trainer.fit_loop.total_batch_idx - self._switch_batch
 
     def current_beta(self, time: float) -> float:
         """β at ``time`` (epochs since the start of training, fractions count): zero before the switch."""
@@ -252,6 +319,7 @@ class FisherRegularizer(Callback):
             "switch_step": self.switch_step,
             "switch_epoch": self.switch_epoch,
             "switch_time": self._switch_time,
+            "switch_batch": self._switch_batch,
             "left_out": self.left_out,
             "largest_batch": dict(self._step.splitter.largest),
             "passes_chosen": self.passes_chosen if self.options.passes == "auto" else None,
@@ -263,6 +331,7 @@ class FisherRegularizer(Callback):
         self.active = state_dict["active"]
         self.switch_step, self.switch_epoch = state_dict["switch_step"], state_dict["switch_epoch"]
         self._switch_time = state_dict["switch_time"]
+        self._switch_batch = state_dict.get("switch_batch", 0)
         self.left_out = state_dict.get("left_out", 0)
         largest = state_dict["largest_batch"]  # a number where there could be one loader only
         self._step.splitter.largest = {"": largest} if isinstance(largest, int) else dict(largest)
@@ -273,3 +342,9 @@ class FisherRegularizer(Callback):
 
 def _time(trainer: Trainer, batch_idx: int) -> float:
     return trainer.current_epoch + batch_idx / trainer.num_training_batches
+
+
+def _rehearsed(trainer: Trainer) -> int:
+    """The batch whose step is rehearsed: the second, in which state carried over shows; the only one, if it is."""
+    only = trainer.fast_dev_run == 1 or trainer.max_steps == 1
+    return 0 if only or (trainer.num_training_batches == 1 and trainer.max_epochs == 1) else 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,15 +11,17 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_fisher.callbacks.multipass.batch_splitting import fresh
-from lightning_fisher.callbacks.multipass.extra_pass import SkippedError, extra_pass
+from lightning_fisher.arguments import require_integer
+from lightning_fisher.callbacks.multipass.extra_pass import THOROUGH, ExtraPasses, SkippedError, StepState
 from lightning_fisher.callbacks.multipass.gradient_carrier import carry_gradient
 from lightning_fisher.callbacks.multipass.logged_values import CollectedLogs
+from lightning_fisher.callbacks.multipass.part import PartOfBatch
 from lightning_fisher.callbacks.multipass.pass_choice import PassChoice
+from lightning_fisher.callbacks.multipass.state.hooks import gradient_hooks_off
 from lightning_fisher.callbacks.multipass.step_outputs import detached, loss_of, merge_outputs
+from lightning_fisher.callbacks.multipass.stepped import stepped_parameters
 from lightning_fisher.callbacks.multipass.sub_batches import BatchSplitter, SplitFn, SubBatches
 from lightning_fisher.callbacks.multipass.training_step import TrainingStep, in_place_of
-from lightning_fisher.exceptions import first_line
 from lightning_fisher.functional import Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.execution import check_passes
 from lightning_fisher.functional.multipass.finite_difference import check_penalty_options
@@ -48,6 +50,9 @@ class PenaltyOptions:
     perturbed: int | None = None
     passes: str = "loop"
     scaling: str = "linear"
+    losses: Sequence[int] | None = None
+    optimizers: Sequence[int] | None = None
+    manual_accumulation: int = 1
 
     def __post_init__(self) -> None:
         check_penalty_options(self.alpha, self.num_sub_batches)
@@ -58,6 +63,20 @@ class PenaltyOptions:
         check_perturbed(self.perturbed, self.num_sub_batches)
         if self.split_fn is not None and not callable(self.split_fn):
             raise ValueError(f"Expected argument `split_fn` to be callable or None, but got {self.split_fn!r}.")
+        for name in ("losses", "optimizers"):
+            require_numbers(name, getattr(self, name))
+        require_integer("manual_accumulation", self.manual_accumulation, least=1)
+
+
+def require_numbers(name: str, value: Any) -> None:
+    """Refuse what is neither `None` nor a list of numbers from 0 on.
+
+    Raises:
+        ValueError: With the argument's name, what is allowed and the value received.
+    """
+    listed = isinstance(value, (list, tuple)) and len(value) > 0
+    if value is not None and not (listed and all(type(i) is int and i >= 0 for i in value)):
+        raise ValueError(f"Expected argument `{name}` to be a list of numbers from 0 on or None, but got {value!r}.")
 
 
 class FisherStep:
@@ -73,7 +92,7 @@ class FisherStep:
         self.options = options
         self.splitter = BatchSplitter(options.num_sub_batches, options.perturbed, options.split_fn)
         self.choice = PassChoice(options.passes, _gather)
-        self._checks = 2  # thorough ones, of what the first steps change
+        self._passes = ExtraPasses()
         self._left_out: Tensor | None = None  # on the device: asked once an epoch
 
     def take_left_out(self) -> int:
@@ -97,13 +116,18 @@ class FisherStep:
         scaling, shared = self.options.scaling, self.options.gradient == "shared"
 
         def step(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            parameters = _trainable(module)
+            parameters = stepped_parameters(trainer, module)
             if not parameters:  # all frozen by now
                 return training_step(batch, *args, **kwargs)
             pieces = self.splitter.split(trainer, batch)
-            one = partial(_on_a_copy, training_step, args, kwargs)
+
+            def own(piece: Any) -> Any:
+                return training_step(piece, *args, **kwargs)
+
             if shared:
-                found = self._shared(module, parameters, pieces, one)
+                if not self._passes.succeeded:  # what the step changes is seen before the training passes
+                    self._full(trainer, module, parameters, pieces, batch, own, PassChoice("loop"))
+                found = self._shared(trainer, module, parameters, pieces, own)
                 if found is None:
                     return None
                 penalty, output = found
@@ -112,47 +136,43 @@ class FisherStep:
                 gradient = combine(penalty.loss_gradient, penalty.gradient, weight * damping(scaling, pieces.scale))
                 loss = carry_gradient(penalty.loss.to(parameters[0].dtype), 1.0, parameters, gradient)
             else:
-                extra = self._full(module, parameters, pieces, one, self.choice)
-                output = training_step(batch, *args, **kwargs)
+                extra = self._full(trainer, module, parameters, pieces, batch, own, self.choice)
+                output = own(batch)
                 if output is None or extra is None:  # a batch the module skips
                     return output
                 penalty = extra
                 carried = weight * damping(scaling, pieces.scale)
                 loss = carry_gradient(loss_of(output), carried, parameters, penalty.gradient)
-            left_out = torch.isnan(penalty.value).long()
-            self._left_out = left_out if self._left_out is None else self._left_out + left_out
-            _log(trainer, module, penalty, beta)
+            self.count(penalty)
+            log_penalty(trainer, module, penalty, beta)
             return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
         return in_place_of(training_step, step)
+
+    def count(self, penalty: Penalty) -> None:
+        """Count a penalty that isn't finite."""
+        left_out = torch.isnan(penalty.value).long()
+        self._left_out = left_out if self._left_out is None else self._left_out + left_out
 
     def rehearse(self, trainer: Trainer, module: LightningModule, training_step: TrainingStep) -> TrainingStep:
         """The module's own step, after the extra passes of a regularized one, which leave no trace.
 
         Raises:
-            ValueError: In the step, if they fail and the step of the whole batch doesn't.
+            PartError: In the step, if they fail and the step of the whole batch doesn't.
         """
 
         def step(batch: Any, *args: Any, **kwargs: Any) -> Any:
-            passes = "vmap" if self.choice.chosen == "vmap" else "loop"
-            rehearsal = FisherStep(replace(self.options, gradient="full", passes=passes))
-            rehearsal.splitter = self.splitter
-            parameters = _trainable(module)
-            try:
-                if parameters:
-                    pieces = rehearsal.splitter.split(trainer, batch)
-                    one = partial(_on_a_copy, training_step, args, kwargs)
-                    rehearsal._full(module, parameters, pieces, one, rehearsal.choice)
-            except Exception as error:
-                if isinstance(error, torch.OutOfMemoryError) or _is_ours(error):
-                    raise
-                training_step(batch, *args, **kwargs)  # the module's own failure, if it is one
-                raise ValueError(
-                    "FisherRegularizer needs a `training_step` that runs on parts of a batch, but that of "
-                    f"{type(module).__name__} fails there ({first_line(error)}); keep no state from batch to batch, "
-                    "use fewer `num_sub_batches`, or give a `split_fn`."
-                ) from error
-            return training_step(batch, *args, **kwargs)
+            parameters = stepped_parameters(trainer, module)
+
+            def own(piece: Any) -> Any:
+                return training_step(piece, *args, **kwargs)
+
+            if parameters:
+                pieces = self.splitter.split(trainer, batch)
+                fixed = PassChoice("vmap" if self.choice.chosen == "vmap" else "loop")
+                self._full(trainer, module, parameters, pieces, batch, own, fixed)
+            self._passes.thorough = THOROUGH
+            return own(batch)
 
         return in_place_of(training_step, step)
 
@@ -165,25 +185,28 @@ class FisherStep:
 
     def _full(
         self,
+        trainer: Trainer,
         module: LightningModule,
         parameters: list[nn.Parameter],
         pieces: SubBatches,
+        batch: Any,
         training_step: Callable[[Any], Any],
         choice: PassChoice,
     ) -> Penalty | None:
         """The penalty by extra passes only; ``None`` where the module skips a sub-batch."""
+        state, part = StepState(trainer, module, parameters, self._passes), PartOfBatch(trainer, self._passes)
 
         def evaluate(piece: Any) -> Tensor:
-            output = training_step(piece)
+            output = part.run(training_step, piece)
             if output is None:
                 raise SkippedError
-            return loss_of(output)
+            return part.checked(loss_of(output))
 
         _, weights = self._weights(pieces)
         kept = [i for i, part in enumerate(pieces.parts) if part.perturbed]
         undecided = choice.chosen is None
         try:
-            with torch.enable_grad():
+            with gradient_hooks_off(module, parameters), torch.enable_grad():
                 penalty = choice.penalty(
                     evaluate,
                     [pieces.pieces[i] for i in kept],
@@ -191,19 +214,24 @@ class FisherStep:
                     alpha=self.options.alpha,
                     weights=[weights[i] for i in kept],
                     module=module,
-                    extra_pass=partial(extra_pass, module, self._checks > 0),
+                    extra_pass=state.extra_pass,
                     # The first steps are checked more, which takes time; later all memory of training is in use.
-                    decide=self._checks <= 0,
+                    decide=self._passes.thorough <= 0,
                 )
         except SkippedError:
             return None
-        self._checks -= 1
+        except Exception as error:
+            part.explain(error, lambda: training_step(batch))
+            raise
+        self._passes.thorough -= 1
+        self._passes.succeeded = True
         if undecided and choice.chosen is not None:
             module.print(f"FisherRegularizer: sub-batches are evaluated by {choice.chosen} ({choice.reason})")
         return penalty
 
     def _shared(
         self,
+        trainer: Trainer,
         module: LightningModule,
         parameters: list[nn.Parameter],
         pieces: SubBatches,
@@ -211,6 +239,7 @@ class FisherStep:
     ) -> tuple[Penalty, Any] | None:
         """The penalty with the gradient of the loss, and what the sub-batches' steps returned, merged."""
         shares, weights = self._weights(pieces)
+        state, part = StepState(trainer, module, parameters, self._passes), PartOfBatch(trainer, self._passes)
         logs = CollectedLogs(module)
         outputs: dict[int, Any] = {}
 
@@ -218,18 +247,21 @@ class FisherStep:
             """The pass at ``w`` is the training pass: what it logs and returns counts."""
             again = index in outputs
             if again:
-                output = training_step(pieces.pieces[index])
+                state.perturb_the_start()
+                output = part.run(training_step, pieces.pieces[index])
             else:
+                if outputs:
+                    state.next_part()
                 with logs.during(shares[index]):
-                    output = training_step(pieces.pieces[index])
+                    output = state.training_pass(lambda: part.run(training_step, pieces.pieces[index]))
             if output is None:
                 raise SkippedError
             if not again:
                 outputs[index] = detached(output)
-            return loss_of(output)
+            return part.checked(loss_of(output))
 
         try:
-            with torch.enable_grad():
+            with gradient_hooks_off(module, parameters), torch.enable_grad():
                 penalty = penalty_of_losses(
                     [partial(live, index) for index in range(len(pieces.parts))],
                     parameters,
@@ -237,25 +269,18 @@ class FisherStep:
                     weights=weights,
                     module=module,
                     loss_shares=shares,
-                    extra_pass=partial(extra_pass, module, self._checks > 0),
+                    extra_pass=state.extra_pass_between,
                 )
         except SkippedError:
             return None
-        self._checks -= 1
+        state.keep_moved()
+        self._passes.thorough -= 1
         logs.replay()
         merged = None
         if isinstance(outputs[0], Mapping):
             found = [outputs[i] for i in range(len(pieces.parts))]
             merged = merge_outputs(found, shares, [part.size for part in pieces.parts])
         return penalty, merged
-
-
-def _trainable(module: nn.Module) -> list[nn.Parameter]:
-    return [p for p in module.parameters() if p.requires_grad]
-
-
-def _on_a_copy(training_step: TrainingStep, args: Any, kwargs: Any, piece: Any) -> Any:
-    return training_step(fresh(piece), *args, **kwargs)
 
 
 def _gather(found: Any) -> list[Any]:
@@ -267,19 +292,12 @@ def _gather(found: Any) -> list[Any]:
     return gathered
 
 
-def _is_ours(error: BaseException) -> bool:
-    """Whether this package raised it: a refusal in its own words."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("lightning_fisher.")
-
-
-def _log(trainer: Trainer, module: LightningModule, penalty: Penalty, beta: float) -> None:
+def log_penalty(trainer: Trainer, module: LightningModule, penalty: Penalty, beta: float, suffix: str = "") -> None:
+    """What every regularized step logs."""
     values: dict[str, Tensor | float] = {
-        "fisher/penalty": penalty.value,
-        "fisher/grad_norm_var": penalty.divergence.norm_variance,
-        "fisher/grad_cosine": penalty.divergence.cosine,
+        f"fisher/penalty{suffix}": penalty.value,
+        f"fisher/grad_norm_var{suffix}": penalty.divergence.norm_variance,
+        f"fisher/grad_cosine{suffix}": penalty.divergence.cosine,
         "fisher/beta": beta,
     }
     module.log_dict(

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_fisher.callbacks.multipass.stepped import stepped_parameters
 from lightning_fisher.functional.evaluation.module_state import refuse_renormalized_embeddings
 
+# Where optimizers that don't step on `.grad` find their gradients: Opacus, BackPACK, fastDP, Megatron.
+_OTHER_GRADIENTS = ("grad_sample", "grad_batch", "private_grad", "main_grad")
 _PRECISIONS = ("Precision", "MixedPrecision", "DoublePrecision")
 
 
@@ -27,30 +30,12 @@ def require_supported(trainer: Trainer, pl_module: LightningModule) -> None:
         ValueError: In one line, with the remedy.
     """
     name = type(pl_module).__name__
-    if not pl_module.automatic_optimization:
-        raise ValueError(
-            f"FisherRegularizer needs automatic optimization with one optimizer, but {name} sets "
-            "`automatic_optimization = False`; call `lightning_fisher.functional.penalty_gradient` in its own "
-            "`training_step` instead."
-        )
     if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
         raise ValueError(
             f"FisherRegularizer needs `training_step(batch, batch_idx)`, but {name} takes `dataloader_iter`; "
             "take the batch instead."
         )
     require_whole_weights(trainer, "FisherRegularizer", "perturb")
-    for parameter in pl_module.parameters():
-        if parameter.requires_grad and (parameter.is_complex() or parameter.layout is not torch.strided):
-            kind = f"{parameter.dtype}" if parameter.is_complex() else f"{parameter.layout}"
-            raise ValueError(
-                f"FisherRegularizer needs real, dense weights, but {name} has {kind} ones; hold complex ones as real "
-                "ones (`torch.view_as_complex` in the forward pass) and sparse ones as dense ones with a mask."
-            )
-        if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"FisherRegularizer needs float32 or float64 weights, but {name} has {parameter.dtype} ones, in which "
-                'its finite difference is noise; keep float32 weights and use `precision="bf16-mixed"`.'
-            )
     refuse_renormalized_embeddings(pl_module)
     precision = trainer.precision_plugin
     if type(precision) not in _classes("plugins.precision", *_PRECISIONS):
@@ -89,18 +74,22 @@ def require_trainable(trainer: Trainer, pl_module: LightningModule) -> None:
             f"FisherRegularizer runs its extra passes on each process alone, but {name} has SyncBatchNorm layers, "
             "which wait for all; use `sync_batchnorm=False`."
         )
-    own = {id(parameter) for parameter in pl_module.parameters()}
-    used = [o for o in trainer.optimizers if any(id(p) in own for group in o.param_groups for p in group["params"])]
-    if len(used) != 1:
+    parameters = stepped_parameters(trainer, pl_module)
+    used = [o for o in trainer.optimizers if stepped_parameters(trainer, pl_module, [o])]
+    if pl_module.automatic_optimization and len(used) > 1:
         raise ValueError(
-            f"FisherRegularizer needs one optimizer over the module's parameters, but {name}.configure_optimizers "
-            f"gives {len(used)}; return one, with parameter groups where they differ."
+            f"FisherRegularizer needs one optimizer in automatic optimization, but {name}.configure_optimizers gives "
+            f"{len(used)}; return one, with parameter groups where they differ."
         )
-    if isinstance(used[0], torch.optim.SparseAdam):
+    if not used:
         raise ValueError(
-            f"FisherRegularizer gives dense gradients, but {name}.configure_optimizers returns SparseAdam, which takes "
-            "sparse ones only; use another optimizer."
+            f"FisherRegularizer needs an optimizer with parameters that require gradients, but "
+            f"{name}.configure_optimizers gives none."
         )
+    for optimizer in used:
+        _require_gradients(optimizer, name)
+    for parameter in parameters:
+        _require_perturbable(parameter, name)
     if trainer.world_size > 1:
         gathered: Any = pl_module.all_gather(torch.tensor(float(trainer.num_training_batches), device=pl_module.device))
         counts = gathered.tolist()
@@ -109,3 +98,53 @@ def require_trainable(trainer: Trainer, pl_module: LightningModule) -> None:
                 f"FisherRegularizer needs as many batches on every process, but they have {counts}: those with more "
                 "would wait for the others for ever; use Lightning's distributed sampler, or `limit_train_batches`."
             )
+
+
+def _require_gradients(optimizer: torch.optim.Optimizer, name: str) -> None:
+    """Check that an optimizer steps on ``.grad``, and on dense gradients."""
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise ValueError(
+            f"FisherRegularizer gives dense gradients, but {name}.configure_optimizers returns SparseAdam, which takes "
+            "sparse ones only; use another optimizer."
+        )
+    fields = {field for group in optimizer.param_groups for p in group["params"] for field in vars(p)}
+    found = sorted(fields & set(_OTHER_GRADIENTS)) or [f for f in ("grad_samples",) if hasattr(type(optimizer), f)]
+    if found:
+        raise ValueError(
+            f"FisherRegularizer adds its gradient to `.grad`, but {type(optimizer).__name__} of "
+            f"{name}.configure_optimizers steps on `{found[0]}` (per-sample or separate gradients), where it would be "
+            "lost; use an optimizer that steps on `.grad`."
+        )
+
+
+def refuse_per_sample_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Check after a backward pass that no parameter holds gradients of single samples.
+
+    Raises:
+        ValueError: In one line, if one does.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    held = [
+        (field, value, p) for p in parameters for field, value in vars(p).items() if isinstance(value, torch.Tensor)
+    ]
+    for field, value, parameter in held:
+        if value.ndim == parameter.ndim + 1 and value.shape[1:] == parameter.shape:
+            raise ValueError(
+                f"FisherRegularizer adds its gradient to `.grad`, but parameters hold gradients of single samples in "
+                f"`{field}`, on which {type(optimizer).__name__} may step; use an optimizer that steps on `.grad`."
+            )
+
+
+def _require_perturbable(parameter: torch.Tensor, name: str) -> None:
+    """Check that a weight can be moved by a finite difference."""
+    if parameter.is_complex() or parameter.layout is not torch.strided:
+        kind = f"{parameter.dtype}" if parameter.is_complex() else f"{parameter.layout}"
+        raise ValueError(
+            f"FisherRegularizer needs real, dense weights, but {name} has {kind} ones; hold complex ones as real "
+            "ones (`torch.view_as_complex` in the forward pass) and sparse ones as dense ones with a mask."
+        )
+    if parameter.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"FisherRegularizer needs float32 or float64 weights, but {name} has {parameter.dtype} ones, in which "
+            'its finite difference is noise; keep float32 weights and use `precision="bf16-mixed"`.'
+        )

@@ -35,7 +35,10 @@ class Cliff(nn.Module):
 
 
 def without_u(parameters):
-    return sgd([p for p in parameters if p.ndim])
+    """An optimizer that has ``u``, so that it is perturbed, and leaves it where it is."""
+    parameters = list(parameters)
+    u = {"params": [p for p in parameters if not p.ndim], "lr": 0.0, "weight_decay": 0.0}
+    return sgd([{"params": [p for p in parameters if p.ndim]}, u])
 
 
 def batches(steep):

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import HalfPrecision, Precision
 from torch import nn
 
 from lightning_fisher import FisherRegularizer
-from tests.callbacks.tiny import Classifier, CountingClassifier, image_batches, loader, mlp, seeded
+from tests.callbacks.tiny import CountingClassifier, image_batches, loader, mlp, seeded
 
 BATCHES = image_batches([8] * 2)
 
@@ -35,43 +35,69 @@ def refused(fit, module, *words, start=0, **options):
         assert torch.equal(a.to(b.dtype), b.to(a.dtype).to(b.dtype))
 
 
-class Manual(CountingClassifier):
+class TwoOptimizers(CountingClassifier):
     def __init__(self):
         super().__init__(seeded(mlp))
-        self.automatic_optimization = False
 
-    def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
-        self.optimizers().zero_grad()
-        self.manual_backward(loss)
-        self.optimizers().step()
-
-
-class TwoOptimizers(Manual):
     def configure_optimizers(self):
         first, *rest = self.parameters()
         return torch.optim.SGD([first], lr=0.1), torch.optim.SGD(rest, lr=0.1)
 
+
+class Manual(TwoOptimizers):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
     def training_step(self, batch, batch_idx):
-        self.calls[-1].append(len(batch[1]))
-        loss = Classifier.training_step(self, batch, batch_idx)
+        loss = super().training_step(batch, batch_idx)
         self.manual_backward(loss)
         for optimizer in self.optimizers():
             optimizer.step()
             optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("start", [0, "first_lr_drop"])
-def test_manual_optimization(fit, start):
-    """Refused at once, not thirty epochs later at the switch."""
-    refused(fit, Manual(), "automatic_optimization", start=start)
-    fit(Manual(), BATCHES)
+class DirectBackward(Manual):
+    def training_step(self, batch, batch_idx):
+        loss = CountingClassifier.training_step(self, batch, batch_idx)
+        loss.backward()
+        for optimizer in self.optimizers():
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 @pytest.mark.parametrize("start", [0, "first_lr_drop"])
-def test_several_optimizers(fit, start):
-    refused(fit, TwoOptimizers(), "optimizer", start=start)
-    fit(TwoOptimizers(), BATCHES)
+def test_backward_on_the_loss_itself_in_manual_optimization(fit, start):
+    """Its gradient can't carry anything; refused in one line before that batch is trained on."""
+    module = DirectBackward()
+    with pytest.raises(ValueError, match=r"`self.manual_backward\(loss\)`.*DirectBackward.training_step") as caught:
+        fit(module, BATCHES, FisherRegularizer(num_sub_batches=4, start=start))
+    assert_one_line(caught.value, "manual_backward")
+    fit(DirectBackward(), BATCHES)
+
+
+@pytest.mark.parametrize("options", [{"gradient": "shared"}, {"passes": "vmap"}])
+def test_forms_that_manual_optimization_has_not(fit, options):
+    (key,) = options
+    with pytest.raises(ValueError, match=f"Expected argument `{key}` to be .* in manual optimization") as caught:
+        fit(Manual(), BATCHES, FisherRegularizer(num_sub_batches=4, **options))
+    assert_one_line(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"losses": [0]}, {"optimizers": [1]}, {"manual_accumulation": 2}])
+def test_options_of_manual_optimization(fit, options):
+    (key,) = options
+    with pytest.raises(ValueError, match=f"Expected argument `{key}` to be left out in automatic optimization"):
+        fit(CountingClassifier(seeded(mlp)), BATCHES, FisherRegularizer(num_sub_batches=4, **options))
+
+
+@pytest.mark.parametrize("start", [0, "first_lr_drop"])
+def test_several_optimizers_in_automatic_optimization(make_trainer, start):
+    """Lightning itself refuses them, too."""
+    module = TwoOptimizers()
+    with pytest.raises(Exception, match="optimizer"):
+        make_trainer(callbacks=[FisherRegularizer(num_sub_batches=4, start=start)]).fit(module, loader(BATCHES))
+    assert module.calls == []
 
 
 class NoOptimizer(CountingClassifier):
@@ -167,10 +193,13 @@ def test_sharded_strategies(make_trainer, monkeypatch, name, start):
         ("num_sub_batches", [0, -8, 2.5, "8", None, True]),
         (
             "start",
-            ["drop", "first lr drop", "", "epoch", "epoch:", "epoch:-1", "epoch:1.5", "step:x", "step:-3", "60",
-             -1, 1.5, math.nan, None, True],
+            ["drop", "first lr drop", "", "epoch", "epoch:", "epoch:-1", "step:x", "step:-3",
+             -1, math.nan, math.inf, "epoch:1.5.2", "step:1.5", "1e3", None, True],
         ),
         ("split_fn", [3, "chunk"]),
+        ("losses", [0, "0", [], [-1], [0.0], [True]]),
+        ("optimizers", [0, "0", [], [-1]]),
+        ("manual_accumulation", [0, 2.0, True, None]),
     ],
 )  # fmt: skip
 def test_bad_constructor_values(argument, values):
@@ -196,6 +225,9 @@ def test_bad_start_lists_the_valid_ones():
         {"beta": 100, "alpha": 1, "num_sub_batches": 1},
         {"start": 0},
         {"start": "epoch:60"},
+        {"start": "60"},
+        {"start": 1.5},
+        {"start": "epoch:1.5"},
         {"start": "step:1000"},
         {"split_fn": lambda batch, num_sub_batches: [batch]},
     ],

@@ -1,35 +1,152 @@
-"""A pass of `training_step` that leaves no trace in the module."""
+"""Passes of `training_step` that leave no trace: not in the module, the loggers, the optimizers or the Trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import Tensor
 
-from lightning_fisher.callbacks.multipass.attribute_snapshot import AttributeSnapshot
 from lightning_fisher.callbacks.multipass.logged_values import silenced
+from lightning_fisher.callbacks.multipass.state.attributes import AttributeSnapshot
+from lightning_fisher.callbacks.multipass.state.tensors import SPARE, ChangedTensors, TensorSnapshot
+
+THOROUGH = 2  # the first steps, in which everything that might change is compared
 
 
 class SkippedError(Exception):
     """`training_step` returned None for a sub-batch."""
 
 
-@contextmanager
-def extra_pass(module: nn.Module, thorough: bool) -> Iterator[None]:
-    """Log nothing, put attributes back, and refuse what can't be put back.
+class ExtraPasses:
+    """What the extra passes of a fit know of its module.
+
+    Attributes:
+        thorough: How many steps are still looked at closely.
+        changed: Tensors that the step changes in place.
+        promote: Whether the step relies on autocast for half-precision inputs or frozen layers.
+        succeeded: Whether a step's extra passes have run to their end.
+    """
+
+    def __init__(self) -> None:
+        self.thorough = THOROUGH
+        self.changed = ChangedTensors()
+        self.promote = False
+        self.succeeded = False
+
+
+class StepState:
+    """The state of a module at the beginning of one step, to which every extra pass of that step returns.
 
     Args:
+        trainer: The trainer.
         module: The module.
-        thorough: Look at what takes longer to compare, too.
-
-    Raises:
-        ValueError: On the way out, if the pass changed what can't be put back.
+        perturbed: The parameters that are moved between the passes.
+        passes: What earlier steps have shown.
     """
-    attributes = AttributeSnapshot(module, thorough=thorough)
-    try:
-        with silenced(module):
+
+    def __init__(
+        self, trainer: Trainer, module: LightningModule, perturbed: Sequence[Tensor], passes: ExtraPasses
+    ) -> None:
+        self._trainer, self._module, self._passes = trainer, module, passes
+        self._perturbed_ids = {id(p) for p in perturbed}
+        names = {id(p): name for name, p in module.named_parameters()}
+        self._perturbed = [(names.get(id(p), "a parameter of the optimizer"), p) for p in perturbed]
+        self._limit = max(SPARE, 4 * sum(p.nbytes for p in perturbed))
+        self._start = self._take()
+        self._moved: list[tuple[Tensor, Tensor, Tensor]] = []  # weight, before and after the last training pass
+
+    def _take(self) -> tuple[AttributeSnapshot, TensorSnapshot]:
+        schedulers = [config.scheduler for config in self._trainer.lr_scheduler_configs]
+        others = [("an optimizer", o) for o in self._trainer.optimizers] + [("a scheduler", s) for s in schedulers]
+        thorough = self._passes.thorough > 0
+        attributes = AttributeSnapshot(self._module, others, thorough)
+        tensors = [*self._module.named_parameters(), *attributes.tensors]
+        distinct = {id(t): (name, t) for name, t in tensors if id(t) not in self._perturbed_ids}
+        return attributes, TensorSnapshot(distinct.values(), self._passes.changed, thorough, self._limit)
+
+    @contextmanager
+    def extra_pass(self) -> Iterator[None]:
+        """From the state at the beginning, and back to it.
+
+        Raises:
+            LostStateError: On the way out, if the pass changed what can't be put back.
+        """
+        with self._pass():
             yield
-    finally:
-        attributes.restore()
-    attributes.refuse_lost()
+
+    @contextmanager
+    def extra_pass_between(self) -> Iterator[None]:
+        """From the state at the beginning of the part that has just been trained on, and back to that of now."""
+        now = self._take()
+        _restore(self._start)
+        try:
+            with self._pass():
+                yield
+        finally:
+            _restore(now)
+
+    @contextmanager
+    def rewound(self) -> Iterator[None]:
+        """Everything as it was at the beginning, then as it is now."""
+        now = self._take()
+        _restore(self._start)
+        try:
+            yield
+        finally:
+            _restore(now)
+
+    def next_part(self) -> None:
+        """The next training pass begins here; what counts once a step, numbers and weights, counts with it."""
+        attributes, tensors = self._start
+        attributes.restore_numbers()
+        tensors.restore()
+        self._start = self._take()
+
+    def training_pass(self, run: Callable[[], Any]) -> Any:
+        """A training pass of a part: remembers what it makes of the optimizers' weights (normalizes them, say)."""
+        moving = [p for _, p in self._perturbed if p in self._passes.changed]
+        before = [p.detach().clone() for p in moving]
+        output = run()
+        self._moved = [(p, b, p.detach().clone()) for p, b in zip(moving, before, strict=True)]
+        return output
+
+    def perturb_the_start(self) -> None:
+        """Perturb those weights from where they were before the training pass."""
+        with torch.no_grad():
+            for p, before, after in self._moved:
+                p.copy_(before + (p - after))
+
+    def keep_moved(self) -> None:
+        """Leave those weights as the training pass has made them."""
+        with torch.no_grad():
+            for p, _, after in self._moved:
+                p.copy_(after)
+
+    @contextmanager
+    def _pass(self) -> Iterator[None]:
+        attributes, tensors = self._start
+        weights = TensorSnapshot(self._perturbed, self._passes.changed, self._passes.thorough > 0, self._limit)
+        attributes.exchange()
+        stop, loggers = self._trainer.should_stop, self._trainer.loggers
+        try:
+            self._trainer.loggers = [DummyLogger() for _ in loggers]
+            with silenced(self._module):
+                yield
+        finally:
+            self._trainer.loggers, self._trainer.should_stop = loggers, stop
+            attributes.restore()
+            tensors.restore()
+            weights.restore()
+        attributes.refuse_lost()
+        tensors.refuse_lost()
+        weights.refuse_lost()
+
+
+def _restore(state: tuple[AttributeSnapshot, TensorSnapshot]) -> None:
+    for part in state:
+        part.restore()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from torch.optim import Optimizer
 
 FIRST_LR_DROP = "first_lr_drop"
 STEP_RATIO = 0.9 + 1e-9  # one step of a staircase schedule
@@ -11,7 +15,9 @@ PEAK_RATIO = 0.5 + 1e-9  # far down a smooth one; schedulers round
 
 
 class Start:
-    """``"first_lr_drop"``, an epoch (an integer or ``"epoch:60"``) or an optimizer step (``"step:1000"``).
+    """``"first_lr_drop"``, an epoch (``60``, ``1.5``, ``"epoch:1.5"``) or an optimizer step (``"step:1000"``).
+
+    A number may be given as text, as a command line does.
 
     Raises:
         ValueError: If ``value`` is none of these.
@@ -19,22 +25,27 @@ class Start:
 
     def __init__(self, value: Any) -> None:
         self.value = value
-        match = re.fullmatch(r"(epoch|step):(\d+)", value) if isinstance(value, str) else None
+        match = re.fullmatch(r"(?:(epoch):)?(\d+\.?\d*)|(step):(\d+)", value) if isinstance(value, str) else None
         if match:
-            self._unit, self._at = match[1], int(match[2])
-        elif isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            self._unit, self._at = "epoch", value
+            self._unit, self._at = match[1] or match[3] or "epoch", float(match[2] or match[4])
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
+            self._unit, self._at = "epoch", float(value)
         elif value == FIRST_LR_DROP:
-            self._unit, self._at = FIRST_LR_DROP, 0
+            self._unit, self._at = FIRST_LR_DROP, 0.0
         else:
             raise ValueError(
-                'Expected argument `start` to be "first_lr_drop", an epoch (60 or "epoch:60") or a step ("step:1000"), '
-                f"but got {value!r}."
+                'Expected argument `start` to be "first_lr_drop", an epoch (60, 1.5 or "epoch:60") or a step '
+                f'("step:1000"), but got {value!r}.'
             )
 
-    def reached(self, epoch: int, step: int, dropped: bool) -> bool:
-        """Whether the phase starts now or has started."""
-        return {"epoch": epoch >= self._at, "step": step >= self._at, FIRST_LR_DROP: dropped}[self._unit]
+    @property
+    def waits_for_drop(self) -> bool:
+        """Whether the learning rate decides."""
+        return self._unit == FIRST_LR_DROP
+
+    def reached(self, time: float, step: int, dropped: bool) -> bool:
+        """Whether the phase starts now or has started, at ``time`` in epochs."""
+        return {"epoch": time >= self._at, "step": step >= self._at, FIRST_LR_DROP: dropped}[self._unit]
 
     def __repr__(self) -> str:
         return repr(self.value)
@@ -44,7 +55,9 @@ class FirstDrop:
     """Latches when the learning rate first drops.
 
     A drop is a value of at most 0.9 times the one before, or of at most half the highest so far, so that warm-up is no
-    drop, a step schedule drops at its first step and a cosine one half-way down.
+    drop, a step schedule drops at its first step and a cosine one half-way down. Where only the rate of the very first
+    step was higher, that may be a warm-up that sets the rate after the first step: it counts once the next epoch has
+    begun without the rate having risen again.
 
     Attributes:
         dropped: Whether it has.
@@ -56,19 +69,85 @@ class FirstDrop:
         self.dropped = False
         self.previous: float | None = None
         self.peak = 0.0
+        self._pending: int | None = None  # epoch of a drop from the first step's rate, not decided yet
+        self._low = math.inf  # lowest rate since
 
-    def update(self, lr: float) -> bool:
-        """Take the learning rate of the coming step; whether it has dropped by now."""
-        self.peak = max(self.peak, lr)
-        if self.previous is not None and lr < self.peak:
-            self.dropped |= lr <= STEP_RATIO * self.previous or lr <= PEAK_RATIO * self.peak
+    def update(self, lr: float | None, step: int | None = None, epoch: int = 0) -> bool:
+        """Take the learning rate of the coming step; whether it has dropped by now.
+
+        Args:
+            lr: The rate; ``None`` where the optimizer has none.
+            step: How many steps have been taken.
+            epoch: The epoch.
+        """
+        if lr is None or not math.isfinite(lr):
+            return self.dropped
+        fell = self.previous is not None and lr < self.peak
+        fell = fell and (lr <= STEP_RATIO * (self.previous or 0.0) or lr <= PEAK_RATIO * self.peak)
+        if self._pending is not None:
+            if lr > self._low:  # a warm-up: the first step's rate is no peak
+                self._pending, self.peak = None, lr
+            elif epoch > self._pending or lr < STEP_RATIO * self._low:
+                self._pending, self.dropped = None, True
+            self._low = min(self._low, lr)
+        elif fell and step == 1 and not self.dropped:
+            self._pending, self._low = epoch, lr
+        else:
+            self.dropped |= fell
+            self.peak = max(self.peak, lr)
         self.previous = lr
         return self.dropped
 
     def state_dict(self) -> dict[str, bool | float | None]:
         """Plain values."""
-        return {"dropped": self.dropped, "previous": self.previous, "peak": self.peak}
+        return {"dropped": self.dropped, "previous": self.previous, "peak": self.peak, "pending": self._pending}
 
     def load_state_dict(self, state: dict) -> None:
         """What `state_dict` gave."""
         self.dropped, self.previous, self.peak = state["dropped"], state["previous"], state["peak"]
+        self._pending = state.get("pending")
+        self._low = self.previous if self.previous is not None else math.inf
+
+
+def largest_rate(optimizer: Optimizer) -> float | None:
+    """The largest learning rate of an optimizer's groups; ``None`` where none is a number (Adafactor's own)."""
+    rates = [float(group["lr"]) for group in optimizer.param_groups if group.get("lr") is not None]
+    return max(rates, default=None)
+
+
+def is_schedule_free(optimizers: Iterable[Optimizer]) -> bool:
+    """Whether an optimizer does without a schedule: its learning rate never drops."""
+    return any(
+        "schedulefree" in f"{type(o).__module__}.{type(o).__name__}".lower().replace("_", "") for o in optimizers
+    )
+
+
+class FirstDropOfAny:
+    """The first drop of any of several optimizers."""
+
+    def __init__(self) -> None:
+        self._drops: list[FirstDrop] = []
+
+    @property
+    def dropped(self) -> bool:
+        """Whether one has dropped."""
+        return any(drop.dropped for drop in self._drops)
+
+    def update(self, rates: Sequence[float | None], step: int, epoch: int) -> bool:
+        """Take the rates of the coming step; see `FirstDrop.update`."""
+        self._drops += [FirstDrop() for _ in rates[len(self._drops) :]]
+        for drop, rate in zip(self._drops, rates, strict=False):
+            drop.update(rate, step, epoch)
+        return self.dropped
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Plain values."""
+        return [drop.state_dict() for drop in self._drops]
+
+    def load_state_dict(self, state: Any) -> None:
+        """What `state_dict` gave, or the state of a single `FirstDrop`."""
+        self._drops = []
+        for one in [state] if isinstance(state, dict) else state:
+            drop = FirstDrop()
+            drop.load_state_dict(one)
+            self._drops.append(drop)

@@ -1,0 +1,147 @@
+"""The losses of a step in manual optimization, each trained with ``L(B, w) + β R_α(w)``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_fisher.callbacks.fisher_step import FisherStep, log_penalty
+from lightning_fisher.callbacks.multipass.extra_pass import THOROUGH, SkippedError
+from lightning_fisher.callbacks.multipass.gradient_carrier import carry_gradient
+from lightning_fisher.callbacks.multipass.manual.live import LiveStep, StepMemory
+from lightning_fisher.callbacks.multipass.state.hooks import gradient_hooks_off
+from lightning_fisher.callbacks.multipass.stepped import stepped_parameters
+from lightning_fisher.callbacks.multipass.sub_batches import SubBatches
+from lightning_fisher.callbacks.multipass.training_step import TrainingStep, in_place_of
+from lightning_fisher.functional import Penalty, penalty_of_losses
+from lightning_fisher.functional.multipass.regularized import damping
+
+
+class FisherManualStep(FisherStep):
+    """Makes the regularized form of a `training_step` in manual optimization.
+
+    What is handed to `manual_backward` carries ``β ∇R_α`` of the parameters that the next optimizer steps; everything
+    else in the step is the module's own.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._memory = StepMemory()
+        self._warned = False
+
+    def wrap(
+        self, trainer: Trainer, module: LightningModule, training_step: TrainingStep, beta: float, weight: float
+    ) -> TrainingStep:
+        """See `FisherStep.wrap`."""
+        return self._wrapped(trainer, module, training_step, beta, weight)
+
+    def rehearse(self, trainer: Trainer, module: LightningModule, training_step: TrainingStep) -> TrainingStep:
+        """See `FisherStep.rehearse`: the penalties of the batch's losses are evaluated, and carried by none."""
+        return self._wrapped(trainer, module, training_step, 0.0, None)
+
+    def _wrapped(
+        self, trainer: Trainer, module: LightningModule, training_step: TrainingStep, beta: float, weight: float | None
+    ) -> TrainingStep:
+        options = self.options
+
+        def step(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            def own(piece: Any) -> Any:
+                return training_step(piece, *args, **kwargs)
+
+            pieces = self.splitter.split(trainer, batch)
+
+            def on_loss(live: LiveStep, loss: Tensor, number: int, optimizers: list[int]) -> Tensor:
+                parameters = self._regularized(trainer, module, number, optimizers)
+                if not depends(loss, parameters):
+                    return loss
+                penalty = self._of_loss(module, live, parameters, pieces)
+                if penalty is None or weight is None:
+                    return loss
+                self.count(penalty)
+                log_penalty(trainer, module, penalty, beta, f"_{number}" if number else "")
+                carried = weight * damping(options.scaling, pieces.scale) / options.manual_accumulation
+                return carry_gradient(loss, carried, parameters, penalty.gradient)
+
+            live = LiveStep(trainer, module, own, self._passes, self._memory)
+            try:
+                if not self._passes.succeeded:
+                    live.scout(pieces.pieces[0])
+            except Exception as error:
+                live.part.explain(error, lambda: live.scout(batch))
+                raise
+            output = live.run(batch, on_loss, pieces.pieces[0])
+            self._passes.thorough -= 1
+            self._passes.succeeded = True
+            if weight is None:
+                self._passes.thorough = THOROUGH
+            self._warn_of_accumulation()
+            return output
+
+        return in_place_of(training_step, step)
+
+    def _regularized(
+        self, trainer: Trainer, module: LightningModule, number: int, optimizers: list[int]
+    ) -> list[nn.Parameter]:
+        """The parameters that are perturbed for a loss: none where it isn't to be regularized."""
+        options = self.options
+        if options.losses is not None and number not in options.losses:
+            return []
+        chosen = [i for i in optimizers if options.optimizers is None or i in options.optimizers]
+        return stepped_parameters(trainer, module, [trainer.optimizers[i] for i in chosen]) if chosen else []
+
+    def _of_loss(
+        self, module: LightningModule, live: LiveStep, parameters: list[nn.Parameter], pieces: SubBatches
+    ) -> Penalty | None:
+        times = self.options.manual_accumulation
+        _, weights = self._weights(pieces)
+        kept = [i for i, part in enumerate(pieces.parts) if part.perturbed]
+        copies = [live.shadows.of(p) for p in parameters]
+
+        def loss(piece: Any) -> Tensor:
+            return live.loss_of(piece, parameters) * times
+
+        try:
+            with gradient_hooks_off(module, ()), live.rewound(), torch.enable_grad():
+                return penalty_of_losses(
+                    [partial(loss, pieces.pieces[i]) for i in kept],
+                    copies,
+                    alpha=self.options.alpha,
+                    weights=[weights[i] for i in kept],
+                    module=live.shadows.holder,
+                    extra_pass=partial(live.extra_pass, parameters),
+                )
+        except SkippedError:
+            return None
+        except Exception as error:
+            live.part.explain(error, lambda: None)  # scouting has shown that a part runs
+            raise
+
+    def _warn_of_accumulation(self) -> None:
+        if self._memory.accumulates and self.options.manual_accumulation == 1 and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "FisherRegularizer sees gradients of several batches accumulated in manual optimization: if the loss "
+                "is divided by their number n, give `manual_accumulation=n`, so that R_α is that of the whole loss.",
+                stacklevel=2,
+            )
+
+
+def depends(loss: Tensor, parameters: Sequence[Tensor]) -> bool:
+    """Whether a gradient of the loss reaches one of the parameters."""
+    looked_for = {id(p) for p in parameters}
+    waiting, seen = [loss.grad_fn] if looked_for else [], set()
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in looked_for:
+            return True
+        waiting += [following for following, _ in node.next_functions]
+    return False

@@ -1,0 +1,104 @@
+"""Run a module's `training_step` on a part of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_fisher.callbacks.multipass.batch_splitting import fresh
+from lightning_fisher.callbacks.multipass.extra_pass import ExtraPasses, SkippedError
+from lightning_fisher.callbacks.multipass.half_precision import Promotion, refuse_half_precision
+from lightning_fisher.exceptions import LightningFisherError, first_line
+
+_REMEDY = "keep no state from batch to batch, use fewer `num_sub_batches`, or give a `split_fn`"
+
+
+class PartError(LightningFisherError, ValueError):
+    """`training_step` runs on the batch, but not on a part of it.
+
+    Args:
+        module: The module.
+        error: What its step raised.
+    """
+
+    def __init__(self, module: LightningModule, error: BaseException) -> None:
+        self.message = (
+            "FisherRegularizer needs a `training_step` that runs on parts of a batch, but that of "
+            f"{type(module).__name__} fails there ({first_line(error)}); {_REMEDY}."
+        )
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return self.message
+
+    @classmethod
+    def of(cls, module: LightningModule, error: Exception) -> PartError:
+        """An error that is of the class of ``error`` as well, so that who waits for that class still gets it."""
+        try:
+            both: type[PartError] = type(cls.__name__, (cls, type(error)), {"__module__": cls.__module__})
+        except TypeError:  # two built-in classes that can't be one
+            both = cls
+        return both(module, error)
+
+
+class PartOfBatch:
+    """Runs a step on parts, and tells the step's own failures from others.
+
+    Args:
+        trainer: The trainer.
+        passes: What earlier steps have shown.
+    """
+
+    def __init__(self, trainer: Trainer, passes: ExtraPasses) -> None:
+        self._passes = passes
+        self._trainer = trainer
+        self._mixed = "mixed" in str(trainer.precision)
+        self._failed: BaseException | None = None
+
+    def run(self, training_step: Callable[[Any], Any], piece: Any) -> Any:
+        """What the step returns for a copy of the piece."""
+        promote = self._mixed and (self._passes.thorough > 0 or self._passes.promote)
+        mode = Promotion() if promote else nullcontext()
+        try:
+            with mode:
+                return training_step(fresh(piece))
+        except Exception as error:
+            self._failed = error
+            raise
+        finally:
+            if isinstance(mode, Promotion):
+                self._passes.promote |= mode.needed
+
+    def checked(self, loss: Tensor) -> Tensor:
+        """The loss, which depends on the weights through float32 and float64 only; looked at in the first steps."""
+        if self._passes.thorough > 0:
+            refuse_half_precision(loss)
+        return loss
+
+    def explain(self, error: Exception, whole: Callable[[], Any]) -> None:
+        """Say that a part has failed, before anything was trained on, if the whole batch doesn't fail too.
+
+        Args:
+            error: What was raised in the extra passes.
+            whole: Runs the step of the whole batch, whose own failure it raises.
+
+        Raises:
+            PartError: If so.
+        """
+        if isinstance(error, (LightningFisherError, torch.OutOfMemoryError, SkippedError)):
+            return
+        own = error is self._failed
+        if not own and not isinstance(error, (RuntimeError, TypeError, AttributeError, IndexError, KeyError)):
+            return
+        module = self._trainer.lightning_module
+        if self._passes.succeeded:
+            if hasattr(error, "add_note"):
+                error.add_note(f"Raised in a pass of FisherRegularizer, on a part of a batch: {_REMEDY}.")
+            return
+        whole()
+        raise PartError.of(module, error) from error

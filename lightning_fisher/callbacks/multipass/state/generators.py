@@ -1,0 +1,34 @@
+"""Random generators that a module holds itself."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def restorer(value: Any) -> Callable[[], None] | None:
+    """A function that puts the generator's state of now back; ``None`` for what is no generator."""
+    if isinstance(value, torch.Generator):
+        state = value.get_state()
+        return lambda: value.set_state(state) and None
+    if isinstance(value, random.Random):
+        python = value.getstate()
+        return lambda: value.setstate(python)
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return None
+    if isinstance(value, numpy.random.Generator):
+        bits = value.bit_generator
+        found = bits.state
+        return lambda: setattr(bits, "state", found)
+    if isinstance(value, numpy.random.BitGenerator):
+        found = value.state
+        return lambda: setattr(value, "state", found)
+    if isinstance(value, numpy.random.RandomState):
+        legacy = value.get_state()
+        return lambda: value.set_state(legacy)
+    return None
