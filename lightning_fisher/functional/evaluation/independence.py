@@ -36,7 +36,7 @@ def refuse_dependent_outputs(run: Callable[[Any], Any], inputs: Any, outputs: Te
     if count < 2:
         return
     order = random_order(count, outputs.device)
-    with torch.no_grad():
+    with torch.enable_grad():  # a module may differentiate in its own forward pass
         for half in (order[: count // 2], order[count // 2 :]):
             expected = outputs.detach()[half]
             require_same_outputs(restore_sample_dimension(run(take(inputs, half)), expected), expected)

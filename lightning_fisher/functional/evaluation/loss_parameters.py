@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_fisher.exceptions import LightningFisherError
 from lightning_fisher.functional.evaluation.graph import leaves
@@ -122,5 +122,7 @@ def _parameters_of(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn
 
 def _outputs(module: nn.Module, inputs: Any) -> Any:
     devices = {parameter.device for parameter in module.parameters()}
-    with torch.no_grad(), evaluation_mode(module), preserved_buffers(module), preserved_random_state(devices):
-        return call_module(module, inputs)
+    # With a graph, since a module may differentiate in its own forward pass; nothing of it is kept.
+    with torch.enable_grad(), evaluation_mode(module), preserved_buffers(module), preserved_random_state(devices):
+        outputs = call_module(module, inputs)
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, outputs)

@@ -79,9 +79,9 @@ def require_own_losses(
         _refuse("a sample's loss depends on the outputs of others")
     values = losses.detach()
     parts = [order[: count // 2], order[count // 2 :], torch.zeros(1, dtype=torch.long, device=losses.device)]
-    with torch.no_grad():
+    with torch.enable_grad():  # a loss may differentiate by itself
         for part in parts:
-            again = losses_at(part).reshape(-1)
+            again = losses_at(part).detach().reshape(-1)
             if again.shape != part.shape:
                 _refuse(f"of {len(part)} samples it returns {len(again)} losses")
             far = ~torch.isclose(again, values[part], rtol=tolerance, atol=tolerance * float(values.abs().mean()))

@@ -100,7 +100,7 @@ class PartLosses:
         """Factors of all parts at once, scaled, from passes without gradients that leave no trace."""
         found = []
         devices = {p.device for p in self.module.parameters()}
-        with torch.no_grad(), preserved_buffers(self.module), preserved_random_state(devices):
+        with torch.enable_grad(), preserved_buffers(self.module), preserved_random_state(devices):
             for index, (inputs, targets) in enumerate(self.parts):
                 if self._loss_fn is None:  # the labels are enough
                     samples = num_samples(inputs)
