@@ -24,8 +24,7 @@ from lightning_fisher.data import (
     partition_training_set,
 )
 from lightning_fisher.data.imagenet import FolderImages
-from lightning_fisher.data.images import keep_batch
-from lightning_fisher.data.memory import MemoryImages
+from lightning_fisher.data.images import MemoryImages, keep_batch
 from lightning_fisher.data.randomness import stream
 
 RANDOM_RESIZED_CROP = "random-resized-crop"

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightning_fisher.data.files import KEYS, require_archive
-from lightning_fisher.data.images import SourceSplits
-from lightning_fisher.data.memory import memory_images
+from lightning_fisher.data.images import SourceSplits, memory_images
 
 
 def load_arrays(

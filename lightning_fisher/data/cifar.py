@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightning_fisher.data.files import CIFAR_FOLDERS, cifar_not_found
-from lightning_fisher.data.images import SourceSplits
-from lightning_fisher.data.memory import memory_images
+from lightning_fisher.data.images import SourceSplits, memory_images
 
 
 def _load_cifar(

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lightning_fisher.data.images import SourceSplits
-from lightning_fisher.data.memory import memory_images
+from lightning_fisher.data.images import SourceSplits, memory_images
 
 _TEST_SIZE = 797
 _SPLIT_SEED = 0

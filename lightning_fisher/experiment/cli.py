@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment import context, signals
+from lightning_fisher.experiment.complete import show_complete_card, show_complete_row
 from lightning_fisher.experiment.config.compose import CONFIG_DIR, CONFIG_NAME, ROOT, config_groups, known_options
 from lightning_fisher.experiment.config.error_messages import explain
 from lightning_fisher.experiment.config.files import check_files
@@ -25,9 +26,7 @@ from lightning_fisher.experiment.config.resolvers import register_resolvers
 from lightning_fisher.experiment.config.score_request import checkpoints, is_scoring, quoted_paths
 from lightning_fisher.experiment.config.validation import check_config
 from lightning_fisher.experiment.records import run_folders
-from lightning_fisher.experiment.scoring.complete import show_complete_card
 from lightning_fisher.experiment.sweep import jobs
-from lightning_fisher.experiment.training.console import show_complete_row
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 

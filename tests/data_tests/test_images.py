@@ -8,8 +8,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_fisher.data import LabeledImages, Normalization, NormalizedImages, channel_statistics
-from lightning_fisher.data.images import IGNORED_LABEL, keep_batch
-from lightning_fisher.data.memory import MemoryImages
+from lightning_fisher.data.images import IGNORED_LABEL, MemoryImages, keep_batch
 
 
 @pytest.fixture

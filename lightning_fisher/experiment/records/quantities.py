@@ -50,8 +50,13 @@ class Quantity:
 
     @property
     def signed(self) -> str:
-        """The format of a difference."""
+        """The format of a difference among others."""
         return self.form.replace("{:", "{:+")
+
+    @property
+    def signed_detail(self) -> str:
+        """The format of a difference by itself."""
+        return (self.detail or self.form).replace("{:", "{:+")
 
     def text(self, value: Any, std: float | None = None) -> str:
         """A value by itself, with its standard deviation where there is one."""

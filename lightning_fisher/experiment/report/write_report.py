@@ -15,8 +15,7 @@ from lightning_fisher.experiment.display.terminal import print_report
 from lightning_fisher.experiment.records.result import write_atomically
 from lightning_fisher.experiment.records.run_folders import REPORT
 from lightning_fisher.experiment.report.figures import plot_lines, plot_ranking, plot_scenario
-from lightning_fisher.experiment.report.group_figure import plot_groups
-from lightning_fisher.experiment.report.pair_figure import plot_pairs
+from lightning_fisher.experiment.report.method_figures import plot_groups, plot_pairs
 from lightning_fisher.experiment.report.paired_table import differences_table
 from lightning_fisher.experiment.report.rank_table import all_correlations, ranking_table
 from lightning_fisher.experiment.report.rows import Row, grouped, load_rows, numbers, require_known, varied

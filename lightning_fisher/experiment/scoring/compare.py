@@ -61,7 +61,7 @@ def table(first: Card, second: Card) -> list[list[str]]:
     for quantity in first.measured():
         spreads = [spread_of(card.subsets.values[quantity.key]) for card in (first, second)]
         values = [quantity.text(spread.mean, spread.std) for spread in spreads]
-        lines.append([quantity.heading, *values, _difference(found[quantity.key], quantity.signed), over])
+        lines.append([quantity.heading, *values, _difference(found[quantity.key], quantity.signed_detail), over])
     return lines
 
 

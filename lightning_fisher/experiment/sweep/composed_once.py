@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 class ComposedOnce:
@@ -25,8 +25,9 @@ class ComposedOnce:
     def __call__(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """Compose the config of a job, or return it, the first time it is asked for again: the launcher changes it."""
         key = tuple(sweep_overrides)
-        if key in self.made:
-            return self.made.pop(key)
+        found = self.made.pop(key, None)
+        if found is not None and OmegaConf.is_missing(found.hydra.job, "num"):  # of no job yet: two may be the same
+            return found
         self.made[key] = type(self.loader).load_sweep_config(self.loader, master_config, sweep_overrides)
         return self.made[key]
 

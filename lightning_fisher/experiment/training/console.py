@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_fisher.experiment import context
 from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.display.terminal import print_pairs, shown
 from lightning_fisher.experiment.records.quantities import METRICS, QUANTITIES
 from lightning_fisher.experiment.records.result import FILE_NAME as ROW
-from lightning_fisher.experiment.records.result import complete_row
 from lightning_fisher.experiment.records.run_folders import FIGURE
 
 if TYPE_CHECKING:  # shows complete rows without the imports of training
@@ -83,11 +81,3 @@ def print_row(row: dict[str, Any], folder: Path, note: str = "") -> None:
     if note:
         print(note)
     print(flush=True)
-
-
-def show_complete_row(job: Job) -> bool:
-    """Print the result of a run that is complete; whether it is (``restart=true`` asks for another)."""
-    row = None if job.cfg.restart else complete_row(job.folder, job.config_hash)
-    if row is not None and context.rank() == 0:
-        print_row(row, job.folder, "Complete already; restart=true trains it again.")
-    return row is not None

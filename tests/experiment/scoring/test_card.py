@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from lightning_fisher.data import LabeledImages
-from lightning_fisher.data.memory import MemoryImages
+from lightning_fisher.data.images import MemoryImages
 from lightning_fisher.experiment.scoring import card_figures, card_page, compare
 from lightning_fisher.experiment.scoring.card import Card, to_json
 from lightning_fisher.experiment.scoring.gradient_influence import Influence
