@@ -124,3 +124,47 @@ def test_bad_options_are_named():
         exact_gamma(module, inputs, targets, rank_policy="skip")
     with pytest.raises(ValueError, match="parameters that require gradients"):
         exact_gamma(module.requires_grad_(False), inputs, targets)
+
+
+class Keeps(FixedLogit):
+    """Keeps the features of its last pass, in a form that `copy.deepcopy` refuses."""
+
+    def forward(self, x):
+        hidden = self.body[1](self.body[0](x))
+        self.features = {"last": [hidden]}
+        out = self.body[2](hidden)
+        return torch.cat([out, torch.zeros_like(out[:, :1])], dim=1)
+
+
+class Casts(nn.Module):
+    def __init__(self, cast):
+        super().__init__()
+        self.layer, self.cast = nn.Linear(3, 2), cast
+
+    def forward(self, x):
+        return self.layer(self.cast(x))
+
+
+def test_features_that_a_module_keeps_are_no_obstacle():
+    module, inputs, targets = case(n=60)
+    keeps = Keeps().double()
+    keeps.load_state_dict(module.state_dict())
+    keeps(inputs)
+    torch.testing.assert_close(exact_gamma(keeps, inputs, targets), exact_gamma(module, inputs, targets))
+    assert keeps.features["last"][0].grad_fn is not None  # still its own
+
+
+@pytest.mark.parametrize("cast", [torch.Tensor.float, torch.Tensor.half, lambda x: x.to(torch.bfloat16)])
+def test_a_module_that_fixes_its_precision_is_refused_in_these_words(cast):
+    with pytest.raises(ValueError, match=r"Expected a module that runs in float64, but its forward pass mixes types"):
+        exact_gamma(Casts(cast), torch.randn(20, 3), torch.arange(20) % 2)
+
+
+class Uncopyable(nn.Linear):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("holds a handle of the driver")
+
+
+def test_a_module_that_cannot_be_copied_is_refused_in_its_own_words():
+    with pytest.raises(ValueError, match=r"module that can be copied .*RuntimeError: holds a handle of the driver"):
+        exact_gamma(Uncopyable(3, 2), torch.randn(20, 3), torch.arange(20) % 2)
