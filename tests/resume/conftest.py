@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.experiment.conftest import command  # noqa: F401
 from tests.resume.runs import complete
 
 
