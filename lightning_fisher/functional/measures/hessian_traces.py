@@ -175,13 +175,13 @@ def _inner_product(outputs: Tensor, directions: Tensor) -> Tensor:
 
 
 def _softmax_factors(logits: Tensor) -> Tensor:
-    """``v_k = √p_k (e_k − p)``, ``[N, k, K]``: ``Σ_k v_k v_kᵀ = diag(p) − p pᵀ``; ``1 − p_k`` as a sum."""
+    """``v_k = √p_k (e_k − p)``, ``[N, k, K]``: ``Σ_k v_k v_kᵀ = diag(p) − p pᵀ``.
+
+    Where the network is sure of y, ``1 − p_y`` cancels, but v_y is of second order there.
+    """
     log_p = torch.log_softmax(logits, 1)
-    p = log_p.exp()
-    eye = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
-    others = torch.where(eye, 0.0, p.unsqueeze(1).expand(-1, len(eye), -1)).sum(2)
-    difference = torch.where(eye, others.unsqueeze(2), -p.unsqueeze(1))
-    return (log_p / 2).exp().unsqueeze(2) * difference
+    eye = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
+    return (log_p / 2).exp().unsqueeze(2) * (eye - log_p.exp().unsqueeze(1))
 
 
 def _trace(

@@ -235,20 +235,26 @@ def test_relative_flatness_of_a_network_that_is_sure():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_ratios_of_tiny_gradients(dtype):
-    """At losses of 1e-30 the gradients are beyond float32; their ratios are what they were."""
-    net, inputs, targets = problem()
-    bias = net[2].bias
+def test_ratios_of_gradients_whose_squares_underflow(dtype):
+    """Class 0 is sure by 100 or by 400: all gradients are e^-300 times as large, their ratios the same."""
+    _, inputs, targets = problem()
     values = []
-    for scale in (0.0, 60.0):
-        with torch.no_grad():  # a common factor of all loss gradients: all samples of class 0, far on its side
-            bias.copy_(torch.tensor([scale, 0.0, -1e4]))
-        twin = nn.Sequential(*net).to(dtype)
+    for margin in (100.0, 400.0):
+        twin = nn.Sequential(*problem()[0]).to(dtype)
+        twin[2].bias.data.copy_(torch.tensor([margin, 0.0, 0.0]))
         values.append(float(gradient_signal_to_noise(twin, inputs.to(dtype), torch.zeros_like(targets))))
-        net.double()
-        assert math.isfinite(values[-1])
-    assert values[1] > 0
-    assert float(fisher_rao_norm(net, inputs, torch.zeros_like(targets))) > 0
+    assert values[0] > 0
+    assert values[1] == pytest.approx(values[0], rel=1e-9 if dtype == torch.float64 else 1e-3)
+
+
+def test_gauss_newton_trace_of_a_network_that_is_sure():
+    net = linear([[20.0, 0.0], [0.0, 20.0], [-20.0, 1.0]])
+    inputs = torch.tensor([[2.0, 0.1], [1.0, 2.5]]).double()
+    p = torch.softmax(net(inputs), 1).detach()
+    pairs = torch.einsum("jk,jl->jkl", p, p) * (1 - torch.eye(3))  # Σ p (1 − p) without a difference
+    expected = (inputs.square().sum(1) * pairs.sum((1, 2))).mean()
+    assert expected < 1e-11
+    torch.testing.assert_close(gauss_newton_trace(net, inputs), expected, rtol=1e-9, atol=0)
 
 
 def test_no_signal_and_no_gradient():

@@ -109,7 +109,7 @@ def test_worst_sharpness_is_near_a_constrained_maximum(name):
         u = torch.tensor(u, requires_grad=True)
         loss = by_hand.loss_at(net, inputs, targets, weights + weights.abs() * u)
         (gradient,) = torch.autograd.grad(loss, u)
-        return -float(loss), -gradient.numpy()
+        return -float(loss.detach()), -gradient.numpy()
 
     bounds, random = [(-rho, rho)] * len(weights), np.random.default_rng(0)
     starts = [np.zeros(len(weights)), *random.uniform(-rho, rho, (2, len(weights)))]
