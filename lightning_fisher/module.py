@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import MultiStepLR
+from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 from torchmetrics import Metric
 
 from lightning_fisher.data.images import IGNORED_LABEL
@@ -86,6 +86,9 @@ class ImageClassifier(L.LightningModule):
         scheduler_interval: `"epoch"` or `"step"`: when the scheduler steps.
         scheduler_monitor: the logged value that `ReduceLROnPlateau` watches; other schedulers need none.
         label_smoothing: the share of the label spread over all classes in training, 0 to 1.
+        manual_optimization: whether `training_step` steps the optimizer and the scheduler itself
+            (`automatic_optimization = False`): the same weights, bit for bit. The Trainer then takes neither
+            `gradient_clip_val` nor `accumulate_grad_batches`.
         channels_last: whether images and weights are stored channels last (`torch.channels_last`): the same numbers
             up to rounding, faster convolutions on most hardware.
 
@@ -103,8 +106,10 @@ class ImageClassifier(L.LightningModule):
         scheduler_monitor: str = "train_loss",
         label_smoothing: float = 0.0,
         channels_last: bool = False,
+        manual_optimization: bool = False,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = not manual_optimization
         if scheduler_interval not in ("epoch", "step"):
             raise ValueError(
                 f"Expected argument `scheduler_interval` to be 'epoch' or 'step', but got {scheduler_interval!r}."
@@ -139,7 +144,32 @@ class ImageClassifier(L.LightningModule):
         options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": len(labels)}
         self.log("train_loss", loss.detach(), prog_bar=True, **options)
         self.log("train_error", error, **options)
+        if not self.automatic_optimization:
+            self._step(loss)
         return loss
+
+    def _step(self, loss: Tensor) -> None:
+        """What Lightning does in automatic optimization, in its order."""
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        if self.scheduler_interval == "step" or (self.trainer.is_last_batch and not self._watches()):
+            self._step_scheduler()
+
+    def on_train_epoch_end(self) -> None:
+        """Step a scheduler that watches a logged value, in manual optimization."""
+        if not self.automatic_optimization and self.scheduler_interval == "epoch" and self._watches():
+            self._step_scheduler()
+
+    def _watches(self) -> bool:
+        return isinstance(self.lr_schedulers(), ReduceLROnPlateau)
+
+    def _step_scheduler(self) -> None:
+        scheduler: Any = self.lr_schedulers()
+        if scheduler is not None:
+            watched = self.trainer.callback_metrics[self.scheduler_monitor] if self._watches() else None
+            self.lr_scheduler_step(scheduler, watched)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Loss and errors of the validation images."""

@@ -15,6 +15,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_fisher import FisherRegularizer
 from lightning_fisher.data.images import IGNORED_LABEL
 from lightning_fisher.module import ImageClassifier, SampleMean, milestone_lr
 
@@ -229,3 +230,29 @@ def test_channels_last_is_the_same_network_in_another_layout():
     assert torch.allclose(other(images), expected, rtol=1e-12)
     assert layouts == [True]
     assert other.net[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options"),
+    [
+        (None, {}),
+        (partial(milestone_lr, milestones=[0.5], gamma=0.1, max_epochs=4), {}),
+        (partial(OneCycleLR, max_lr=0.2, total_steps=16), {"scheduler_interval": "step"}),
+        (partial(ReduceLROnPlateau, factor=0.5, patience=0, threshold=10.0), {}),
+    ],
+)
+@pytest.mark.parametrize("regularized", [False, True])
+def test_manual_optimization_gives_identical_weights(scheduler, options, regularized):
+    """With and without the regularizer, whatever the schedule."""
+    ends, rates = [], []
+    for manual in (False, True):
+        torch.manual_seed(0)
+        module = classifier(scheduler=scheduler, manual_optimization=manual, **options)
+        callbacks = [FisherRegularizer(5.0, num_sub_batches=2, start=1)] if regularized else []
+        fitted = trainer(max_epochs=4, callbacks=callbacks)
+        fitted.fit(module, batches(16, 4))
+        assert fitted.global_step == 16
+        ends.append([p.detach().clone() for p in module.parameters()])
+        rates.append(fitted.optimizers[0].param_groups[0]["lr"])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    assert rates[0] == rates[1]

@@ -24,6 +24,8 @@ class PlateauStep(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the metric each plateau scheduler is about to be stepped with."""
+        if not pl_module.automatic_optimization:  # the module steps its scheduler itself
+            return
         progress = vars(trainer.fit_loop.epoch_progress.current)
         if progress["processed"] != progress["completed"] + 1:  # not inside `on_train_epoch_end`
             return

@@ -56,6 +56,8 @@ class StepState:
         self._perturbed_ids = {id(p) for p in perturbed}
         names = {id(p): name for name, p in module.named_parameters()}
         self._perturbed = [(names.get(id(p), "a parameter of the optimizer"), p) for p in perturbed]
+        own = module.named_parameters()
+        self._apart = [(n, p) for n, p in own if p.requires_grad and id(p) not in self._perturbed_ids]
         self._limit = max(SPARE, 4 * sum(p.nbytes for p in perturbed))
         self._start = self._take()
         self._moved: list[tuple[Tensor, Tensor, Tensor]] = []  # weight, before and after the last training pass
@@ -132,6 +134,8 @@ class StepState:
         attributes, tensors = self._start
         weights = TensorSnapshot(self._perturbed, self._passes.changed, self._passes.thorough > 0, self._limit)
         attributes.exchange()
+        for _, parameter in self._apart:  # put back with the tensors: a pass without their gradients is enough
+            parameter.requires_grad_(False)
         stop, loggers = self._trainer.should_stop, self._trainer.loggers
         try:
             self._trainer.loggers = [DummyLogger() for _ in loggers]

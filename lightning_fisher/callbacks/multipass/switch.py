@@ -56,8 +56,8 @@ class FirstDrop:
 
     A drop is a value of at most 0.9 times the one before, or of at most half the highest so far, so that warm-up is no
     drop, a step schedule drops at its first step and a cosine one half-way down. Where only the rate of the very first
-    step was higher, that may be a warm-up that sets the rate after the first step: it counts once the next epoch has
-    begun without the rate having risen again.
+    step was higher, that may be a warm-up that sets the rate after the first step: it counts once a whole epoch more
+    has passed without the rate having risen again.
 
     Attributes:
         dropped: Whether it has.
@@ -87,7 +87,7 @@ class FirstDrop:
         if self._pending is not None:
             if lr > self._low:  # a warm-up: the first step's rate is no peak
                 self._pending, self.peak = None, lr
-            elif epoch > self._pending or lr < STEP_RATIO * self._low:
+            elif epoch > self._pending + 1 or lr < STEP_RATIO * self._low:
                 self._pending, self.dropped = None, True
             self._low = min(self._low, lr)
         elif fell and step == 1 and not self.dropped:

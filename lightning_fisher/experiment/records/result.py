@@ -15,7 +15,7 @@ FORMAT = 1
 
 # Options that came after others had run: runs made before are found again, and compared with those made since. By
 # option: one that has been beside it from the start, and the value that says what there was before.
-LATER = {"reg.scaling": ("reg.beta", "linear")}
+LATER = {"reg.scaling": ("reg.beta", "linear"), "model.manual_optimization": ("model.label_smoothing", False)}
 
 
 def plain(value: Any) -> Any:

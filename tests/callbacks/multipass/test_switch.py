@@ -220,3 +220,105 @@ def test_another_callback_sees_the_state_of_the_switch(fit):
 
     fit(Classifier(seeded(mlp)), image_batches([4] * 5), regularizer, Watch())
     assert seen == [(False, False)] * 3 + [(True, True)] * 2
+
+
+FULL = 0.1
+
+
+class WarmsUp(Classifier):
+    """A warm-up that starts from the full rate, since it is set only after, or in, the first step."""
+
+    def __init__(self, home, rate):
+        super().__init__(seeded(mlp))
+        self.home, self.rate = home, rate
+
+    def warm_up(self):
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.rate(self.trainer.global_step, self.trainer.current_epoch)
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, closure):
+        optimizer.step(closure=closure)
+        if self.home == "optimizer_step":
+            self.warm_up()
+
+    def on_train_batch_end(self, *args):
+        if self.home == "on_train_batch_end":
+            self.warm_up()
+
+    def on_before_optimizer_step(self, optimizer):
+        if self.home == "on_before_optimizer_step":
+            self.warm_up()
+
+    def training_step(self, batch, batch_idx):
+        if self.home == "training_step":
+            self.warm_up()
+        return super().training_step(batch, batch_idx)
+
+
+HOMES = ["optimizer_step", "on_train_batch_end", "on_before_optimizer_step", "training_step"]
+
+
+@pytest.mark.parametrize("home", HOMES)
+@pytest.mark.parametrize("shape", ["by step", "by epoch"])
+def test_a_warm_up_that_starts_from_the_full_rate_is_no_drop(fit, home, shape):
+    def rate(step, epoch):
+        return FULL * min(1.0, (step + 1) / 8 if shape == "by step" else (epoch + 1) / 3)
+
+    regularizer = FisherRegularizer(1.0, num_sub_batches=2)
+    fit(WarmsUp(home, rate), image_batches([4] * 4), regularizer, max_epochs=4)
+    assert regularizer.switch_step is None
+
+
+@pytest.mark.parametrize("home", HOMES)
+def test_a_drop_after_such_a_warm_up_counts(fit, home):
+    regularizer = FisherRegularizer(1.0, num_sub_batches=2)
+    module = WarmsUp(home, lambda step, epoch: FULL * (0.1 if step >= 10 else min(1.0, (step + 1) / 6)))
+    fit(module, image_batches([4] * 4), regularizer, max_epochs=4)
+    assert regularizer.switch_step in (10, 11)  # seen once it is set
+
+
+def test_a_drop_right_after_the_first_step_counts_an_epoch_later(fit):
+    regularizer = FisherRegularizer(1.0, num_sub_batches=2)
+    module = Classifier(seeded(mlp), scheduler=multi_step(1), interval="step")
+    fit(module, image_batches([4] * 4), regularizer, max_epochs=3)
+    assert regularizer.switch_step == 8
+
+
+def test_rates_that_are_tensors_or_none(fit):
+    module = Classifier(
+        seeded(mlp), lambda ps: torch.optim.Adam(ps, lr=torch.tensor(0.1), foreach=False), multi_step(1)
+    )
+    regularizer = FisherRegularizer(1.0, num_sub_batches=2)
+    fit(module, image_batches([4] * 4), regularizer, max_epochs=2)
+    assert regularizer.switch_step == 4
+
+    class OwnRate(torch.optim.SGD):
+        def step(self, closure=None):
+            return closure() if closure else None
+
+    def own_rate(parameters):
+        optimizer = OwnRate(parameters, lr=0.1)
+        optimizer.param_groups[0]["lr"] = None
+        return optimizer
+
+    regularizer = FisherRegularizer(1.0, num_sub_batches=2)
+    fit(Classifier(seeded(mlp), own_rate), image_batches([4] * 4), regularizer)
+    assert regularizer.switch_step is None
+
+
+class AdamWScheduleFree(torch.optim.SGD):
+    """The name that says it."""
+
+
+def test_schedule_free_optimizers_never_drop_and_that_is_said(fit, capsys):
+    module = Classifier(seeded(mlp), lambda ps: AdamWScheduleFree(ps, lr=0.1))
+    with pytest.warns(UserWarning, match="schedule-free optimizer has none"):
+        fit(module, image_batches([4] * 2), FisherRegularizer(1.0, num_sub_batches=2))
+    assert "never began" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("start", "expected"), [(0.5, 2), ("epoch:1.25", 5), ("1.5", 6), ("2", 8), (1.0, 4)])
+def test_fractions_of_an_epoch(fit, start, expected):
+    regularizer = FisherRegularizer(1.0, num_sub_batches=2, start=start)
+    fit(Classifier(seeded(mlp)), image_batches([4] * 4), regularizer, max_epochs=3)
+    assert regularizer.switch_step == expected

@@ -114,11 +114,12 @@ class AttributeSnapshot:
         kind = type(value)
         if kind in _PLAIN or id(value) in self._seen or isinstance(value, _CODE):
             return
+        if isinstance(value, nn.Module):
+            self._module(value, name, hidden=True)
+            return
         self._seen[id(value)] = value
         if isinstance(value, Tensor):
             self.tensors.append((name, value))
-        elif isinstance(value, nn.Module):
-            self._module(value, name, hidden=True)
         elif isinstance(value, (list, collections.deque)):
             self._lists.append((value, list(value)))
             self._items(value, enumerate(value), name)
@@ -240,16 +241,23 @@ class AttributeSnapshot:
     def restore_numbers(self) -> None:
         """Put back numbers that are attributes, hyperparameters and learning rates: they count once a step."""
         for attributes, before, _ in self._owners:
+            for name in attributes.keys() - before.keys() - _OF_MODULES:
+                if _is_number(attributes[name]):
+                    del attributes[name]
             for name, value in before.items():
-                if type(value) in _PLAIN and attributes.get(name, _slots) is not value:
+                if _is_number(value) and attributes.get(name, _slots) is not value:
                     attributes[name] = value
+        for owner, slots in self._slots:
+            for name, value in slots.items():
+                if _is_number(value) and getattr(owner, name, _slots) is not value:
+                    object.__setattr__(owner, name, value)
         for mapping, before, many in self._dicts:
             if not many:
-                numbers = {key: value for key, value in before.items() if type(value) in _PLAIN}
+                numbers = {key: value for key, value in before.items() if _is_number(value)}
                 _dict_of(mapping).update(mapping, numbers)
         for kind, data in self._classes:
             for name, value in data.items():
-                if type(value) in _PLAIN and vars(kind).get(name, _slots) is not value:
+                if _is_number(value) and vars(kind).get(name, _slots) is not value:
                     setattr(kind, name, value)
 
     def refuse_lost(self) -> None:
@@ -288,6 +296,11 @@ def _dict_of(mapping: dict[Any, Any]) -> Any:
 
 def _slots(kind: type) -> Iterator[str]:
     yield from copyreg._slotnames(kind)  # type: ignore[attr-defined]
+
+
+def _is_number(value: Any) -> bool:
+    """What counts once a step: a moving average of numbers is one, too."""
+    return type(value) in _PLAIN or isinstance(value, Tensor)
 
 
 def _is_array(value: Any) -> bool:

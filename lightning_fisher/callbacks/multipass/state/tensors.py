@@ -68,6 +68,7 @@ class TensorSnapshot:
             where, values = saved
             if tensor.data_ptr() != place:
                 tensor.data = where
+                self._changed.add(tensor)
             if not _same(tensor, values):
                 self._changed.add(tensor)
                 with torch.no_grad():

@@ -1,0 +1,160 @@
+# ruff: noqa: E501
+"""What a `training_step` may change besides its weights: one attribute of each common kind."""
+
+from __future__ import annotations
+
+import array
+import collections
+import copy
+import dataclasses
+import enum
+import io
+import itertools
+import random
+import types
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+
+@dataclasses.dataclass
+class Meter:
+    total: float = 0.0
+    seen: list = dataclasses.field(default_factory=list)
+
+
+class Slotted:
+    __slots__ = ("count",)
+
+    def __init__(self):
+        self.count = 0
+
+
+class Nested:
+    def __init__(self):
+        self.inner = types.SimpleNamespace(counts=collections.Counter(), table=np.zeros(3), rng=random.Random(0))
+
+
+class Counts:
+    n = 0
+
+
+class Phase(enum.Enum):
+    WARM = 1
+    HOT = 2
+
+
+class Averaged(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = copy.deepcopy(net)
+
+
+class Change(NamedTuple):
+    """How it is made, changed in the step, and read afterwards; whether the one line names it."""
+
+    make: Any
+    change: Any
+    read: Any
+    refused: bool = False
+
+
+def plus(name, amount=1):
+    return lambda module, batch: setattr(module, name, getattr(module, name) + amount)
+
+
+def value(module):
+    return module.it
+
+
+def call(method, *args):
+    return lambda module, batch: getattr(module.it, method)(*args)
+
+
+def lerp(target, source):
+    with torch.no_grad():
+        for a, b in zip(target.parameters(), source.parameters(), strict=True):
+            a.lerp_(b, 0.1)
+
+
+def through_data(target, source):
+    for a, b in zip(target.parameters(), source.parameters(), strict=True):
+        a.data = 0.9 * a.data + 0.1 * b.data
+
+
+def weights(target):
+    return [p.detach().clone() for p in target.parameters()]
+
+
+def held_in_a_list(module):
+    return [copy.deepcopy(module.net)]
+
+
+def update_metric(module, batch):
+    module.it[0].update(batch[0].mean())
+
+
+CHANGES = {
+    "int": Change(lambda m: 0, plus("it"), value),
+    "float": Change(lambda m: 1.0, lambda m, b: setattr(m, "it", m.it * 0.9), value),
+    "str": Change(lambda m: "", plus("it", "x"), value),
+    "bool": Change(lambda m: True, lambda m, b: setattr(m, "it", not m.it), value),
+    "complex": Change(lambda m: 1j, lambda m, b: setattr(m, "it", m.it * 1j), value),
+    "bytes": Change(lambda m: b"", plus("it", b"x"), value),
+    "None, then something": Change(lambda m: None, lambda m, b: setattr(m, "it", (m.it or 0) + 1), value),
+    "enum": Change(lambda m: Phase.WARM, lambda m, b: setattr(m, "it", Phase(3 - m.it.value)), value),
+    "numpy number": Change(lambda m: np.float64(1), lambda m, b: setattr(m, "it", m.it * np.float64(0.9)), value),
+    "tuple": Change(lambda m: (), lambda m, b: setattr(m, "it", (*m.it, len(b[1]))), value),
+    "list": Change(lambda m: [], call("append", 1), lambda m: list(m.it)),
+    "nested list": Change(lambda m: [[], {}], lambda m, b: m.it[0].append(1), lambda m: copy.deepcopy(m.it)),
+    "deque": Change(lambda m: collections.deque(maxlen=3), lambda m, b: m.it.append(len(m.it) + sum(m.it)), list_of := lambda m: list(m.it)),
+    "list, popped": Change(lambda m: list(range(99)), call("pop"), list_of),
+    "dict": Change(lambda m: {"n": 0}, lambda m, b: m.it.update(n=m.it["n"] + 1), lambda m: dict(m.it)),
+    "defaultdict": Change(lambda m: collections.defaultdict(int), lambda m, b: m.it.__setitem__("n", m.it["n"] + 1), lambda m: dict(m.it)),
+    "Counter": Change(lambda m: collections.Counter(), lambda m, b: m.it.update(b[1].tolist()), lambda m: dict(m.it)),
+    "OrderedDict": Change(lambda m: collections.OrderedDict(a=0, b=1), lambda m, b: m.it.move_to_end(next(iter(m.it))), lambda m: list(m.it)),
+    "UserDict": Change(lambda m: collections.UserDict(n=0), lambda m, b: m.it.update(n=m.it["n"] + 1), lambda m: dict(m.it)),
+    "set": Change(lambda m: set(), lambda m, b: m.it.add(len(m.it)), lambda m: set(m.it)),
+    "bytearray": Change(lambda m: bytearray(1), lambda m, b: m.it.__setitem__(0, (m.it[0] + 1) % 256), lambda m: bytes(m.it)),
+    "array.array": Change(lambda m: array.array("i", [0]), lambda m, b: m.it.__setitem__(0, m.it[0] + 1), lambda m: m.it.tolist()),
+    "numpy array": Change(lambda m: np.zeros(3), lambda m, b: np.add.at(m.it, b[1].numpy(), 1), lambda m: m.it.tolist()),
+    "large numpy array": Change(lambda m: np.zeros(200_000), lambda m, b: m.it.__setitem__(0, m.it[0] + 1), None, refused=True),
+    "dataclass": Change(lambda m: Meter(), lambda m, b: (setattr(m.it, "total", m.it.total + 1), m.it.seen.append(1)), lambda m: dataclasses.asdict(m.it)),
+    "slots": Change(lambda m: Slotted(), lambda m, b: setattr(m.it, "count", m.it.count + 1), lambda m: m.it.count),
+    "nested object": Change(lambda m: Nested(), lambda m, b: (m.it.inner.counts.update("a"), m.it.inner.table.__iadd__(1)), lambda m: (dict(m.it.inner.counts), m.it.inner.table.tolist())),
+    "namespace": Change(lambda m: types.SimpleNamespace(n=0), lambda m, b: setattr(m.it, "n", m.it.n + 1), lambda m: m.it.n),
+    "class": Change(lambda m: type("Box", (), {"n": 0}), lambda m, b: setattr(m.it, "n", m.it.n + 1), lambda m: m.it.n),
+    "new attribute": Change(lambda m: 0, lambda m, b: setattr(m, "new", getattr(m, "new", 0) + 1), lambda m: m.new),
+    "hyperparameter": Change(lambda m: m.save_hyperparameters({"tau": 1.0}), lambda m, b: m.hparams.update(tau=m.hparams.tau * 0.9), lambda m: m.hparams.tau),
+    "tensor, replaced": Change(lambda m: torch.zeros(3), lambda m, b: setattr(m, "it", m.it + 1), lambda m: m.it.tolist()),
+    "tensor, in place": Change(lambda m: torch.zeros(3), call("add_", 1), lambda m: m.it.tolist()),
+    "tensor in a list, in place": Change(lambda m: [torch.zeros(3)], lambda m, b: m.it[0].add_(1), lambda m: m.it[0].tolist()),
+    "target network": Change(lambda m: copy.deepcopy(m.net), lambda m, b: lerp(m.it, m.net), lambda m: weights(m.it)),
+    "frozen target network": Change(lambda m: copy.deepcopy(m.net).requires_grad_(False), lambda m, b: lerp(m.it, m.net), lambda m: weights(m.it)),
+    "target network through .data": Change(lambda m: copy.deepcopy(m.net), lambda m, b: through_data(m.it, m.net), lambda m: weights(m.it)),
+    "target network in a list": Change(held_in_a_list, lambda m, b: lerp(m.it[0], m.net), lambda m: weights(m.it[0])),
+    "torch's AveragedModel": Change(lambda m: torch.optim.swa_utils.AveragedModel(m.net), lambda m, b: m.it.update_parameters(m.net), lambda m: weights(m.it)),
+    "clamped weights": Change(lambda m: 0, lambda m, b: [p.data.clamp_(-0.2, 0.2) for p in m.net.parameters()], lambda m: weights(m.net)),
+    "requires_grad": Change(lambda m: 0, lambda m, b: m.net[1].bias.requires_grad_(False), lambda m: m.net[1].bias.requires_grad),
+    "training mode": Change(lambda m: nn.Dropout(0.5), lambda m, b: m.it.train(not m.it.training), lambda m: m.it.training),
+    "buffer": Change(lambda m: m.register_buffer("buf", torch.zeros(())), lambda m, b: m.buf.add_(1), lambda m: m.buf.item()),
+    "metric in a list": Change(lambda m: [MeanMetric()], update_metric, lambda m: m.it[0].update_count),
+    "metric collection in a dict": Change(lambda m: {"a": MetricCollection([MulticlassAccuracy(3)])}, lambda m, b: m.it["a"].update(torch.eye(3)[b[1]], b[1]), lambda m: m.it["a"].compute()["MulticlassAccuracy"].item()),
+    "torch.Generator": Change(lambda m: torch.Generator().manual_seed(0), lambda m, b: b[0].add_(0.1 * torch.randn(b[0].shape, generator=m.it)), lambda m: m.it.get_state().tolist()),
+    "random.Random": Change(lambda m: random.Random(0), lambda m, b: b[0].add_(m.it.random()), lambda m: m.it.getstate()),
+    "numpy Generator": Change(lambda m: np.random.default_rng(0), lambda m, b: b[0].add_(float(m.it.random())), lambda m: m.it.bit_generator.state),
+    "numpy RandomState": Change(lambda m: np.random.RandomState(0), lambda m, b: b[0].add_(float(m.it.rand())), lambda m: m.it.get_state()[1].tolist()),
+    "generator in an object": Change(lambda m: Nested(), lambda m, b: b[0].add_(m.it.inner.rng.random()), lambda m: m.it.inner.rng.getstate()),
+    "learning rate": Change(lambda m: 0, lambda m, b: m.optimizers().param_groups[0].update(lr=m.optimizers().param_groups[0]["lr"] * 0.99), lambda m: m.trainer.optimizers[0].param_groups[0]["lr"]),
+    "own scheduler": Change(lambda m: {}, lambda m, b: m.it.setdefault("s", torch.optim.lr_scheduler.ExponentialLR(m.trainer.optimizers[0], 0.99)).step(), lambda m: m.it["s"].last_epoch),
+    "the Trainer's end": Change(lambda m: 0, lambda m, b: setattr(m.trainer, "should_stop", m.global_step > 2), lambda m: m.global_step),
+    "text in memory": Change(lambda m: io.StringIO(), call("write", "x"), lambda m: m.it.getvalue()),
+    "iterator": Change(lambda m: iter(range(10**6)), lambda m, b: next(m.it), None, refused=True),
+    "itertools.count": Change(lambda m: itertools.count(), lambda m, b: next(m.it), None, refused=True),
+    "python generator": Change(lambda m: (i for i in range(10**6)), lambda m, b: m.it.send(None), None, refused=True),
+    "iterator in a dict": Change(lambda m: {"it": itertools.cycle("ab")}, lambda m, b: next(m.it["it"]), None, refused=True),
+}  # fmt: skip

@@ -1,0 +1,88 @@
+"""Whatever a step changes besides its weights changes once a batch, or is refused by name: never silently twice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_fisher import FisherRegularizer
+from tests.callbacks.multipass.state.changes import CHANGES
+from tests.callbacks.tiny import Classifier, image_batches, mlp, seeded, sgd
+
+
+class Changes(Classifier):
+    def __init__(self, name):
+        super().__init__(seeded(mlp))
+        self.about = CHANGES[name]
+        self.it = self.about.make(self)
+
+    def training_step(self, batch, batch_idx):
+        self.about.change(self, batch)
+        return super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        return sgd(self.net.parameters())
+
+
+def batches():
+    return [(x.clone(), y) for x, y in image_batches([8] * 4)]
+
+
+def assert_same(a, b):
+    if isinstance(a, list) and a and isinstance(a[0], torch.Tensor):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("options", [{"start": 99}, {"start": 0}], ids=["before", "after"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_once_a_batch_or_refused(fit, name, options):
+    about = CHANGES[name]
+    plain, module = Changes(name), Changes(name)
+    expected = fit(plain, batches())
+    regularizer = FisherRegularizer(1e-30, num_sub_batches=4, **options)
+    if about.refused:
+        with pytest.raises(ValueError, match=r"Changes\.it.*can't be put back"):
+            fit(module, batches(), regularizer)
+        return
+    got = fit(module, batches(), regularizer)
+    assert_same(about.read(module), about.read(plain))
+    for a, b in zip(got.states, expected.states, strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in b)
+
+
+ONCE = (
+    "int",
+    "float",
+    "complex",
+    "None, then something",
+    "enum",
+    "namespace",
+    "slots",
+    "class",
+    "new attribute",
+    "hyperparameter",
+    "tensor, replaced",
+    "tensor, in place",
+    "target network",
+    "frozen target network",
+    "target network through .data",
+    "target network in a list",
+    "clamped weights",
+    "learning rate",
+)
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_numbers_and_weights_count_once_in_the_shared_form_too(fit, name):
+    about = CHANGES[name]
+    plain, module = Changes(name), Changes(name)
+    fit(plain, batches())
+    regularizer = FisherRegularizer(1e-30, num_sub_batches=4, start=0, gradient="shared")
+    fit(module, batches(), regularizer)
+    mine, other = about.read(module), about.read(plain)
+    if isinstance(mine, list) and isinstance(mine[0], torch.Tensor):
+        assert all(torch.allclose(x, y, rtol=1e-5, atol=1e-6) for x, y in zip(mine, other, strict=True))
+    else:
+        assert mine == other
