@@ -186,8 +186,8 @@ class _Grouping:
         for index, chunk in zip(indices, slices, strict=True):
             output, targets, losses = part(index)
             gradients.append(_flat_gradient(losses.mean(), parameters))
+            own.append(weights.add(output, targets, losses.detach(), chunk.stop - chunk.start))
             outputs.append(tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output))
-            own.append(weights.add(outputs[-1], targets, losses.detach(), chunk.stop - chunk.start))
         if weights.coupled:
             raise ValueError(
                 "Expected argument `loss_fn` to be a mean over samples where `chunk_size` is given, but its value on "

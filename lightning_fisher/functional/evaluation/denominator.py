@@ -24,6 +24,7 @@ from lightning_fisher.functional.evaluation.loss import (
     in_double,
     losses_of,
 )
+from lightning_fisher.functional.evaluation.samples import fresh
 from lightning_fisher.functional.evaluation.separable import gradients_of
 
 EQUAL = 1e-6  # relative: weights this close to the number of samples are that number
@@ -82,7 +83,7 @@ class PartWeights:
         elif losses.ndim == 1:
             weight = float(samples)
         else:
-            weight = self._measure(_Part(tree_map(_detached, outputs), targets, samples))
+            weight = self._measure(_Part(tree_map(_detached, outputs), tree_map(_constant, targets), samples))
         self._sum += weight
         return weight
 
@@ -149,7 +150,7 @@ class PartWeights:
                     loss_fn = self._measured
                     if isinstance(loss_fn, nn.Module):
                         loss_fn = loss_fn.double() if double else copy.deepcopy(self._loss_fn)
-                    loss = losses_of(outputs, in_double(part.targets, double), loss_fn)
+                    loss = losses_of(fresh(outputs), in_double(part.targets, double), loss_fn)
                     rows = [g.reshape(part.samples, -1) for g in gradients_of(loss, variables)]
             except RuntimeError:  # tensors of its own, class weights say
                 if not double:
@@ -182,7 +183,10 @@ def _joined(first: _Part, second: _Part) -> _Part | None:
 
 
 def _cat(x: Tensor, y: Tensor) -> Tensor | None:
-    return torch.cat([x, y]) if x.shape[1:] == y.shape[1:] else None
+    """Side by side, with the mark of what had a graph."""
+    if x.shape[1:] != y.shape[1:]:
+        return None
+    return torch.cat([x.detach(), y.detach()]).requires_grad_(x.requires_grad)
 
 
 def _multiple(vector: Tensor, of: Tensor) -> tuple[float, float]:
@@ -196,5 +200,10 @@ def _multiple(vector: Tensor, of: Tensor) -> tuple[float, float]:
     return factor, float((vector - factor * of).norm()) / math.sqrt(square)
 
 
-def _detached(leaf: Any) -> Any:
+def _constant(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+def _detached(leaf: Any) -> Any:
+    """Without the graph, but with the mark of what had one."""
+    return leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf

@@ -211,10 +211,26 @@ def _custom_gradient(outputs: Any, targets: Any, loss_fn: LossFn, logit_norm: fl
 
 
 def as_variables(outputs: Any, *, double: bool) -> tuple[Any, list[Tensor]]:
-    """``outputs`` cut off from their graph, and the floating-point tensors in them as variables."""
+    """``outputs`` cut off from their graph, and the tensors in them that have one as variables.
+
+    What has none, a mask that the module passes on, say, is a constant. Where nothing has: all floating-point tensors.
+    """
     flat, spec = tree_flatten(outputs)
-    leaves = [in_double(leaf.detach(), double).requires_grad_() if _is_floating(leaf) else leaf for leaf in flat]
-    return tree_unflatten(leaves, spec), [leaf for leaf in leaves if _is_floating(leaf)]
+    chosen = _differentiated(flat)
+    leaves = [
+        in_double(leaf.detach(), double).requires_grad_() if it else in_double(_detached(leaf), double)
+        for leaf, it in zip(flat, chosen, strict=True)
+    ]
+    return tree_unflatten(leaves, spec), [leaf for leaf, it in zip(leaves, chosen, strict=True) if it]
+
+
+def _differentiated(leaves: list[Any]) -> list[bool]:
+    with_graph = [_is_floating(leaf) and leaf.requires_grad for leaf in leaves]
+    return with_graph if any(with_graph) else [_is_floating(leaf) for leaf in leaves]
+
+
+def _detached(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def in_double(tree: Any, double: bool = True) -> Any:
@@ -226,6 +242,7 @@ def _loss_gradient(
     outputs: Any, targets: Any, loss_fn: LossFn, logit_norm: float | None, *, double: bool
 ) -> tuple[list[Any], Any]:
     flat, spec = tree_flatten(outputs)
+    chosen = _differentiated(flat)
     with torch.enable_grad():
         rebuilt, variables = as_variables(outputs, double=double)
         if not variables:
@@ -235,9 +252,9 @@ def _loss_gradient(
             rebuilt = rebuilt / (logit_norm * torch.linalg.vector_norm(rebuilt, dim=1, keepdim=True))
 
         def losses_at(index: slice | Tensor) -> Tensor:
-            return losses_of(take(rebuilt, index), take(targets, index), loss_fn)
+            return losses_of(fresh(take(rebuilt, index)), take(targets, index), loss_fn)
 
-        batch = losses_of(rebuilt, targets, loss_fn)
+        batch = losses_of(fresh(rebuilt), targets, loss_fn)
         if batch.ndim == 0:  # a reduced loss: sample by sample
             losses = torch.stack([losses_at(slice(j, j + 1)).reshape(()) for j in range(count)])
         elif batch.shape == (count,):
@@ -254,7 +271,7 @@ def _loss_gradient(
             else:
                 require_own_losses(losses, gradients, variables, losses_at)
     remaining = iter(gradients)
-    return [next(remaining).double() if _is_floating(leaf) else None for leaf in flat], spec
+    return [next(remaining).double() if it else None for it in chosen], spec
 
 
 def _is_floating(leaf: Any) -> bool:

@@ -17,7 +17,7 @@ from lightning_fisher.functional.evaluation.module_state import (
     preserved_buffers,
     preserved_random_state,
 )
-from lightning_fisher.functional.evaluation.samples import call_module, num_samples, take
+from lightning_fisher.functional.evaluation.samples import call_module, fresh, num_samples, take
 
 
 class LossParametersError(LightningFisherError, ValueError):
@@ -117,7 +117,7 @@ def _parameters_of(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn
     outputs, _ = as_variables(_outputs(module, take(inputs, few)), double=False)
     targets = take(targets, few)
     with torch.enable_grad(), preserved_random_state(set()):
-        return loss_parameters(outputs, targets, losses_of(outputs, targets, loss_fn))
+        return loss_parameters(outputs, targets, losses_of(fresh(outputs), targets, loss_fn))
 
 
 def _outputs(module: nn.Module, inputs: Any) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_fisher.functional.evaluation.denominator import PartWeights
@@ -97,10 +96,10 @@ class PartLosses:
         return self._count / self.weights.total
 
     def factors(self) -> list[float]:
-        """Factors of all parts at once, scaled, from passes without gradients that leave no trace."""
+        """Factors of all parts at once, scaled, from forward passes that leave no trace."""
         found = []
         devices = {p.device for p in self.module.parameters()}
-        with torch.enable_grad(), preserved_buffers(self.module), preserved_random_state(devices):
+        with preserved_buffers(self.module), preserved_random_state(devices):
             for index, (inputs, targets) in enumerate(self.parts):
                 if self._loss_fn is None:  # the labels are enough
                     samples = num_samples(inputs)
