@@ -22,9 +22,11 @@ from lightning_fisher.data import (
     channel_statistics,
     partition_training_set,
 )
+from lightning_fisher.data.cifar import TRAINING_IMAGES
 from lightning_fisher.data.imagenet import FolderImages
 from lightning_fisher.data.images import keep_batch
 from lightning_fisher.data.memory import MemoryImages
+from lightning_fisher.data.partition import check_sizes
 from lightning_fisher.data.randomness import stream
 
 RANDOM_RESIZED_CROP = "random-resized-crop"
@@ -134,6 +136,7 @@ class ImageDataModule(L.LightningDataModule):
         self._mean = mean
         self._std = std
         self._source_options = source_options
+        self._downloads = "download" in own and source_options.get("download", own["download"].default)
         self._ready = False
         if validation_size == 0:
             # The way to tell Lightning that there is no validation loop; an empty loader would leave it enabled.
@@ -143,9 +146,18 @@ class ImageDataModule(L.LightningDataModule):
         return self._source(**self._source_options)
 
     def prepare_data(self) -> None:
-        """Download the data where asked to, in one process only."""
-        if self._source_options.get("download"):
-            self._load()
+        """Fetch a data set that is missing, in one process only, unless `download` is false."""
+        if self._ready or not self._downloads:
+            return
+        if self.name in TRAINING_IMAGES:  # refused before minutes of fetching
+            check_sizes(
+                TRAINING_IMAGES[self.name],
+                self.validation_size,
+                self.train_size,
+                self.confusion_size,
+                self.label_noise,
+            )
+        self._load()
 
     def setup(self, stage: str | None = None) -> None:
         """Load and divide the data, once, whatever the stage.

@@ -12,11 +12,11 @@ from statistics import correlation, linear_regression
 
 import torch
 from hydra.utils import instantiate
-from lightning_fisher.experiment.records.result import read_row
-from lightning_fisher.experiment.scoring.subset_metrics import fetch
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
+from lightning_fisher.experiment.records.result import read_row
+from lightning_fisher.experiment.scoring.subset_metrics import fetch
 from lightning_fisher.experiment.scoring.weights import load, read_checkpoint
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from lightning_fisher.experiment.records.result import read_row
-from lightning_fisher.experiment.scoring.subset_metrics import fetch
 from omegaconf import OmegaConf
 
+from lightning_fisher.experiment.records.result import read_row
+from lightning_fisher.experiment.scoring.subset_metrics import fetch
 from lightning_fisher.experiment.scoring.weights import load, read_checkpoint
 from lightning_fisher.functional import gradient_divergence, penalty_gradient
 

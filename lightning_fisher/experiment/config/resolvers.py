@@ -16,7 +16,7 @@ from lightning_fisher.experiment.records.result import is_as_before
 
 # What can change without changing the result: it stays out of the hash.
 NOT_HASHED = ("logger.", "debug", "restart", "hydra.", "study.", "study")
-NOT_HASHED_ENDINGS = (".root", ".num_workers", ".pin_memory", ".enable_progress_bar", "reg.passes")
+NOT_HASHED_ENDINGS = (".root", ".num_workers", ".pin_memory", ".enable_progress_bar", "reg.passes", "data.download")
 
 
 def flat_config(cfg: DictConfig) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def check_checkpoint(module: ImageClassifier, path: Path) -> None:
 def _check_monitor(run: Run, scheduler: Any) -> None:
     """The value that a plateau scheduler watches is logged at the end of every epoch."""
     logged = ["train_loss", "train_error"]
-    if len(run.datamodule.validation_set):
+    if run.datamodule.validation_size:
         logged += ["val_loss", "val_error", "val_error_top5"]
     if run.monitor is not None and run.monitor.every_n_validations == 1:
         logged += ["gamma", "gamma_magnitude", "gamma_direction"]

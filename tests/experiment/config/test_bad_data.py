@@ -179,7 +179,7 @@ def test_cifar_of_other_content_is_refused(data: str, tmp_path: Path) -> None:
     (tmp_path / folder).mkdir()
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta", "train", "test", "meta"):
         (tmp_path / folder / name).write_bytes(pickle.dumps({"data": 1}))
-    line = refusal([f"data={data}", f"data.data_dir={tmp_path}"], tmp_path / "run")
+    line = refusal([f"data={data}", f"data.data_dir={tmp_path}", "data.download=false"], tmp_path / "run")
     assert line is not None
     assert "not found, or is incomplete" in line
 
