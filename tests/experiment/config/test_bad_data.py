@@ -223,7 +223,7 @@ def test_folders_of_images(image_folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_image_that_cannot_be_read(image_folder: Path, command: Command, tmp_path: Path) -> None:
-    """Images are read as they are trained on: the line comes late, and still leaves nothing behind."""
+    """It is named before training, and nothing is left behind."""
     broken = image_folder / "train" / "cat" / "3.png"
     broken.write_bytes(broken.read_bytes()[:50])
     result = command(*of_images(image_folder), "hydra.run.dir=run")
@@ -232,4 +232,5 @@ def test_an_image_that_cannot_be_read(image_folder: Path, command: Command, tmp_
     assert len(lines) == 1
     assert f"Cannot read the image '{broken}'" in lines[0]
     assert lines[0].endswith("replace it or remove it.")
+    assert "epoch" not in result.out
     assert not (tmp_path / "run").exists()
