@@ -30,10 +30,11 @@ class ImageSource(Protocol):
 
 
 class SourceSplits(NamedTuple):
-    """The official training and test images of a data set."""
+    """The official training and test images of a data set, and its validation images if it has some of its own."""
 
     train: ImageSource
     test: ImageSource
+    validation: ImageSource | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -179,7 +179,7 @@ def test_16_bits_of_which_12_are_used_are_refused(tmp_path: Path, monkeypatch, d
     for i, largest in enumerate((4000, 4095)):
         (tmp_path / f"{i}.png").write_bytes(png16(np.array([[0, largest]], dtype=np.uint16)))
     files = sorted(map(str, tmp_path.iterdir()))
-    with pytest.raises(ValueError, match="16-bit images to use the range 0 to 65535, but the largest .* is 4095"):
+    with pytest.raises(ValueError, match=r"16-bit images to use the range 0 to 65535, but the largest .* is 4095"):
         check_image_files(files)
     (tmp_path / "2.png").write_bytes(png16(np.array([[0, 4096]], dtype=np.uint16)))
     check_image_files([*files, str(tmp_path / "2.png")])
