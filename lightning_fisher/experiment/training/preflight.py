@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from omegaconf import DictConfig
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment.config.compose import config_groups
 from lightning_fisher.experiment.config.error_messages import listing, name_option
 from lightning_fisher.experiment.config.validation import check_data, check_epoch
 from lightning_fisher.experiment.training.build import Run
@@ -82,8 +85,31 @@ def check_optimizer(module: ImageClassifier) -> Any:
         if module.make_scheduler is not None:
             scheduler = module.make_scheduler(optimizer)
     except UNFIT as error:
+        if key == "model.optimizer":
+            check_optimizer_options(module.make_optimizer)
         raise ConfigError(name_option(key, error)) from error
     return scheduler
+
+
+def check_optimizer_options(make: Any) -> None:
+    """Refuse options that an optimizer doesn't take: those of the recipe stay when only its ``_target_`` is replaced.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    if not isinstance(make, functools.partial) or not isinstance(make.func, type):
+        return
+    parameters = list(inspect.signature(make.func).parameters.values())
+    unknown = [name for name in make.keywords if name not in {p.name for p in parameters}]
+    if not unknown or any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    name = make.func.__name__
+    choice = f"choose `optimizer={name.lower()}`" if name.lower() in config_groups()["optimizer"] else ""
+    deleted = "delete " + " ".join(f"`~model.optimizer.{option}`" for option in unknown)
+    raise ConfigError(
+        f"Unknown option `model.optimizer.{unknown[0]}`: {name} takes {', '.join(p.name for p in parameters[1:])}. "
+        f"If it is left from the model's recipe, {' or '.join(filter(None, (choice, deleted)))}."
+    )
 
 
 def check_checkpoint(module: ImageClassifier, path: Path) -> None:
