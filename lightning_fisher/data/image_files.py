@@ -120,7 +120,7 @@ def _read(file: str) -> tuple[Image, int]:
             raise ValueError(f"its pixels are {kind} of unknown range: save it with 8 or 16 bits")
         if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
             image = image.convert("RGBA")
-            if image.getchannel("A").getextrema()[0] < 255:
+            if image.getchannel("A").getextrema() != (255, 255):
                 raise ValueError("parts of it are transparent, and what is behind them is not defined")
         return image.convert("RGB"), 0
     except Exception as error:  # whatever a damaged file raises

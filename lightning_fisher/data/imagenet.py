@@ -56,7 +56,7 @@ class FolderImages:
         return torch.stack([transform(read_image(self.files[i])) for i in indices.tolist()])
 
 
-def _image_folder(root: Path) -> Any:
+def image_folder(root: Path) -> Any:
     """Torchvision's `ImageFolder` without hidden files and folders, such as `.ipynb_checkpoints` or `._0.png`."""
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import is_image_file
@@ -99,7 +99,7 @@ def load_imagenet(
     sources, classes = [], []
     for split in ("train", "val"):
         try:
-            folder = _image_folder(Path(data_dir) / split)
+            folder = image_folder(Path(data_dir) / split)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"ImageNet was not found in {str(data_dir)!r}: set data.data_dir to a folder with "

@@ -94,7 +94,7 @@ def make_callbacks(node: DictConfig | None) -> list[Callback]:
         InstantiationException: if a constructor refuses its arguments.
         ConfigError: if a target makes no callback.
     """
-    return [made(f"callbacks.{name}", item, Callback) for name, item in (node or {}).items()]
+    return [made("callbacks." + str(name), item, Callback) for name, item in (node or {}).items()]
 
 
 def make_trainer(node: DictConfig, callbacks: list[Callback], loggers: list[Logger], folder: Path) -> Trainer:
