@@ -23,8 +23,10 @@ from lightning_fisher.data import (
     channel_statistics,
     partition_training_set,
 )
+from lightning_fisher.data.cifar import TRAINING_IMAGES
 from lightning_fisher.data.imagenet import FolderImages
 from lightning_fisher.data.images import MemoryImages, keep_batch
+from lightning_fisher.data.partition import check_sizes
 from lightning_fisher.data.randomness import stream
 
 RANDOM_RESIZED_CROP = "random-resized-crop"
@@ -51,7 +53,8 @@ class ImageDataModule(L.LightningDataModule):
         augmentation: `"no-aug"`, `"flip-only"`, `"1-crop-f"` (pad by 1, random crop, flip), `"4-crop-f"` (pad by 4),
             or, for `imagenet` only, `"random-resized-crop"` (random resized crop and flip of the original image; done
             by the workers and drawn from their random state, so that a resumed run draws other crops).
-        validation_size: number of training images set aside for validation; 0 for none.
+        validation_size: number of training images set aside for validation; 0 for none. Of a data set with validation
+            images of its own, so many of those, or all if there are fewer, and no training images.
         validation_seed: seed of their choice, independent of `seed`.
         train_size: number of clean training images; `None` for all that are left.
         confusion_size: number of further training images with random labels.
@@ -131,6 +134,7 @@ class ImageDataModule(L.LightningDataModule):
         self._mean = mean
         self._std = std
         self._source_options = source_options
+        self._downloads = "download" in own and source_options.get("download", own["download"].default)
         self._ready = False
         if validation_size == 0:
             # The way to tell Lightning that there is no validation loop; an empty loader would leave it enabled.
@@ -140,9 +144,18 @@ class ImageDataModule(L.LightningDataModule):
         return self._source(**self._source_options)
 
     def prepare_data(self) -> None:
-        """Download the data where asked to, in one process only."""
-        if self._source_options.get("download"):
-            self._load()
+        """Fetch a data set that is missing, in one process only, unless `download` is false."""
+        if self._ready or not self._downloads:
+            return
+        if self.name in TRAINING_IMAGES:  # refused before minutes of fetching
+            check_sizes(
+                TRAINING_IMAGES[self.name],
+                self.validation_size,
+                self.train_size,
+                self.confusion_size,
+                self.label_noise,
+            )
+        self._load()
 
     def setup(self, stage: str | None = None) -> None:
         """Load and divide the data, once, whatever the stage.
@@ -157,10 +170,11 @@ class ImageDataModule(L.LightningDataModule):
         if self._ready:
             return
         splits = self._load()
+        own_validation = splits.validation is not None
         parts = partition_training_set(
             splits.train.labels,
             self.num_classes,
-            validation_size=self.validation_size,
+            validation_size=0 if own_validation else self.validation_size,
             validation_seed=self.validation_seed,
             train_size=self.train_size,
             confusion_size=self.confusion_size,
@@ -169,9 +183,7 @@ class ImageDataModule(L.LightningDataModule):
         )
         self.normalization = self._normalization(splits)
         self.clean_set = LabeledImages(splits.train, parts.clean_indices, parts.clean_labels)
-        self.validation_set = LabeledImages(
-            splits.train, parts.validation_indices, splits.train.labels[parts.validation_indices]
-        )
+        self.validation_set = self._validation_set(splits, parts.validation_indices)
         self.test_set = LabeledImages.all_of(splits.test)
         train_source: ImageSource = splits.train
         if self.augmentation == RANDOM_RESIZED_CROP:
@@ -183,6 +195,14 @@ class ImageDataModule(L.LightningDataModule):
             torch.cat([parts.clean_labels, parts.confusion_labels]),
         )
         self._ready = True
+
+    def _validation_set(self, splits: SourceSplits, set_aside: Tensor) -> LabeledImages:
+        if splits.validation is None:
+            return LabeledImages(splits.train, set_aside, splits.train.labels[set_aside])
+        labels = splits.validation.labels
+        chosen = torch.randperm(len(labels), generator=stream(self.validation_seed, "validation"))
+        chosen = chosen[: self.validation_size].sort().values
+        return LabeledImages(splits.validation, chosen, labels[chosen])
 
     def _normalization(self, splits: SourceSplits) -> Normalization:
         mean, std = self._mean, self._std

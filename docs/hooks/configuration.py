@@ -12,7 +12,7 @@ from lightning_fisher.experiment.config.yaml_comments import ConfigFile, Option,
 
 CONF = Path(__file__).parents[2] / "conf"
 PLACE = "configuration"
-ORDER = ("model", "data", "reg", "scenario", "trainer", "logger", "experiment")
+ORDER = ("model", "optimizer", "data", "reg", "scenario", "trainer", "logger", "callbacks", "experiment")
 # The two keys that are Hydra's own and mean the same everywhere.
 HYDRA_KEYS = {
     "_target_": "what is built: called with the options beside it",
@@ -21,11 +21,13 @@ HYDRA_KEYS = {
 PARAMS = "hydra.sweeper.params."
 WORDS = {
     "model": "The network and its recipe: optimizer, schedule, length, batch size.",
+    "optimizer": "The optimizer, in place of the recipe's. Its options stay under `model.optimizer`.",
     "data": "The images, and what is done to them.",
     "reg": "The regularizer.",
     "scenario": "The settings of the paper's Sec. 7.1, each on top of a model and a data set.",
     "trainer": "Lightning's Trainer.",
     "logger": "Where values are logged; several at once as `'logger=[csv,wandb]'`.",
+    "callbacks": "Callbacks beside those of the program; several at once as `'callbacks=[lr_monitor,early_stopping]'`.",
     "experiment": "Studies: each with its sweep inside, to be run with `-m`; `size=` chooses the form.",
 }
 

@@ -40,7 +40,7 @@ class FisherMonitor(Callback):
         dataset: Map-style dataset of un-augmented training samples ``(input, target)``, or a function that returns it.
             ``None``: `metric_dataset()` of the Trainer's datamodule if it has one, else the training dataset as it is.
         num_subsets: T.
-        subset_size: N′.
+        subset_size: N′. Where it is the whole dataset, one subset is measured, and its spread is ``nan``.
         every_n_validations: Measure at every n-th validation only.
         seed: Of the subsets; independent of the training's.
         metrics: What to measure: a metric or collection whose ``update`` takes ``(module, inputs, targets)``; ``None``:
@@ -212,8 +212,13 @@ class FisherMonitor(Callback):
             yield [dataset[i] for i in indices]
 
     def subsets(self, size: int) -> list[list[int]]:
-        """The T subsets of ``size`` samples: N′ distinct indices each, the same for the same seed."""
+        """The T subsets of ``size`` samples: N′ distinct indices each, the same for the same seed.
+
+        Where N′ is ``size`` there is only one subset: T copies of it would show no spread.
+        """
         generator = torch.Generator().manual_seed(self.seed)
+        if self.subset_size == size:
+            return [torch.randperm(size, generator=generator).tolist()]
         return [torch.randperm(size, generator=generator)[: self.subset_size].tolist() for _ in range(self.num_subsets)]
 
     def _has_dataset(self, trainer: Trainer) -> bool:
@@ -226,6 +231,11 @@ class FisherMonitor(Callback):
                 raise ValueError(
                     f"Expected argument `subset_size` to be at most the dataset's {len(self._resolved)} samples, "
                     f"but got {self.subset_size}."
+                )
+            if len(self._resolved) == self.subset_size and self.num_subsets > 1:
+                rank_zero_warn(
+                    f"FisherMonitor measures one subset instead of {self.num_subsets}: `subset_size` is the number of "
+                    f"samples, {self.subset_size}, so that all subsets are the same. The spread is reported as nan."
                 )
         return self._resolved
 

@@ -11,21 +11,25 @@ import numpy as np
 from lightning_fisher.data.files import KEYS, require_archive
 from lightning_fisher.data.images import SourceSplits, memory_images
 
+VALIDATION_KEYS = ("val_images", "val_labels")
+
 
 def load_arrays(
     *, num_classes: int, channels: int, image_size: int | Sequence[int], path: str | None = None
 ) -> SourceSplits:
-    """Read the four arrays of an `.npz` archive.
+    """Read the arrays of an `.npz` archive, such as those of MedMNIST.
 
     Args:
         num_classes: number of classes K.
         channels: C.
         image_size: H and W, or one number for both.
         path: the archive with `train_images`, `test_images` (uint8 `[N, H, W, C]`, or `[N, H, W]` for one channel)
-            and `train_labels`, `test_labels` (whole numbers from 0 to K - 1, `[N]`). Nothing in it is unpickled.
+            and `train_labels`, `test_labels` (whole numbers from 0 to K - 1, `[N]` or `[N, 1]`); if there are
+            `val_images` and `val_labels`, they are the validation images. Other arrays are not read. Nothing in it is
+            unpickled.
 
     Returns:
-        The training and the test images.
+        The training and the test images, and the validation images if there are some.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -35,7 +39,10 @@ def load_arrays(
     assert path is not None
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
+            own_validation = set(VALIDATION_KEYS) <= set(archive.files)
+            wanted = (*KEYS, *VALIDATION_KEYS) if own_validation else KEYS
+            names = archive.files
+            arrays = {key: archive[key] for key in wanted if key in names}
             if any(isinstance(array, bytes) for array in arrays.values()):
                 raise ValueError("it holds files that are no arrays")
     except (EOFError, MemoryError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -44,11 +51,11 @@ def load_arrays(
             f"Expected argument `path` to be an .npz archive of plain arrays, but {str(path)!r} cannot be read "
             f"as one: {reason}"
         ) from error
-    if set(arrays) != set(KEYS):
+    if not set(KEYS) <= set(arrays):
         raise ValueError(
-            f"Expected the arrays in {str(path)!r} to be named {', '.join(KEYS)}, but got {', '.join(arrays)}."
+            f"Expected the arrays in {str(path)!r} to be named {', '.join(KEYS)}, but got {', '.join(names)}."
         )
-    train, test = (
+    train, test, *validation = (
         memory_images(
             arrays[f"{split}_images"],
             arrays[f"{split}_labels"],
@@ -57,6 +64,6 @@ def load_arrays(
             channels=channels,
             image_size=image_size,
         )
-        for split in ("train", "test")
+        for split in (("train", "test", "val") if own_validation else ("train", "test"))
     )
-    return SourceSplits(train, test)
+    return SourceSplits(train, test, *validation)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_fisher.data.files import IMAGENET_SPLITS, imagenet_not_found
+from lightning_fisher.data.image_files import check_image_files, read_image
 from lightning_fisher.data.images import SourceSplits
 
 
@@ -52,18 +53,24 @@ class FolderImages:
         Raises:
             ValueError: if a file cannot be read as an image, with its name.
         """
-        from torchvision.datasets.folder import pil_loader
-
         transform = self._transform()
+        return torch.stack([transform(read_image(self.files[i])) for i in indices.tolist()])
 
-        def read(file: str) -> Tensor:
-            try:
-                return transform(pil_loader(file))
-            except Exception as error:  # whatever a damaged file raises
-                what = " ".join(str(error).split()) or type(error).__name__
-                raise ValueError(f"Cannot read the image {file!r} ({what}): replace it or remove it.") from error
 
-        return torch.stack([read(self.files[i]) for i in indices.tolist()])
+def image_folder(root: Path) -> Any:
+    """Torchvision's `ImageFolder` without hidden files and folders, such as `.ipynb_checkpoints` or `._0.png`."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import is_image_file
+
+    class VisibleImages(ImageFolder):
+        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+            classes = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
+            return classes, {name: i for i, name in enumerate(classes)}
+
+    def is_visible_image(path: str) -> bool:
+        return is_image_file(path) and not Path(path).name.startswith(".")
+
+    return VisibleImages(str(root), is_valid_file=is_visible_image)
 
 
 def load_imagenet(
@@ -73,26 +80,27 @@ def load_imagenet(
 
     Args:
         num_classes: number of class folders.
-        channels: 3; images are read as RGB.
+        channels: 3; images are read as RGB, as :func:`lightning_fisher.data.image_files.read_image` describes.
         image_size: H = W that images are scaled to as they are read.
         data_dir: a folder with `train/CLASS/` and `val/CLASS/`, one folder of image files a class. The official
-            validation images, the only labeled ones beside the training set, are the test set.
+            validation images, the only labeled ones beside the training set, are the test set. Hidden files and
+            folders are left out.
 
     Returns:
-        The training and the test images; nothing is decoded yet.
+        The training and the test images, to be decoded when they are fetched. That they can be was checked
+        (:func:`lightning_fisher.data.image_files.check_image_files`).
 
     Raises:
         FileNotFoundError: if the folders or the images are missing.
-        ValueError: if the classes of the two folders differ or are not `num_classes`, or `channels` is not 3.
+        ValueError: if the classes of the two folders differ or are not `num_classes`, `channels` is not 3, or a file
+            cannot be read as an image, with its name.
     """
-    from torchvision.datasets import ImageFolder
-
     if channels != 3:
         raise ValueError(f"Expected argument `channels` to be 3 for `imagenet`, but got {channels}.")
     sources, classes = [], []
     for split in IMAGENET_SPLITS:
         try:
-            folder = ImageFolder(str(Path(data_dir) / split))
+            folder = image_folder(Path(data_dir) / split)
         except FileNotFoundError as error:
             raise imagenet_not_found(data_dir, str(error).splitlines()[0]) from error
         if len(folder.classes) != num_classes:
@@ -104,4 +112,5 @@ def load_imagenet(
         sources.append(FolderImages([file for file, _ in folder.samples], torch.tensor(folder.targets), image_size))
     if classes[0] != classes[1]:
         raise ValueError(f"Expected the same class folders in train and val of {str(data_dir)!r}, but they differ.")
+    check_image_files([file for source in sources for file in source.files])
     return SourceSplits(*sources)

@@ -31,10 +31,11 @@ class ImageSource(Protocol):
 
 
 class SourceSplits(NamedTuple):
-    """The official training and test images of a data set."""
+    """The official training and test images of a data set, and its validation images if it has some of its own."""
 
     train: ImageSource
     test: ImageSource
+    validation: ImageSource | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +143,8 @@ def memory_images(
 
     Args:
         images: uint8 `[N, H, W, C]`, or `[N, H, W]` for one channel.
-        labels: whole numbers `[N]` from 0 to `num_classes - 1`.
-        split: `"train"` or `"test"`, for the messages.
+        labels: whole numbers `[N]` or `[N, 1]` from 0 to `num_classes - 1`.
+        split: `"train"`, `"val"` or `"test"`, for the messages.
         num_classes: number of classes K.
         channels: C.
         image_size: H and W, or one number for both.
@@ -162,6 +163,8 @@ def memory_images(
             f"Expected `{split}_images` to be uint8 of shape [N, {height}, {width}, {channels}] (`image_size` and "
             f"`channels` of the data configuration), but got {images.dtype} of shape {list(images.shape)}."
         )
+    if labels.shape == (len(images), 1):
+        labels = labels[:, 0]
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"Expected `{split}_labels` to be integers of shape [{len(images)}], "

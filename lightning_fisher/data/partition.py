@@ -23,9 +23,21 @@ class TrainingPartition(NamedTuple):
     validation_indices: Tensor
 
 
-def _check_sizes(
+def check_sizes(
     available: int, validation_size: int, train_size: int | None, confusion_size: int, label_noise: float
 ) -> None:
+    """Refuse sizes that do not fit in a data set.
+
+    Args:
+        available: number of official training images; the others as in :func:`partition_training_set`.
+        validation_size: number of validation images.
+        train_size: number of clean images, or `None`.
+        confusion_size: number of images with random labels.
+        label_noise: the fraction of clean labels that is changed.
+
+    Raises:
+        ValueError: naming the argument.
+    """
     if not 0 <= validation_size < available:
         raise ValueError(
             f"Expected argument `validation_size` to be from 0 to {available - 1} (the data set has {available} "
@@ -102,7 +114,7 @@ def partition_training_set(
     Raises:
         ValueError: if the sizes do not fit in the data set or the fraction is not in [0, 1].
     """
-    _check_sizes(len(labels), validation_size, train_size, confusion_size, label_noise)
+    check_sizes(len(labels), validation_size, train_size, confusion_size, label_noise)
     order = torch.randperm(len(labels), generator=stream(validation_seed, "validation"))
     validation = order[:validation_size].sort().values
     rest = order[validation_size:].sort().values

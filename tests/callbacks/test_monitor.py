@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -275,3 +276,15 @@ def test_beside_the_regularizer(fit, assert_identical):
         got = fit_validated(fit, *(both if first else both[::-1]), max_epochs=2)
         assert_identical(got, alone)
         assert got.trainer.callback_metrics["gamma"].isfinite()
+
+
+def test_one_subset_that_is_everything_has_no_spread(fit):
+    watching = FisherMonitor(TensorDataset(IMAGES, LABELS), num_subsets=T, subset_size=len(LABELS))
+    with pytest.warns(
+        UserWarning, match=rf"one subset instead of {T}: .* of samples, {len(LABELS)}, .* reported as nan"
+    ):
+        fit_validated(fit, watching, optimizer=frozen)
+    expected = reference(seeded(mlp), [list(range(len(LABELS)))])
+    assert watching.last["gamma"] == pytest.approx(expected["gamma"], rel=1e-4)
+    assert math.isnan(watching.last["gamma_std"])
+    assert len(watching.subsets(len(LABELS) + 1)) == T  # almost the same subsets still differ

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_fisher.data import load_arrays
+from lightning_fisher.datamodule import ImageDataModule
 
 RNG = np.random.default_rng(0)
 
@@ -29,7 +30,8 @@ def load(tmp_path, contents, **options):
 
 def test_images_and_labels_are_read(tmp_path):
     contents = arrays()
-    train, test = load(tmp_path, contents)
+    train, test, validation = load(tmp_path, contents)
+    assert validation is None
     for source, split in ((train, "train"), (test, "test")):
         assert source.images.dtype == torch.uint8
         assert source.labels.dtype == torch.int64
@@ -41,9 +43,45 @@ def test_images_and_labels_are_read(tmp_path):
 def test_images_of_one_channel_need_no_axis(tmp_path):
     gray = {key: arrays()[key] for key in ("train_images", "test_images")}
     gray = {key: value[..., 0] for key, value in gray.items()}
-    train, _ = load(tmp_path, arrays(**gray), channels=1)
+    train = load(tmp_path, arrays(**gray), channels=1).train
     assert train.images.shape == (6, 1, 4, 5)
     assert np.array_equal(train.images[:, 0].numpy(), gray["train_images"])
+
+
+def test_archives_like_those_of_medmnist(tmp_path):
+    contents = arrays()
+    for split in ("train", "test"):
+        contents[f"{split}_labels"] = contents[f"{split}_labels"].astype(np.uint8)[:, None]
+    contents["val_images"] = RNG.integers(256, size=(2, 4, 5, 3), dtype=np.uint8)
+    contents["val_labels"] = np.array([[2], [1]], dtype=np.uint8)
+    contents["class_names"] = np.array(["cat", "dog", "eel"], dtype=object)  # a pickle inside, which is left alone
+    train, test, validation = load(tmp_path, contents)
+    assert train.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert test.labels.tolist() == [0, 1, 2]
+    assert validation.labels.tolist() == [2, 1]
+    assert np.array_equal(validation.images.numpy(), contents["val_images"].transpose(0, 3, 1, 2))
+    del contents["val_labels"]  # images without labels are one more array
+    assert load(tmp_path, contents).validation is None
+
+
+@pytest.mark.parametrize(("size", "expected"), [(0, 0), (3, 3), (5000, 5)])
+def test_own_validation_images_take_none_of_the_training_images(tmp_path, size, expected):
+    contents = arrays(val_images=np.arange(300, dtype=np.uint16).astype(np.uint8).reshape(5, 4, 5, 3))
+    contents["val_labels"] = np.array([0, 1, 2, 0, 1])
+    np.savez(tmp_path / "images.npz", **contents)
+    options = {"num_classes": 3, "channels": 3, "image_size": (4, 5), "path": str(tmp_path / "images.npz")}
+    data = ImageDataModule("arrays", validation_size=size, **options)
+    data.setup()
+    assert len(data.train_set) == 6
+    assert len(data.validation_set) == expected
+    chosen, labels = data.validation_set.indices.tolist(), data.validation_set.labels.tolist()
+    assert len(set(chosen)) == expected
+    assert labels == contents["val_labels"][np.array(chosen, dtype=int)].tolist()
+    if expected:
+        image, _ = data.validation_set[0]
+        assert np.array_equal(image.numpy(), contents["val_images"][chosen[0]].transpose(2, 0, 1))
+    with pytest.raises(ValueError, match="`train_size` to be null or from 1 to 6"):
+        ImageDataModule("arrays", validation_size=size, train_size=7, **options).setup()
 
 
 @pytest.mark.parametrize(
@@ -54,7 +92,13 @@ def test_images_of_one_channel_need_no_axis(tmp_path):
             {},
             "to be named train_images, .*, test_labels, but got train_images, train_labels, test_images",
         ),
-        ({"x_train": np.zeros(3)}, {}, "to be named train_images, .* x_train"),
+        ({"test_labels": None, "x_train": np.zeros(3)}, {}, "to be named train_images, .* x_train"),
+        ({"train_labels": np.eye(6, dtype=int)}, {}, r"`train_labels` to be integers of shape \[6\], but .* \[6, 6\]"),
+        (
+            {"val_images": np.zeros((2, 4, 5, 3), np.uint8), "val_labels": np.array([0, 3])},
+            {},
+            "`val_labels` to be from 0 to 2",
+        ),
         ({"train_labels": np.array([0, 1, 2, 0, 1, 3])}, {}, "`train_labels` to be from 0 to 2 .* from 0 to 3"),
         ({"test_labels": np.array([0, -1, 2])}, {}, "`test_labels` to be from 0 to 2 .* from -1 to 2"),
         (

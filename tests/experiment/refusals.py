@@ -57,8 +57,8 @@ def refusal(overrides: list[str], folder: Path) -> str | None:
     """
     try:
         cfg, run = built(overrides, folder)
-        load_training_data(run, cfg)
         check_run(run)
+        load_training_data(run, cfg)
     except Exception as error:
         known = [] if isinstance(error, ConfigError) else known_options(overrides)
         line = explain(error, known, config_groups())

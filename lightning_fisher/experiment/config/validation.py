@@ -17,7 +17,7 @@ from lightning_fisher.experiment.config.error_messages import did_you_mean
 # Nodes that take no further options; those of a class are checked by its constructor.
 CLOSED = ("", "metric", "model", "score")
 # Passed on to a class of another library, which has its own defaults: may be deleted, or null.
-FOREIGN = ("trainer.", "model.optimizer.", "model.net.", "model.scheduler", "logger.")
+FOREIGN = ("trainer.", "model.optimizer.", "model.net.", "model.scheduler", "logger.", "callbacks.")
 NODE_OR_NULL = ("score.kwargs",)  # null by default, otherwise a node of any names
 OURS = ("callbacks", "logger", "plugins", "default_root_dir", "use_distributed_sampler")  # of the trainer
 
@@ -114,6 +114,10 @@ def _check_names(values: dict[str, Any], known: set[str]) -> None:
         if new is None:
             continue
         parent, _, name = new.rpartition(".")
+        if key.startswith("callbacks."):  # of any name
+            if f"{'.'.join(key.split('.')[:2])}._target_" not in values:
+                raise refuse(key, "in a node with a `_target_`, the class of a callback", values[key])
+            continue
         if parent in closed:
             raise ConfigError(f"Unknown option `{key}`.{did_you_mean(key, known)}")
         if parent == "trainer" and name in OURS:

@@ -33,7 +33,7 @@ def table(card: Card) -> list[list[str]]:
 
 def over_subsets(card: Card) -> str:
     """What the metrics are over: ``10 subsets of 100``."""
-    count = card.metric["num_subsets"]
+    count = len(card.subsets.ranks)
     return f"{count} subset{'s' if count > 1 else ''} of {card.metric['subset_size']}"
 
 

@@ -91,6 +91,16 @@ def _factory(key: str, node: DictConfig) -> Any:
     return found
 
 
+def make_callbacks(node: DictConfig | None) -> list[Callback]:
+    """Instantiate the callbacks of a ``callbacks`` node: the user's, beside those of the program.
+
+    Raises:
+        InstantiationException: if a constructor refuses its arguments.
+        ConfigError: if a target makes no callback.
+    """
+    return [made("callbacks." + str(name), item, Callback) for name, item in (node or {}).items()]
+
+
 def make_trainer(node: DictConfig, callbacks: list[Callback], loggers: list[Logger], folder: Path) -> Trainer:
     """Instantiate the trainer of a ``trainer`` node."""
     options: dict[str, Any] = {}
@@ -156,6 +166,7 @@ def build(cfg: DictConfig, folder: Path, study: str | None, config_hash: str) ->
     ranks = Ranks()
     callbacks: list[Callback | None] = [ranks, RandomState(), PlateauStep(), FiniteLoss(), regularizer, monitor]
     callbacks += [measurement, history, Progress(history, bar=cfg.trainer.enable_progress_bar is None), stop]
+    callbacks += make_callbacks(cfg.get("callbacks"))
     callbacks += checkpoint_callbacks(folder, has_validation=cfg.data.validation_size > 0)
     loggers = make_loggers(cfg.get("logger") or OmegaConf.create({}), folder, study, config_hash)
     trainer = make_trainer(cfg.trainer, [c for c in callbacks if c is not None], loggers, folder)

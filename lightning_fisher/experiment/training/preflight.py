@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_fisher.datamodule import ImageDataModule
 from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment.config.compose import config_groups
 from lightning_fisher.experiment.config.error_messages import listing, name_option
 from lightning_fisher.experiment.config.validation import check_data, check_epoch
 from lightning_fisher.experiment.training.build import Run
@@ -92,8 +95,31 @@ def check_optimizer(module: ImageClassifier) -> Any:
         if module.make_scheduler is not None:
             scheduler = module.make_scheduler(optimizer)
     except UNFIT as error:
+        if key == "model.optimizer":
+            check_optimizer_options(module.make_optimizer)
         raise ConfigError(name_option(key, error)) from error
     return scheduler
+
+
+def check_optimizer_options(make: Any) -> None:
+    """Refuse options that an optimizer doesn't take: those of the recipe stay when only its ``_target_`` is replaced.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    if not isinstance(make, functools.partial) or not isinstance(make.func, type):
+        return
+    parameters = list(inspect.signature(make.func).parameters.values())
+    unknown = [name for name in make.keywords if name not in {p.name for p in parameters}]
+    if not unknown or any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    name = make.func.__name__
+    choice = f"choose `optimizer={name.lower()}`" if name.lower() in config_groups()["optimizer"] else ""
+    deleted = "delete " + " ".join(f"`~model.optimizer.{option}`" for option in unknown)
+    raise ConfigError(
+        f"Unknown option `model.optimizer.{unknown[0]}`: {name} takes {', '.join(p.name for p in parameters[1:])}. "
+        f"If it is left from the model's recipe, {' or '.join(filter(None, (choice, deleted)))}."
+    )
 
 
 def check_checkpoint(module: ImageClassifier, path: Path) -> None:
@@ -119,7 +145,7 @@ def check_checkpoint(module: ImageClassifier, path: Path) -> None:
 def _check_monitor(run: Run, scheduler: Any) -> None:
     """The value that a plateau scheduler watches is logged at the end of every epoch."""
     logged = ["train_loss", "train_error"]
-    if len(run.datamodule.validation_set):
+    if run.datamodule.validation_size:
         logged += ["val_loss", "val_error", "val_error_top5"]
     if run.monitor is not None and run.monitor.every_n_validations == 1:
         logged += ["gamma", "gamma_magnitude", "gamma_direction"]

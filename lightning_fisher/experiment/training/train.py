@@ -61,8 +61,8 @@ def train(job: Job) -> dict[str, Any] | None:
             run_folders.clear(folder) if cfg.restart else run_folders.remove_leftovers(folder)
         seed_everything(cfg.seed, workers=True, verbose=False)
         run = build(cfg, folder, OmegaConf.select(cfg, "study.name"), digest)
+        check_run(run)  # before the data, which may have to be fetched first
         load_training_data(run, cfg)
-        check_run(run)
         checkpoint = resumable(folder) if not cfg.restart else None
         run_folders.check_same(folder, digest)
         if checkpoint is not None:
