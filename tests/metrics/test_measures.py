@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
@@ -166,6 +167,43 @@ def test_seeds_and_options_reach_the_functions():
         for seed in (0, 0, 1)
     ]
     assert values[0] == values[1] != values[2]
+
+
+def test_a_module_in_training_is_measured_without_its_trainer(tmp_path):
+    """The copies that some measures work on leave the trainer, its data and its callbacks alone."""
+
+    class Fit(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = network(torch.float32)
+
+        def forward(self, x):
+            return self.net(x)
+
+        def training_step(self, batch, index):
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.01)
+
+    class Measure(pl.Callback):
+        def __init__(self):
+            self.result = None
+
+        def __deepcopy__(self, memo):
+            raise AssertionError("the trainer was copied")
+
+        def on_train_epoch_end(self, trainer, module):
+            metric = MeasureMetric(["path_norm", "average_sharpness_l2", "pac_bayes_flatness"], options=few)
+            self.result = updated(metric, subsets(1, dtype=torch.float32), module).compute()
+
+    few = {name: FEW[name] for name in ("average_sharpness_l2", "pac_bayes_flatness")}
+    measure = Measure()
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*subsets(1, dtype=torch.float32)[0]), 4)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(max_epochs=1, callbacks=[measure], default_root_dir=tmp_path, **options)
+    trainer.fit(Fit(), data)
+    assert all(measure.result[name].isfinite() for name in ("path_norm", "average_sharpness_l2", "pac_bayes_flatness"))
 
 
 def test_copies_do_not_share_their_options():

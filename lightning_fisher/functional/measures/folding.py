@@ -114,7 +114,7 @@ def matrices_of_folded(folded: nn.Module) -> dict[str, Tensor]:
 
 
 def _make_weights_plain(module: nn.Module) -> None:
-    for layer in module.modules():
+    for layer in list(module.modules()):
         for hook in list(layer._forward_pre_hooks.values()):
             if (remove := REMOVERS.get(type(hook).__name__)) is not None:
                 remove(layer, getattr(hook, "name", "weight"))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.exceptions import UndefinedMeasureError
 from lightning_fisher.functional.evaluation.module_copy import copied
 from lightning_fisher.functional.measures.folding import weight_matrices
 
@@ -108,11 +109,11 @@ def log_spectral_product(matrices: Mapping[str, Tensor], margin: Tensor | float 
         margin: γ of `output_margin`, or ``None``: the product alone.
 
     Returns:
-        A float64 scalar; ``inf`` where γ ≤ 0, ``−inf`` where a matrix is zero. Costs the largest eigenvalue of one
-        matrix a layer.
+        A float64 scalar; ``inf`` where γ ≤ 0. Costs the largest eigenvalue of one matrix a layer.
 
     Raises:
         ValueError: If there is no matrix.
+        UndefinedMeasureError: A `ValueError`, if a matrix is zero.
 
     Example:
         >>> import torch
@@ -135,10 +136,11 @@ def log_frobenius_product(matrices: Mapping[str, Tensor], margin: Tensor | float
         margin: γ of `output_margin`, or ``None``: the product alone.
 
     Returns:
-        A float64 scalar; ``inf`` where γ ≤ 0, ``−inf`` where a matrix is zero. Costs no pass.
+        A float64 scalar; ``inf`` where γ ≤ 0. Costs no pass.
 
     Raises:
         ValueError: If there is no matrix.
+        UndefinedMeasureError: A `ValueError`, if a matrix is zero.
 
     Example:
         >>> import torch
@@ -158,7 +160,10 @@ def over_margin(log_value: Tensor, margin: Tensor | float) -> Tensor:
 def _log_product(matrices: Mapping[str, Tensor], norm: Any, margin: Tensor | float | None) -> Tensor:
     if not matrices:
         raise ValueError("Expected argument `matrices` to hold at least one weight matrix, but got none.")
-    total = torch.stack([2 * norm(matrix.double()).log().cpu() for matrix in matrices.values()]).sum()
+    norms = torch.stack([norm(matrix.double()).cpu() for matrix in matrices.values()])
+    if zero := [name for name, value in zip(matrices, norms.tolist(), strict=True) if value == 0]:
+        raise UndefinedMeasureError("product of norms", f"one whose weights {zero} are zero")
+    total = 2 * norms.log().sum()
     return total if margin is None else over_margin(total, margin)
 
 

@@ -22,6 +22,7 @@ from lightning_fisher.functional.measures import (
     gradient_noise_scale,
     gradient_signal_to_noise,
     hessian_trace,
+    log_frobenius_product,
     log_spectral_product,
     margin_signature,
     noise_tolerance,
@@ -79,6 +80,16 @@ def test_over_a_margin_of_zero_or_below_is_infinite():
     for gamma in (0.0, -1.0):
         assert log_spectral_product(matrices, gamma) == math.inf
         assert path_norm(net, inputs, gamma) == math.inf
+
+
+def test_a_product_with_a_layer_of_zeros_is_refused():
+    """As the last batch-norm of residual blocks is at initialization, in many networks."""
+    matrices = {"first": torch.eye(2), "second": torch.zeros(2, 2), "norm": torch.zeros(3)}
+    for product in (log_spectral_product, log_frobenius_product):
+        with pytest.raises(UndefinedMeasureError, match=r"but got one whose weights \['second', 'norm'\] are zero"):
+            product(matrices)
+        with pytest.raises(ValueError, match="Expected argument `matrices` to hold at least one weight matrix"):
+            product({})
 
 
 def test_with_fewer_than_ten_samples_the_margin_is_the_smallest():
