@@ -59,15 +59,18 @@ def test_command_composes(arguments: str, pages_files: Path) -> None:
         assert flat_config(cfg)
 
 
-def test_own_model_data_and_scenario_train(
+def test_own_model_data_scenario_and_callback_train(
     pages_files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick = ["model.max_epochs=10", "data.validation_size=0", "metric.at_end=gamma", "metric.num_subsets=2"]
     quick += ["metric.every_n_validations=null", "metric.subset_size=20", "trainer.accelerator=cpu"]
     chosen = ["--config-dir=my_configs", "model=mlp", "data=blobs", "scenario=small", "model.net.width=32"]
+    chosen += ["callbacks=announce", "callbacks.announce.every=9"]
     monkeypatch.setattr(sys, "argv", ["lightning-fisher", *chosen, *quick])
     main()
-    assert "test error" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "test error" in said
+    assert [f"epoch {epoch} is over" in said for epoch in (1, 2, 10)] == [True, False, True]
     (path,) = pages_files.glob("outputs/blobs-mlp/*/result.json")
     row = json.loads(path.read_text())
     assert row["training_samples"] == 100

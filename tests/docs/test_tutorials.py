@@ -63,6 +63,16 @@ def test_the_kept_outputs_are_those_of_a_whole_run() -> None:
     assert found["loss at the end"] < found["loss"]
 
 
+def test_the_page_says_what_the_notebook_says() -> None:
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    said = "".join("".join(o.get("text", "")) for cell in cells for o in cell.get("outputs", []))
+    page = (DOCS / "wrong-labels.md").read_text(encoding="utf-8")
+    table = dict(
+        re.findall(r"^\| ([\w ]+?(?: \(cleanlab\))?)(?:, five trainings)? \| (0\.\d+) \|$", page, re.MULTILINE)
+    )
+    assert table == {name: f"{value:.3f}" for name, value in areas(said).items()}
+
+
 @pytest.mark.slow
 def test_the_whole_notebook_runs() -> None:
     nbformat = pytest.importorskip("nbformat")
