@@ -29,7 +29,7 @@ from tests.experiment.conftest import QUICK, Command
 DOCUMENTED = documented()
 COMMANDS = {f"{page}: {line}": match["rest"] or "" for page, line in DOCUMENTED if (match := PROGRAM.match(line))}
 CHEAP = [name for name, arguments in COMMANDS.items() if not is_slow(arguments)]
-# Runs and cards whose parts other commands here, or `test_own_model_data_and_scenario_train`, have.
+# Runs and cards whose parts other commands here, or `test_own_model_data_scenario_and_callback_train`, have.
 REPEATS = re.compile(
     r"extending: python -m|experiments: lightning-fisher|getting-started: python run\.py (model|reg)"
     r"|metric-card: python run\.py score.checkpoint=outputs/digits-resnet8/default-9c3baaf0$"
@@ -142,12 +142,13 @@ def test_the_report_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (folder / "multirun" / "digits-resnet8" / "report.md").is_file()
 
 
-def test_own_model_data_and_scenario_train(
+def test_own_model_data_scenario_and_callback_train(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick = ["model.max_epochs=10", "data.validation_size=0", "metric.at_end=gamma", "metric.num_subsets=2"]
     quick += ["metric.every_n_validations=null", "metric.subset_size=20", "trainer.accelerator=cpu"]
     chosen = ["--config-dir=my_configs", "model=mlp", "data=blobs", "scenario=small", "model.net.width=32"]
+    chosen += ["callbacks=announce", "callbacks.announce.every=9"]
     monkeypatch.setattr(sys, "argv", ["lightning-fisher", *chosen, *quick])
     main()
     assert "test error" in capsys.readouterr().out

@@ -30,7 +30,7 @@ MISTAKES = [
     (["score.checkpoint=run", "score.class_names=[a,b]"], ["`score.class_names`", "10 names", "['a', 'b']"]),
     (["score.checkpoint=run", "score.classnames=[a,b]"], ["`score.classnames`", "`score.class_names`"]),
     (["score.checkpoint=run", "metric.subset_size=5000"], ["`metric.subset_size`", "300", "5000"]),
-    (["score.checkpoint=run", "data=cifar10"], ["CIFAR-10", "data.data_dir"]),
+    (["score.checkpoint=run", "data=cifar10", "data.download=false"], ["CIFAR-10", "data.data_dir"]),
     (["score.checkpoint=run", "trainer.devices=2"], ["`trainer.devices`", "1 when scoring"]),
     (["score.checkpoint=run", "trainer.accelerator=mps"], ["`trainer.accelerator`", "`mps`"]),
     (["score.checkpoint=run", "hydra.run.dir=run"], ["`hydra.run.dir`", "holds the checkpoint"]),
