@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def block_gram(problem: Problem, few: Probe | None = None) -> tuple[Tensor, Tens
             return block.finish()
         drop_plan(problem)
     few = probe(problem) if few is None else few
-    block = _Block(problem, Plan(set(few.general), [], [], few.chosen, accepted=False, needed=few.needed))
+    block = _Block(problem, Plan(set(few.general), [], [], few.chosen, False, few.needed, few.tolerance))
     block.learn(few)
     return block.finish()
 
@@ -50,7 +51,7 @@ class _Block:
     """One run of all samples, along a plan or to make one."""
 
     def __init__(self, problem: Problem, plan: Plan) -> None:
-        self._problem, self._plan = problem, plan
+        self._problem, self._plan = replace(problem, tolerance=plan.tolerance), plan
         self._new = not plan.trace
         self._keep = True
         self._grams: dict[Group, Tensor] = {}

@@ -71,10 +71,11 @@ def gram_matrix(
 
     Cost: one forward and one backward pass without weight gradients, and the layers' Gram products, for linear,
     convolution (1–3d), batch/group/instance/layer/RMS norm, embedding and multi-head attention layers, as modules or
-    as functions, and for layers with a rule of your own (`register_rule`). Any other parameter costs one forward and
-    backward pass a sample. The first call for a module and samples of one structure takes about one pass more: ξ is
-    verified, ``sᵀ ξ s = ‖Jᵀ s‖²`` for random weights s, against ordinary backward passes. So is every call where rows
-    are chosen by data (sorted, gathered, routed). What was found out is kept as long as the module lives.
+    as functions, for raw parameters in sums, products and matrix products, and for layers with a rule of your own
+    (`register_rule`). Any other parameter costs one forward and backward pass a sample. The first call for a module
+    and samples of one structure takes about one pass more: ξ is verified, ``sᵀ ξ s = ‖Jᵀ s‖²`` for random weights s,
+    against ordinary backward passes. So is every call where rows are chosen by data (sorted, gathered, routed). What
+    was found out is kept as long as the module lives.
 
     Args:
         module: Any module; called as ``module(x)``, ``module(*inputs)`` for a tuple, ``module(**inputs)`` for a dict.

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from lightning_fisher.functional.evaluation.precision import SAME
 from lightning_fisher.functional.gram.interception import recorded
+from lightning_fisher.functional.gram.operations import Operations
 from lightning_fisher.functional.gram.per_sample_jacobian import detached
 from lightning_fisher.functional.gram.problem import Problem
 from lightning_fisher.functional.gram.recorder import Key, Layout, Recorder, Use
@@ -67,6 +67,7 @@ class Plan:
         verify: Whether every call is verified: rows are chosen by data.
         accepted: Whether differences between passes were found to be rounding.
         needed: Bytes a sample that a pass takes, about.
+        tolerance: Relative difference that two evaluations of the same thing may show.
     """
 
     general: set[int]
@@ -75,6 +76,7 @@ class Plan:
     verify: bool
     accepted: bool
     needed: float
+    tolerance: float
 
 
 @dataclass
@@ -87,13 +89,15 @@ class Probe:
         outputs: What the module returned.
         general: Positions of the parameters that no rule covers.
         chosen: Whether rows were chosen by data: sorted, gathered, indexed, routed.
+        tolerance: That of the problem, or of float32 where the module computes in it by itself.
     """
 
     size: int
-    uses: list[Use] = field(default_factory=list)
-    outputs: Any = None
-    general: set[int] = field(default_factory=set)
-    chosen: bool = False
+    uses: list[Use]
+    outputs: Any
+    general: set[int]
+    chosen: bool
+    tolerance: float
 
     @property
     def needed(self) -> float:
@@ -108,7 +112,12 @@ def probe(problem: Problem) -> Probe:
     few = problem.take(slice(0, size))
     for watch in (True, False):
         recorder = Recorder(problem.parameters)
-        operations = _Operations(recorder)
+
+        def unseen(tensor: Tensor, recorder: Recorder = recorder) -> None:  # by scripted code, an extension
+            if not recorder.inside and id(tensor) in recorder.index:
+                recorder.general.add(recorder.index[id(tensor)])
+
+        operations = Operations(unseen)
         try:
             with recorded(recorder, problem.module):
                 if watch:
@@ -125,33 +134,11 @@ def probe(problem: Problem) -> Probe:
     general = set(range(len(problem.parameters))) if everything else recorder.general
     for use in recorder.uses:
         use.arguments = {name: value for name, value in use.arguments.items() if name != "weight"}
-    return Probe(size, recorder.uses, detached(outputs), general, operations.chosen or recorder.reads or not watch)
+    chosen = operations.chosen or recorder.reads or not watch
+    narrow = operations.narrow and problem.tolerance < SAME[torch.float32]
+    tolerance = SAME[torch.float32] if narrow else problem.tolerance
+    return Probe(size, recorder.uses, detached(outputs), general, chosen, tolerance)
 
-
-class _Operations(TorchDispatchMode):
-    """Every operation of a pass: which choose rows, and which use a parameter where no function mode sees it."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.chosen = False
-        self._recorder = recorder
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if _CHOOSING.search(func.overloadpacket.__name__):
-            self.chosen = True
-        if not self._recorder.inside:  # scripted code, an extension
-            index = self._recorder.index
-            given = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-            self._recorder.general |= {index[id(leaf)] for leaf in given if id(leaf) in index}
-        return func(*args, **kwargs)
-
-
-# Names of operations, or parts of them, that choose rows by data or bring data into Python.
-_CHOOSING = re.compile(
-    "sort|topk|kthvalue|nonzero|masked_s|gather|scatter|take|index|unique|bincount|histc|bucketize|repeat_interleave|"
-    "segment|multinomial|randperm|pack_padded|nested|^_local_scalar_dense$|^equal$"
-)
 
 _PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[list[weakref.ref[Any]], Plan]]] = (
     weakref.WeakKeyDictionary()

@@ -24,12 +24,14 @@ from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.precision import SAME
 from lightning_fisher.functional.evaluation.samples import ordinary, take
 from lightning_fisher.functional.gram.layout import outputs_difference
+from lightning_fisher.functional.gram.operations import Operations
 from lightning_fisher.functional.gram.per_sample_jacobian import differentiable_pairs, output_gradient_rows
 from lightning_fisher.functional.gram.problem import Problem
 
 GRADIENT = 10  # times the tolerance of outputs, for gradients of single samples
 TOTAL = 0.3  # times the tolerance of outputs, for all gradients: in float32 kinks make 0.01 of it
 ROUNDING = 30  # times machine epsilon: of a parameter's gradient, relative to that of all
+NARROW = 1e-5  # tolerance in float64 for modules that compute in float32 by themselves
 SMALLEST = 1e-4  # of the mean squared row that a row is scaled by at the least
 
 Group = tuple[int, ...]  # positions of parameters
@@ -103,7 +105,7 @@ def _decide(
     groups: list[Group], found: Tensor, expected: Tensor, scales: Tensor, problem: Problem
 ) -> tuple[list[Group], bool]:
     tolerance = problem.tolerance
-    eps = max(torch.finfo(parameter.dtype).eps for parameter in problem.parameters)
+    eps = torch.finfo(torch.float64 if tolerance <= SAME[torch.float64] else torch.float32).eps
     allowed = tolerance / problem.count**0.5
     whole = scales.sum()
     limit = allowed * scales + ROUNDING * eps * (scales * whole).sqrt() + tolerance**2 * whole
@@ -151,7 +153,7 @@ def settle(problem: Problem, detail: str) -> None:
             "does the module draw random numbers?"
         )
     try:
-        finding = _interaction(problem if problem.tolerance <= SAME[torch.float64] else _in_float64(problem))
+        finding = _interaction(_in_float64(problem))
     except (RuntimeError, TypeError, ValueError) as error:
         raise InteractionError(f"{detail}; not settled in float64: {first_line(error)}") from error
     if finding is not None:
@@ -159,21 +161,19 @@ def settle(problem: Problem, detail: str) -> None:
 
 
 def _in_float64(problem: Problem) -> Problem:
+    """The same problem in float64; its tolerance is larger where the module computes in less by itself."""
+    if problem.tolerance <= SAME[torch.float64]:
+        return problem
     module = float64_copy(problem.module)
     asked = {id(parameter) for parameter in problem.parameters}
     pairs = zip(problem.module.parameters(), module.parameters(), strict=True)
     parameters = tuple(twin for parameter, twin in pairs if id(parameter) in asked)
     loss_fn = float64_copy(problem.loss_fn) if isinstance(problem.loss_fn, nn.Module) else problem.loss_fn
     inputs, targets = ordinary((problem.inputs, problem.targets), torch.float64)
-    return replace(
-        problem,
-        module=module,
-        parameters=parameters,
-        inputs=inputs,
-        targets=targets,
-        loss_fn=loss_fn,
-        tolerance=SAME[torch.float64],
-    )
+    twin = replace(problem, module=module, parameters=parameters, inputs=inputs, targets=targets, loss_fn=loss_fn)
+    with Operations() as operations:
+        twin.take(slice(0, 1)).outputs()
+    return replace(twin, tolerance=NARROW if operations.narrow else SAME[torch.float64])
 
 
 def _interaction(problem: Problem) -> InteractionError | NonlinearBackwardError | None:

@@ -22,7 +22,7 @@ class Scale(nn.Module):
         self.a, self.b = nn.Parameter(torch.randn(width)), nn.Parameter(torch.randn(width))
 
     def forward(self, x):
-        return self.a * x + self.b
+        return torch.addcmul(self.b, self.a, x)
 
 
 def scale_gradients(layer, inputs, gradients):
@@ -38,7 +38,7 @@ class Bilinear(nn.Module):
         self.w, self.v = nn.Parameter(torch.randn(6, 6)), nn.Linear(6, 6, bias=False)
 
     def forward(self, x):
-        return (x @ self.w) * self.v(x)
+        return torch.einsum("ni,ij->nj", x, self.w) * self.v(x)
 
 
 def bilinear_gradients(layer, x, g):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -49,3 +50,43 @@ class Linear(LayerRule):
 
 def _positions(values: Tensor) -> Tensor:
     return values.reshape(values.shape[0], -1, values.shape[-1])
+
+
+class Product(Linear):
+    """``x W``, of a matrix whose rows are the input's features: `torch.matmul`, ``@``, `torch.mm`."""
+
+    parameters: tuple[str, ...] = ("weight",)
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        LayerRule.__init__(self, function, ("input", "weight"))
+
+    def bind(self, *args: Any, **kwargs: Any) -> Arguments:
+        """Two tensors by position; anything else is marked as not plain."""
+        if len(args) != 2 or kwargs:
+            return {"input": None, "weight": None}
+        return {"input": args[0], "weight": args[1]}
+
+    def covers(self, arguments: Arguments) -> bool:
+        """The parameter is a matrix, on the right."""
+        input, weight = arguments["input"], arguments["weight"]
+        return isinstance(input, Tensor) and isinstance(weight, Tensor) and weight.ndim == 2 and input.ndim >= 2
+
+    def weight_rows(self, A: Tensor, G: Tensor, arguments: Arguments, block: slice) -> Tensor:
+        """``Σ_l a_l g_lᵀ``, cut by input features."""
+        return _positions(A)[..., block].transpose(1, 2) @ _positions(G)
+
+
+class ShiftedProduct(Product):
+    """`torch.addmm` as a linear layer, ``b + x W``."""
+
+    parameters = ("weight", "bias")
+
+    def bind(self, *args: Any, **kwargs: Any) -> Arguments:
+        """Bias, input and weight by position."""
+        if len(args) != 3 or kwargs:
+            return {"bias": None, "input": None, "weight": None}
+        return {"bias": args[0], "input": args[1], "weight": args[2]}
+
+    def covers(self, arguments: Arguments) -> bool:
+        """The bias is a vector of the output's features."""
+        return super().covers(arguments) and arguments["bias"].shape == arguments["weight"].shape[1:]
