@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer
 from lightning_fisher.exceptions import InteractionError
+from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
 from lightning_fisher.functional.evaluation.loss import LossFn, output_gradients
 from lightning_fisher.functional.evaluation.loss_parameters import with_loss_inside
@@ -30,7 +31,7 @@ from lightning_fisher.functional.evaluation.precision import (
     made_with,
     require_full_precision,
 )
-from lightning_fisher.functional.evaluation.samples import chunks, device_of, num_samples, ordinary, take
+from lightning_fisher.functional.evaluation.samples import chunks, num_samples, ordinary, take
 from lightning_fisher.functional.gram.layerwise import LayerwiseGram, MemoryExceededError
 from lightning_fisher.functional.gram.per_sample_jacobian import collect_outputs, row_gram
 
@@ -141,7 +142,7 @@ def scaled_gram(
         preserved_random_state(devices),
         preserved_buffers(module),
     ):
-        inputs, targets = ordinary(inputs, None, device_of(parameters)), ordinary(targets, None, device_of(parameters))
+        inputs, targets = own_batch(module, inputs, targets)
         module, inputs, targets, loss_fn, logit_norm = with_loss_inside(module, inputs, targets, loss_fn, logit_norm)
         if batch_norm == "batch":
             gram, log_scales = _coupled(module, parameters, inputs, targets, loss_fn, chunk_size, logit_norm)

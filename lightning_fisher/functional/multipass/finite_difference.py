@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer, require_number
+from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.loss import LossFn
-from lightning_fisher.functional.evaluation.samples import device_of, has_tensors, num_samples, ordinary, split
+from lightning_fisher.functional.evaluation.samples import has_tensors, num_samples, split
 from lightning_fisher.functional.multipass.execution import FIXED, check_passes
 from lightning_fisher.functional.multipass.part_losses import PartLosses, penalty_of_parts
 from lightning_fisher.functional.multipass.sub_batches import part_sizes
@@ -78,7 +79,7 @@ def penalty_gradient(
     check_passes(passes, FIXED)
     trainable = trainable_parameters(module, count, targets)
     with torch.inference_mode(False), torch.enable_grad():
-        inputs, targets = own_batch(inputs, targets, trainable)
+        inputs, targets = own_batch(module, inputs, targets)
         sizes = part_sizes(count, num_sub_batches)
         parts = list(zip(split(inputs, sizes), split(targets, sizes), strict=True))
         penalty = penalty_of_parts(
@@ -89,12 +90,6 @@ def penalty_gradient(
             passes=passes,
         )
     return penalty.value, for_all_parameters(module, trainable, penalty.gradient)
-
-
-def own_batch(inputs: Any, targets: Any, parameters: Sequence[Tensor]) -> tuple[Any, Any]:
-    """Copies of a batch where the parameters are."""
-    device = device_of(parameters)
-    return ordinary(inputs, device=device), ordinary(targets, device=device)
 
 
 def trainable_parameters(module: nn.Module, count: int, targets: Any) -> list[nn.Parameter]:
