@@ -78,7 +78,9 @@ def gram_matrix(
         module: Any module; called as ``module(x)``, ``module(*inputs)`` for a tuple, ``module(**inputs)`` for a dict.
         inputs: N samples; every tensor has them in dimension 0.
         targets: Class indices ``[N]`` or class probabilities ``[N, K]``, or what ``loss_fn`` takes.
-        loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy of each sample.
+        loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy of each sample. A
+            scalar has to be the mean, or sum, of its values on single samples: with class weights, ``ignore_index`` or
+            masks it isn't, and a sample's own loss is not defined. Parameters of ``module`` that it uses itself count.
         batch_norm: ``"eval"`` uses running statistics: samples are independent. ``"batch"`` uses the statistics of
             consecutive chunks, so that the gradients within a chunk are coupled, as in the authors' released code.
         chunk_size: With ``"batch"`` the size of a chunk (``None``: 10). With ``"eval"`` it only bounds memory: at most

@@ -34,8 +34,11 @@ def penalty_gradient(
     ``R_α = 1/M Σ_i [L(B_i, w) − L(B_i, w − α g_i)]``,
     ``∇R_α = 1/M Σ_i [g_i − ∇L(B_i, ·)|_{w − α g_i}]``.
 
-    In ReLU networks this finite difference is *not* a Hessian-vector product: most of it is crossed kinks. Where M does
-    not divide N, the sub-batches are those of `torch.tensor_split`, weighted by their size.
+    In ReLU networks this finite difference is *not* a Hessian-vector product: most of it is crossed kinks. The
+    sub-batches are those of `torch.tensor_split`. Where M does not divide N, or the loss divides by something else than
+    the number of samples (labels that aren't ignored, class weights, a mask), they weigh what they weigh in the loss of
+    the batch instead of 1/M; one without labels weighs nothing. A scalar ``loss_fn`` is asked for that on the outputs,
+    for which the host waits.
 
     Batch-norm layers stay in the module's current mode; both passes of a sub-batch start from the same buffers and the
     same random state (dropout masks), which goes on from one sub-batch to the next. Afterwards weights, buffers,
@@ -60,7 +63,8 @@ def penalty_gradient(
     Returns:
         ``R_α`` (float64 scalar) and ``∇R_α`` in the order of ``module.parameters()``; zeros for parameters that are
         frozen or that the loss does not depend on. Where either isn't finite (the loss at ``w − α g_i`` overflows,
-        say), ``nan`` and zeros throughout, so that a step that adds it is the plain one; the host doesn't wait.
+        say), ``nan`` and zeros throughout, so that a step that adds it is the plain one; the host doesn't wait for
+            that.
 
     Raises:
         ValueError: If α or M don't fit, a parameter is narrower than float32, complex or sparse, or vmap is asked for
