@@ -80,3 +80,23 @@ def hessian(module, inputs, targets, loss):
         again = torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
         columns.append(flat(again))
     return torch.stack(columns)
+
+
+def penalty_at(module, inputs, targets, parts, weights, alpha, loss):
+    """As `penalty`, for losses that use the module themselves: its own weights are moved and put back."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    total, value = None, 0.0
+    for index, weight in zip(parts, weights, strict=True):
+        before = [p.detach().clone() for p in parameters]
+        here, gradient = value_and_gradient(module, rows(inputs, index), rows(targets, index), loss)
+        with torch.no_grad():
+            for p, g in zip(parameters, gradient, strict=True):
+                p.sub_(alpha * g)
+        there, gradient_there = value_and_gradient(module, rows(inputs, index), rows(targets, index), loss)
+        with torch.no_grad():
+            for p, w in zip(parameters, before, strict=True):
+                p.copy_(w)
+        value += weight * (here - there)
+        change = [weight * (g - h) for g, h in zip(gradient, gradient_there, strict=True)]
+        total = change if total is None else [a + b for a, b in zip(total, change, strict=True)]
+    return value, total

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_fisher.arguments import require_integer
 from lightning_fisher.exceptions import InteractionError
+from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.denominator import PartWeights
 from lightning_fisher.functional.evaluation.differentiable import differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.independence import random_order, require_same_outputs
@@ -20,7 +21,7 @@ from lightning_fisher.functional.evaluation.loss import LossFn, losses_of
 from lightning_fisher.functional.evaluation.loss_parameters import loss_parameters, refuse_foreign_parameters
 from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot, dense
 from lightning_fisher.functional.evaluation.precision import require_full_precision
-from lightning_fisher.functional.evaluation.samples import chunks, device_of, num_samples, ordinary, take
+from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take
 
 
 class HessianVectorProduct:
@@ -120,8 +121,7 @@ def mean_loss_hessian(
     count = num_samples(inputs)
     step = chunk_size or count
     with differentiable_evaluation(module):
-        device = device_of(parameters)
-        inputs, targets = ordinary(inputs, device=device), ordinary(targets, device=device)
+        inputs, targets = own_batch(module, inputs, targets)
 
         def part(index: slice | Tensor) -> tuple[Any, Any, Tensor]:
             own = take(targets, index)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from lightning_fisher.arguments import require_choice, require_integer, require_positive
 from lightning_fisher.functional.curvature.lanczos import largest_magnitude_eigenvalue
 from lightning_fisher.functional.curvature.softmax import SoftmaxJacobian
+from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.differentiable import (
     differentiable_evaluation,
     evaluate,
@@ -21,7 +22,7 @@ from lightning_fisher.functional.evaluation.differentiable import (
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
 from lightning_fisher.functional.evaluation.independence import refuse_coupled_gradients, refuse_dependent_outputs
 from lightning_fisher.functional.evaluation.module_state import frozen
-from lightning_fisher.functional.evaluation.samples import device_of, num_samples, ordinary, take
+from lightning_fisher.functional.evaluation.samples import num_samples, take
 
 Method = Literal["auto", "exact", "power"]
 Reduction = Literal["mean", "none"]
@@ -80,7 +81,7 @@ def robustness(
     generator = torch.Generator().manual_seed(seed)
     values = []
     with differentiable_evaluation(module), frozen(module.parameters()):
-        inputs = ordinary(inputs, device=device_of(module.parameters()))
+        inputs, _ = own_batch(module, inputs)
         for start in range(0, count, step):
             chunk = take(inputs, slice(start, start + step))
             variables, leaves = _variables(chunk)

@@ -42,7 +42,7 @@ def refuse_reduced_precision(loss: Tensor) -> None:
     """
     for node in nodes(loss):
         for output in getattr(node, "_input_metadata", ()):  # of the backward node: the outputs of the forward one
-            if output.dtype in REDUCED:
+            if output.dtype in REDUCED and tuple(output.shape) != ():  # a scalar loss may be cast: that is no rounding
                 raise ValueError(
                     "Expected a forward pass in float32 or float64, but the module enters autocast, or casts to "
                     f"{output.dtype}, by itself between its trainable parameters and the loss; leave mixed precision "

@@ -265,7 +265,7 @@ def _loss_gradient(
                 f"but got shape {tuple(batch.shape)}."
             )
         gradients = gradients_of(losses.sum(), variables)
-        if count > 1 and bool(torch.isfinite(losses.detach()).all()):
+        if count > 1 and bool(torch.isfinite(batch.detach()).all()):
             if batch.ndim == 0:
                 require_mean_of_samples(batch, losses, gradients, variables)
             else:

@@ -116,8 +116,11 @@ def _parameters_of(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn
     few = slice(0, 2)
     outputs, _ = as_variables(_outputs(module, take(inputs, few)), double=False)
     targets = take(targets, few)
-    with torch.enable_grad(), preserved_random_state(set()):
-        return loss_parameters(outputs, targets, losses_of(fresh(outputs), targets, loss_fn))
+    try:
+        with torch.enable_grad(), preserved_random_state(set()):
+            return loss_parameters(outputs, targets, losses_of(fresh(outputs), targets, loss_fn))
+    except RuntimeError:  # not in these dtypes: what is differentiated is a converted copy, constants of which
+        return [p for p in loss_fn.parameters() if p.requires_grad] if isinstance(loss_fn, nn.Module) else []
 
 
 def _outputs(module: nn.Module, inputs: Any) -> Any:

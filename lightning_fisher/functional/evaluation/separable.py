@@ -38,8 +38,11 @@ def require_mean_of_samples(
         if bool(same_value & ((whole - factor * alone).norm(dim=1) <= tolerance * scale).all()):
             return
     # Which of the two it is: each sample's gradient as in the batch, but for a factor?
-    norms = whole.norm(dim=1), alone.norm(dim=1)
-    collinear = bool(((whole * alone).sum(1) >= (1 - 1e-3) * norms[0] * norms[1]).all()) and bool(norms[1].any())
+    known = torch.isfinite(losses.detach())  # a sample without labels has no loss alone
+    whole, alone = whole[known], alone[known]
+    factors = (whole * alone).sum(1) / alone.square().sum(1).clamp_min(torch.finfo(alone.dtype).tiny)
+    collinear = bool(((whole - factors.unsqueeze(1) * alone).norm(dim=1) <= tolerance * whole.norm(dim=1)).all())
+    collinear = collinear and bool(alone.any())
     weighs = "weighs its samples differently (class weights, `ignore_index`, a mask?)"
     mean = float(total) / len(losses)
     raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer
+from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
 from lightning_fisher.functional.evaluation.loss import LossFn
 from lightning_fisher.functional.evaluation.loss_parameters import with_loss_inside
@@ -26,7 +27,7 @@ from lightning_fisher.functional.evaluation.precision import (
     made_with,
     require_full_precision,
 )
-from lightning_fisher.functional.evaluation.samples import chunks, device_of, ordinary
+from lightning_fisher.functional.evaluation.samples import chunks
 from lightning_fisher.functional.gram.block import block_gram
 from lightning_fisher.functional.gram.interception import plain_kernels
 from lightning_fisher.functional.gram.per_sample_jacobian import collect_outputs, row_gram
@@ -81,7 +82,9 @@ def gram_matrix(
         module: Any module; called as ``module(x)``, ``module(*inputs)`` for a tuple, ``module(**inputs)`` for a dict.
         inputs: N samples; every tensor has them in dimension 0.
         targets: Class indices ``[N]`` or class probabilities ``[N, K]``, or what ``loss_fn`` takes.
-        loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy of each sample.
+        loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy of each sample. A
+            scalar has to be the mean, or sum, of its values on single samples: with class weights, ``ignore_index`` or
+            masks it isn't, and a sample's own loss is not defined. Parameters of ``module`` that it uses itself count.
         batch_norm: ``"eval"`` uses running statistics: samples are independent. ``"batch"`` uses the statistics of
             consecutive chunks, so that the gradients within a chunk are coupled, as in the authors' released code.
         chunk_size: With ``"batch"`` the size of a chunk (``None``: 10). With ``"eval"`` it only bounds memory: at most
@@ -147,8 +150,7 @@ def scaled_gram(
         evaluation_mode(module, batch_statistics=batch_norm == "batch"),
         plain_kernels(module),
     ):
-        device = device_of(parameters)
-        inputs, targets = ordinary(inputs, device=device), ordinary(targets, device=device)
+        inputs, targets = own_batch(module, inputs, targets)
         module, inputs, targets, loss_fn, logit_norm = with_loss_inside(module, inputs, targets, loss_fn, logit_norm)
         problem = Problem(module, parameters, inputs, targets, loss_fn, logit_norm, SAME[dtype])
         if batch_norm == "batch":

@@ -9,15 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer, require_number
+from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.loss import LossFn, mean_loss
-from lightning_fisher.functional.evaluation.samples import (
-    call_module,
-    device_of,
-    has_tensors,
-    num_samples,
-    ordinary,
-    split,
-)
+from lightning_fisher.functional.evaluation.samples import call_module, has_tensors, num_samples, split
 from lightning_fisher.functional.multipass.execution import FIXED, check_passes
 from lightning_fisher.functional.multipass.part_losses import PartLosses, penalty_of_parts
 from lightning_fisher.functional.multipass.sub_batches import part_sizes
@@ -40,8 +34,11 @@ def penalty_gradient(
     ``R_α = 1/M Σ_i [L(B_i, w) − L(B_i, w − α g_i)]``,
     ``∇R_α = 1/M Σ_i [g_i − ∇L(B_i, ·)|_{w − α g_i}]``.
 
-    In ReLU networks this finite difference is *not* a Hessian-vector product: most of it is crossed kinks. Where M does
-    not divide N, the sub-batches are those of `torch.tensor_split`, weighted by their size.
+    In ReLU networks this finite difference is *not* a Hessian-vector product: most of it is crossed kinks. The
+    sub-batches are those of `torch.tensor_split`. Where M does not divide N, or the loss divides by something else than
+    the number of samples (labels that aren't ignored, class weights, a mask), they weigh what they weigh in the loss of
+    the batch instead of 1/M; one without labels weighs nothing. A scalar ``loss_fn`` is asked for that on the outputs,
+    for which the host waits.
 
     Batch-norm layers stay in the module's current mode; both passes of a sub-batch start from the same buffers and the
     same random state (dropout masks), which goes on from one sub-batch to the next. Afterwards weights, buffers,
@@ -66,7 +63,8 @@ def penalty_gradient(
     Returns:
         ``R_α`` (float64 scalar) and ``∇R_α`` in the order of ``module.parameters()``; zeros for parameters that are
         frozen or that the loss does not depend on. Where either isn't finite (the loss at ``w − α g_i`` overflows,
-        say), ``nan`` and zeros throughout, so that a step that adds it is the plain one; the host doesn't wait.
+        say), ``nan`` and zeros throughout, so that a step that adds it is the plain one; the host doesn't wait for
+            that.
 
     Raises:
         ValueError: If α or M don't fit, a parameter is narrower than float32, complex or sparse, or vmap is asked for
@@ -85,7 +83,7 @@ def penalty_gradient(
     check_passes(passes, FIXED)
     trainable = trainable_parameters(module, count, targets)
     with torch.inference_mode(False), torch.enable_grad():
-        inputs, targets = own_batch(inputs, targets, trainable)
+        inputs, targets = own_batch(module, inputs, targets)
         sizes = part_sizes(count, num_sub_batches)
         parts = list(zip(split(inputs, sizes), split(targets, sizes), strict=True))
         penalty = penalty_of_parts(
@@ -96,12 +94,6 @@ def penalty_gradient(
             passes=passes,
         )
     return penalty.value, for_all_parameters(module, trainable, penalty.gradient)
-
-
-def own_batch(inputs: Any, targets: Any, parameters: Sequence[Tensor]) -> tuple[Any, Any]:
-    """Copies of a batch where the parameters are."""
-    device = device_of(parameters)
-    return ordinary(inputs, device=device), ordinary(targets, device=device)
 
 
 def loss_of(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn | None) -> Callable[[], Tensor]:

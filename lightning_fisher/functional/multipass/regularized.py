@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice, require_number
+from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.loss import LossFn, losses_of
 from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples, split
@@ -17,7 +18,6 @@ from lightning_fisher.functional.multipass.execution import FIXED, check_passes
 from lightning_fisher.functional.multipass.finite_difference import (
     check_penalty_options,
     for_all_parameters,
-    own_batch,
     trainable_parameters,
 )
 from lightning_fisher.functional.multipass.loop import Gradient, Penalty, finite_or_left_out, penalty_of_losses
@@ -78,8 +78,8 @@ def regularized_gradient(
     ``"shared"``  k of M     1 + k / M            ``1/M Σ_i g_i + β/k Σ_{i∈S} [g_i − h_i]``
     ============  =========  ===================  ============================================================
 
-    ``"shared"`` uses the mean of the ``g_i`` as the gradient of ``L``. Where samples don't interact that is the same
-    number. Batch-norm in training mode then normalizes every sub-batch of N/M samples by itself (ghost batch-norm) and
+    ``"shared"`` uses the mean of the ``g_i`` as the gradient of ``L``, weighted as in `penalty_gradient`. Where samples
+    don't interact that is the same number; a loss that couples them is refused. Batch-norm in training mode then normalizes every sub-batch of N/M samples by itself (ghost batch-norm) and
     moves its running statistics once a pass; the plain gradient too is computed in float32 or better.
 
     ``perturbed=k`` draws k of the M sub-batches, every choice equally likely: an unbiased estimate of ``∇R_α`` whose
@@ -131,7 +131,7 @@ def regularized_gradient(
     moved = draw_perturbed(num_sub_batches, perturbed, generator)
     scale = num_sub_batches / sum(moved)
     with torch.inference_mode(False), torch.enable_grad():
-        inputs, targets = own_batch(inputs, targets, trainable)
+        inputs, targets = own_batch(module, inputs, targets)
         parts = merge_unperturbed(part_sizes(count, num_sub_batches), moved)
         sizes = [part.size for part in parts]
         batches = list(zip(split(inputs, sizes), split(targets, sizes), strict=True))
