@@ -27,14 +27,20 @@ class FisherRegularizer(Callback):
     r"""Train with ``L(B, w) + β R_α(w)`` from the first learning-rate drop on (Sec. 6, Algorithm 1, Sec. 7.2.1).
 
     ``R_α(w) = 1/M Σ_i [L(B_i, w) − L(B_i, w − α g_i)]``, ``g_i = ∇L(B_i, w)`` held constant, penalizes sub-batch
-    gradients that diverge in magnitude and direction. Works with any optimizer and any LightningModule in automatic
-    optimization whose `training_step` returns a mean loss.
+    gradients that diverge in magnitude and direction. Works with any LightningModule whose `training_step` returns a
+    mean loss (automatic optimization) or hands its losses to `self.manual_backward` (manual optimization), and with any
+    optimizer that steps on ``.grad``. ``w`` are the parameters that the optimizers step; others stay where they are.
 
     How: for the batches of the regularized phase, `training_step` is replaced by one that first runs it on the M
-    sub-batches at ``w`` and at ``w − α g_i`` (nothing is logged, buffers, torchmetrics and random state are put back),
+    sub-batches at ``w`` and at ``w − α g_i`` (nothing is logged, what it changes is put back or refused by name),
     then on the whole batch, and returns that loss carrying ``β ∇R_α``: its backward pass adds ``β ∇R_α`` to the
     gradients. Loss scaling, accumulation, the one all-reduce, clipping and every hook see one ordinary gradient. Before
     the switch, and at β = 0, training is bit for bit what it is without the callback.
+
+    In manual optimization the passes run when the step hands a loss to `manual_backward`: the step is followed again on
+    each sub-batch up to that loss, on copies of the weights, from the state at its beginning; where it called an
+    optimizer, the weights become what they became. The penalty is that of this loss, at the weights as they are then,
+    over the parameters that the next optimizers step.
 
     The sub-batch passes run in float32 with autocast and TF32 off: the finite difference is noise in anything less.
     Cost of a regularized step: three forward and backward passes of the batch instead of one, or fewer with
@@ -54,9 +60,10 @@ class FisherRegularizer(Callback):
         alpha: Step α > 0 of the finite difference.
         num_sub_batches: M, over all processes together (each takes M / world size); a smaller last batch with fewer
             than 2 M samples is split into parts of two.
-        start: ``"first_lr_drop"``: once the optimizer's largest learning rate is at most 0.9 times the step before's or
-            half its peak (step schedules: the first step; cosine: half-way down; constant: never). Or an epoch, as
-            an integer or ``"epoch:60"``, or an optimizer step, ``"step:1000"``.
+        start: ``"first_lr_drop"``: once the largest learning rate of an optimizer is at most 0.9 times the one before
+            or half its peak (step schedules: the first step; cosine: half-way down; constant, schedule-free: never).
+            Or an epoch, ``60``, ``1.5`` or ``"epoch:60"``, or an optimizer step, ``"step:1000"``
+            (`trainer.global_step`, which counts those of all optimizers).
         split_fn: ``(batch, parts) → list of sub-batches`` for batches that aren't tensors, lists of samples, packed
             sequences, tuples, mappings and dataclasses of those.
         beta_schedule: β after the switch: ``"constant"``, or a ``"linear"`` or ``"cosine"`` ramp from 0.
@@ -66,13 +73,14 @@ class FisherRegularizer(Callback):
             interact; batch-norm normalizes each sub-batch of N/M samples by itself (ghost batch-norm) and moves
             its running statistics M times a step. `training_step` then runs once a sub-batch, in float32 whatever
             the Trainer's precision; what it logs is logged once, as the mean over the sub-batches, and what it
-            returns is merged (`merge_outputs`).
+            returns is merged (`merge_outputs`). Numbers, moving averages and weights that the step itself changes count
+            once a step, lists, arrays, metrics and buffers once a sub-batch. Automatic optimization only.
         perturbed: Only k of the M sub-batches, drawn anew every step, are evaluated at ``w − α g_i``; their penalty
             counts M/k times: an unbiased estimate of ``∇R_α``, whose variance grows as M/k. ``1 + 2k/M`` evaluations
             (``"shared"``: ``1 + k/M``). Over all processes together, like M. ``None``: all M.
-        every_n_steps: Only every n-th optimizer step is regularized, with n times the weight: the same penalty on
-            average over n steps, in bursts (n β is the weight that the optimizer has to bear). On average
-            ``1 + 2/n`` evaluations (``"shared"``: ``1 + 1/n``).
+        every_n_steps: Only every n-th optimizer step (in manual optimization: batch) is regularized, with n times the
+            weight: the same penalty on average over n steps, in bursts (n β is the weight that the optimizer has to
+            bear). On average ``1 + 2/n`` evaluations (``"shared"``: ``1 + 1/n``).
         passes: How the sub-batches are evaluated with the full gradient. ``"loop"``: one after the other. ``"vmap"``:
             all at once by `torch.func.vmap`, which calls `training_step` with batched tensors: the same up to rounding
             in two passes instead of 2 M, at the memory of 4 M gradients; for a GPU, which takes as long to be told of
@@ -80,12 +88,19 @@ class FisherRegularizer(Callback):
             its modules only, not in other objects, where they would be of no use. ``"auto"``: the loop on a CPU and
             with deterministic algorithms; elsewhere the third regularized step is evaluated both ways, a few times,
             and vmap is taken if it can do the step, agrees with the loop and is faster, for as long as it can do it.
-            Steps that draw random numbers can't be compared: the loop. A step with collectives of its own needs the
+            All processes take the same. Manual optimization: the loop. Steps that draw random numbers can't be
+            compared: the loop. A step with collectives of its own needs the
             same form on every process: don't leave it to ``"auto"``. Sub-batches of different sizes are a loop always.
         scaling: How much what is evaluated weighs where that isn't all (``perturbed=k``, ``every_n_steps=n``).
             ``"linear"``: M/k and n times as much, which is unbiased; its noise is that of a larger β. ``"sqrt"``:
             √(M/k) and √n times as much: the terms ``g_i − h_i`` of ReLU networks are nearly orthogonal, and this keeps
             their sum at its size over the steps, so that the same β does about the same in every form.
+        losses: Manual optimization: which losses are regularized, by the order in which the step hands them to
+            `manual_backward`, from 0; ``None``: all.
+        optimizers: Manual optimization: only the parameters of these optimizers are perturbed and get the penalty's
+            gradient, by their order in `configure_optimizers`, from 0; ``None``: those of all.
+        manual_accumulation: Manual optimization: n where the step accumulates the gradients of n batches and divides
+            each loss by n; R_α is then that of the undivided loss, and divided by n too.
 
     Attributes:
         active: Whether the regularized phase has begun.
@@ -227,7 +242,12 @@ class FisherRegularizer(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that the phase never began."""
-        if self.beta > 0 and not self.active and self.start.waits_for_drop and not trainer.fast_dev_run:
+        if (
+            self.beta > 0
+            and not self.active
+            and self.start.waits_for_drop
+            and not getattr(trainer, "fast_dev_run", False)
+        ):
             pl_module.print(
                 "FisherRegularizer: the regularized phase never began, since the learning rate never dropped; "
                 "training was the plain one (`start` takes an epoch or a step, too)."
@@ -346,5 +366,5 @@ def _time(trainer: Trainer, batch_idx: int) -> float:
 
 def _rehearsed(trainer: Trainer) -> int:
     """The batch whose step is rehearsed: the second, in which state carried over shows; the only one, if it is."""
-    only = trainer.fast_dev_run == 1 or trainer.max_steps == 1
+    only = getattr(trainer, "fast_dev_run", 0) == 1 or trainer.max_steps == 1
     return 0 if only or (trainer.num_training_batches == 1 and trainer.max_epochs == 1) else 1

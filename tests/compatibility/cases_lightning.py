@@ -169,6 +169,15 @@ CASES = [
         regularizer={"start": "first_lr_drop"},
     ),
     Case(
+        "ManualOptimBoringModel",
+        "Lightning's demos",
+        ManualOptimBoringModel,
+        vectors,
+        towards_ones,
+        fisher=Fisher(ones_as_targets, loss_fn=squared),
+        oracle={"scheduler": None},
+    ),
+    Case(
         "DemoModel, a summed loss",
         "Lightning's demos",
         lambda: DemoModel(out_dim=60, learning_rate=1e-3),
@@ -203,8 +212,5 @@ REFUSED = [
         StatefulLSTM,
         sequences,
         refused="runs on parts of a batch.*keep no state from batch to batch",
-    ),
-    Case(
-        "ManualOptimBoringModel", "Lightning's demos", ManualOptimBoringModel, vectors, refused="automatic optimization"
     ),
 ]

@@ -117,9 +117,15 @@ class Byol(Classifier):
         self.target = copy.deepcopy(self.net).requires_grad_(False)
 
     def training_step(self, batch, batch_idx):
-        for mean, parameter in zip(self.target.parameters(), self.net.parameters(), strict=True):
-            mean.data.mul_(0.9).add_(parameter.data, alpha=0.1)
-        return super().training_step(batch, batch_idx) + 0.1 * F.mse_loss(self(batch[0]), self.target(batch[0]))
+        loss = towards_the_average(self, batch)
+        self.log("train_loss", loss)
+        return loss
+
+
+def towards_the_average(module, batch):
+    for mean, parameter in zip(module.target.parameters(), module.net.parameters(), strict=True):
+        mean.data.mul_(0.9).add_(parameter.data, alpha=0.1)
+    return cross_entropy(module, batch) + 0.1 * F.mse_loss(module(batch[0]), module.target(batch[0]))
 
 
 class InPlace(Classifier):
@@ -130,9 +136,15 @@ class InPlace(Classifier):
         self.center = torch.zeros(CLASSES)
 
     def training_step(self, batch, batch_idx):
-        logits = self(batch[0])
-        self.center.mul_(0.9).add_(logits.detach().mean(0), alpha=0.1)
-        return F.cross_entropy(logits - self.center, batch[1])
+        loss = centered(self, batch)
+        self.log("train_loss", loss)
+        return loss
+
+
+def centered(module, batch):
+    logits = module(batch[0])
+    module.center.mul_(0.9).add_(logits.detach().mean(0), alpha=0.1)
+    return F.cross_entropy(logits - module.center, batch[1])
 
 
 class OwnAutocast(Classifier):
@@ -156,23 +168,18 @@ class Checkpointed(Classifier):
         return torch.utils.checkpoint.checkpoint(self.net, x.requires_grad_(), use_reentrant=True)
 
 
-class Adversaries(Classifier):
-    """Two optimizers in manual optimization, as every GAN."""
+class ByHand(Classifier):
+    """Manual optimization."""
 
     def __init__(self):
-        super().__init__(mlp())
+        super().__init__(conv_bn_net())
         self.automatic_optimization = False
 
-    def configure_optimizers(self):
-        first, *rest = self.parameters()
-        return sgd([first]), sgd(rest)
-
     def training_step(self, batch, batch_idx):
-        loss = super().training_step(batch, batch_idx)
+        loss, optimizer = super().training_step(batch, batch_idx), self.optimizers()
+        optimizer.zero_grad()
         self.manual_backward(loss)
-        for optimizer in self.optimizers():
-            optimizer.step()
-            optimizer.zero_grad()
+        optimizer.step()
         return loss
 
 
@@ -237,22 +244,11 @@ CASES = [
         callbacks=lambda folder: [pl_callbacks.StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=1)],
     ),
     Case("torch.compile on the network", "set-up", Compiled, images, cross_entropy),
+    Case("manual optimization", "set-up", ByHand, images, cross_entropy),
+    Case("an averaged copy moved in training_step (BYOL, MoCo)", "set-up", Byol, images, towards_the_average),
+    Case("a plain tensor changed in place in training_step", "set-up", InPlace, images, centered),
 ]
 REFUSED = [
-    Case(
-        "an averaged copy moved in training_step (BYOL, MoCo)",
-        "set-up",
-        Byol,
-        images,
-        refused="changes frozen parameters.*on_train_batch_end",
-    ),
-    Case(
-        "a plain tensor changed in place in training_step",
-        "set-up",
-        InPlace,
-        images,
-        refused="changes the tensor 'InPlace.center' in place.*register_buffer",
-    ),
     Case("autocast inside forward", "set-up", OwnAutocast, images, refused="enters autocast.*Trainer's `precision`"),
     Case(
         "activation checkpointing with use_reentrant=True",
@@ -261,7 +257,14 @@ REFUSED = [
         images,
         refused="use_reentrant=False",
     ),
-    Case("several optimizers", "set-up", Adversaries, images, refused="automatic optimization with one optimizer"),
+    Case(
+        "the shared gradient in manual optimization",
+        "set-up",
+        ByHand,
+        images,
+        regularizer={"gradient": "shared"},
+        refused='`gradient` to be "full" in manual optimization',
+    ),
     Case(
         "batch-norm on sub-batches of one sample",
         "set-up",

@@ -83,11 +83,12 @@ def test_zero_beta_changes_nothing_in_either(name):
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-@pytest.mark.parametrize(("automatic", "precision", "match"), [(False, "32-true", "automatic_optimization"),
+@pytest.mark.parametrize(("automatic", "precision", "match"), [(False, "32-true", "in manual optimization"),
                                                               (True, "bf16-true", 'use "32-true"')])  # fmt: skip
 def test_refusals_are_the_same_in_either(name, automatic, precision, match):
+    callback = FisherRegularizer(gradient="full" if automatic else "shared")
     with pytest.raises(ValueError, match=match):
-        fit(PACKAGES[name], module_of(PACKAGES[name], automatic), FisherRegularizer(), precision=precision)
+        fit(PACKAGES[name], module_of(PACKAGES[name], automatic), callback, precision=precision)
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,9 @@ class Shadows:
         self._gradients = {id(p): None if p.grad is None else p.grad.detach().clone() for p in parameters}
         buffers = {id(b): b for b in module.buffers()}
         self._buffers = {key: buffer.detach().clone() for key, buffer in buffers.items()}
-        self._places: list[tuple[nn.Module, dict[str, Any], str]] = [
-            (owner, held, name)
+        # By place: a step may put another buffer there.
+        self._places: list[tuple[nn.Module, dict[str, Any], str, Tensor]] = [
+            (owner, held, name, self._copies.get(id(tensor), self._buffers.get(id(tensor))))
             for owner in module.modules()
             for held in (owner._parameters, owner._buffers)
             for name, tensor in held.items()
@@ -97,7 +98,7 @@ class Shadows:
                             copy.copy_(now)
 
         try:
-            for owner in {id(o): o for o, held, _ in self._places if held is o._parameters}.values():
+            for owner in {id(o): o for o, held, *_ in self._places if held is o._parameters}.values():
                 handles.append(owner.register_forward_pre_hook(settle))
             yield
         finally:
@@ -122,15 +123,15 @@ class Shadows:
                 copy.grad = None if gradient is None else gradient.clone()
         versions = [p._version for p in self._own.values()]
         before = [(group, group["params"]) for group in self._groups]
-        tensors = [(owner, held, name, held[name]) for owner, held, name in self._places]
+        tensors = [held[name] for _, held, name, _ in self._places]
         try:
-            for owner, held, name, tensor in tensors:
-                _set(owner, held, name, self._copies.get(id(tensor), self._buffers.get(id(tensor))))
+            for owner, held, name, copy in self._places:
+                _set(owner, held, name, copy)
             for group, parameters in before:
                 group["params"] = [self._copies.get(id(p), p) for p in parameters]
             yield
         finally:
-            for owner, held, name, tensor in tensors:
+            for (owner, held, name, _), tensor in zip(self._places, tensors, strict=True):
                 _set(owner, held, name, tensor)
             for group, parameters in before:
                 group["params"] = parameters

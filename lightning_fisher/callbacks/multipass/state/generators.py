@@ -5,16 +5,21 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+
+
+def _set_state(generator: torch.Generator, state: torch.Tensor) -> None:
+    generator.set_state(state)
 
 
 def restorer(value: Any) -> Callable[[], None] | None:
     """A function that puts the generator's state of now back; ``None`` for what is no generator."""
     if isinstance(value, torch.Generator):
         state = value.get_state()
-        return lambda: value.set_state(state) and None
+        return partial(_set_state, value, state)
     if isinstance(value, random.Random):
         python = value.getstate()
         return lambda: value.setstate(python)
