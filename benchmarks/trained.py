@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.networks import Network, make
-from lightning_fisher.data.digits import load_digits
+from lightning_fisher.data.sources.digits import load_digits
 
 IMAGES = 256
 BATCH = 32

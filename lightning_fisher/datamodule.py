@@ -23,11 +23,11 @@ from lightning_fisher.data import (
     channel_statistics,
     partition_training_set,
 )
-from lightning_fisher.data.cifar import TRAINING_IMAGES
-from lightning_fisher.data.imagenet import FolderImages
 from lightning_fisher.data.images import MemoryImages, keep_batch
 from lightning_fisher.data.partition import check_sizes
 from lightning_fisher.data.randomness import stream
+from lightning_fisher.data.sources.cifar import TRAINING_IMAGES
+from lightning_fisher.data.sources.imagenet import FolderImages
 
 RANDOM_RESIZED_CROP = "random-resized-crop"
 

@@ -12,12 +12,12 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_fisher.callbacks.fisher_step import FisherStep, log_penalty
+from lightning_fisher.callbacks.multipass.batches.sub_batches import SubBatches
 from lightning_fisher.callbacks.multipass.extra_pass import THOROUGH, SkippedError
 from lightning_fisher.callbacks.multipass.gradient_carrier import carry_gradient
 from lightning_fisher.callbacks.multipass.manual.live import LiveStep, StepMemory
 from lightning_fisher.callbacks.multipass.state.hooks import gradient_hooks_off
 from lightning_fisher.callbacks.multipass.stepped import stepped_parameters
-from lightning_fisher.callbacks.multipass.sub_batches import SubBatches
 from lightning_fisher.callbacks.multipass.training_step import TrainingStep, in_place_of
 from lightning_fisher.functional import Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.regularized import damping

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lightning_fisher.arguments import require_choice, require_integer, require_non_negative
 from lightning_fisher.callbacks.fisher_manual_step import FisherManualStep
 from lightning_fisher.callbacks.fisher_step import FisherStep, PenaltyOptions
-from lightning_fisher.callbacks.multipass.sub_batches import SplitFn
+from lightning_fisher.callbacks.multipass.batches.sub_batches import SplitFn
 from lightning_fisher.callbacks.multipass.switch import FirstDropOfAny, Start, is_schedule_free, largest_rate
 from lightning_fisher.callbacks.multipass.training_step import TrainingStepPatch
 from lightning_fisher.callbacks.requirements import refuse_per_sample_gradients, require_supported, require_trainable

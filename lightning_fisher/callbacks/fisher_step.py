@@ -12,15 +12,15 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer
+from lightning_fisher.callbacks.multipass.batches.part import PartOfBatch
+from lightning_fisher.callbacks.multipass.batches.sub_batches import BatchSplitter, SplitFn, SubBatches
 from lightning_fisher.callbacks.multipass.extra_pass import THOROUGH, ExtraPasses, SkippedError, StepState
 from lightning_fisher.callbacks.multipass.gradient_carrier import carry_gradient
 from lightning_fisher.callbacks.multipass.logged_values import CollectedLogs
-from lightning_fisher.callbacks.multipass.part import PartOfBatch
 from lightning_fisher.callbacks.multipass.pass_choice import PassChoice
 from lightning_fisher.callbacks.multipass.state.hooks import gradient_hooks_off
 from lightning_fisher.callbacks.multipass.step_outputs import detached, loss_of, merge_outputs
 from lightning_fisher.callbacks.multipass.stepped import stepped_parameters
-from lightning_fisher.callbacks.multipass.sub_batches import BatchSplitter, SplitFn, SubBatches
 from lightning_fisher.callbacks.multipass.training_step import TrainingStep, in_place_of
 from lightning_fisher.functional import Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.execution import check_passes

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torchmetrics import Metric, MetricCollection
 
-from lightning_fisher.functional.evaluation.loss import LossFn
 from lightning_fisher.functional.fisher.log_determinant import RankPolicy
 from lightning_fisher.functional.gram.matrix import BatchNorm
+from lightning_fisher.functional.losses.loss import LossFn
 from lightning_fisher.metrics.curvature import FrobeniusNormMetric, SpectralRadiusMetric
 from lightning_fisher.metrics.fisher import FisherMetric
 from lightning_fisher.metrics.hessian import HessianFrobeniusMetric, HessianSpectralRadiusMetric

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice, require_integer, require_positive
 from lightning_fisher.functional.curvature.norms import frobenius_norm, spectral_radius
-from lightning_fisher.functional.evaluation.loss import LossFn
 from lightning_fisher.functional.evaluation.samples import num_samples
 from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, RankPolicy, fisher_log_det
 from lightning_fisher.functional.gram.matrix import BatchNorm
+from lightning_fisher.functional.losses.loss import LossFn
 from lightning_fisher.metrics.base import SubsetMetric
 
 

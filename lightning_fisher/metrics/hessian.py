@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer, require_positive
 from lightning_fisher.functional.curvature.norms import hessian_frobenius_norm, hessian_spectral_radius
-from lightning_fisher.functional.evaluation.loss import LossFn
+from lightning_fisher.functional.losses.loss import LossFn
 from lightning_fisher.metrics.base import SubsetMetric, mean_and_std
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_fisher.data.download import fetch_archive, one_at_a_time
+from lightning_fisher.data.sources.download import fetch_archive, one_at_a_time
 from tests.data_tests.served import Served, serving
 
 CONTENT = random.Random(0).randbytes(300_000)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lightning_fisher.data import image_files, load_imagenet
-from lightning_fisher.data.image_files import check_image_files, read_image
+from lightning_fisher.data.sources.image_files import check_image_files, read_image
 
 RNG = np.random.default_rng(0)
 COLOR = RNG.integers(256, size=(6, 9, 3), dtype=np.uint8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_fisher.data.files import require_files
+from lightning_fisher.data.sources.files import require_files
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.error_messages import name_option
 from lightning_fisher.experiment.config.score_request import checkpoints, is_scoring, weights_file

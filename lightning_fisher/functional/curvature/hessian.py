@@ -14,14 +14,14 @@ from torch.utils._pytree import tree_map
 from lightning_fisher.arguments import require_integer
 from lightning_fisher.exceptions import InteractionError
 from lightning_fisher.functional.evaluation.batch import own_batch
-from lightning_fisher.functional.evaluation.denominator import PartWeights
 from lightning_fisher.functional.evaluation.differentiable import differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.independence import random_order, require_same_outputs
-from lightning_fisher.functional.evaluation.loss import LossFn, losses_of
-from lightning_fisher.functional.evaluation.loss_parameters import loss_parameters, refuse_foreign_parameters
 from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot, dense
 from lightning_fisher.functional.evaluation.precision import require_full_precision
 from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take
+from lightning_fisher.functional.losses.denominator import PartWeights
+from lightning_fisher.functional.losses.loss import LossFn, losses_of
+from lightning_fisher.functional.losses.loss_parameters import loss_parameters, refuse_foreign_parameters
 
 
 class HessianVectorProduct:

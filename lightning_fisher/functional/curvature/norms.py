@@ -18,7 +18,7 @@ from lightning_fisher.arguments import require_integer, require_positive
 from lightning_fisher.exceptions import NonFiniteError
 from lightning_fisher.functional.curvature.hessian import mean_loss_hessian
 from lightning_fisher.functional.curvature.lanczos import largest_magnitude_eigenvalue, require_symmetric
-from lightning_fisher.functional.evaluation.loss import LossFn
+from lightning_fisher.functional.losses.loss import LossFn
 
 
 class HessianFrobeniusNorm(NamedTuple):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch import nn
+
+from lightning_fisher.functional.evaluation.module_copy import copied
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -16,19 +16,11 @@ _Module = TypeVar("_Module", bound=nn.Module)
 def float64_copy(module: _Module) -> _Module:
     """A copy of ``module`` with its parameters and buffers in float64.
 
-    Tensors of a graph that a module keeps as attributes, features of the last pass say, are copied without it:
-    `copy.deepcopy` alone refuses them.
-
     Raises:
         ValueError: If the module can't be copied, in the words of what fails.
     """
-    memo = {}
-    for submodule in module.modules():
-        for leaf in tree_flatten(list(vars(submodule).values()))[0]:
-            if isinstance(leaf, Tensor) and not leaf.is_leaf:
-                memo[id(leaf)] = leaf.detach().clone()
     try:
-        return copy.deepcopy(module, memo).double()
+        return copied(module).double()
     except Exception as error:
         raise ValueError(
             f"Expected a module that can be copied (to float64), but got {type(error).__name__}: "

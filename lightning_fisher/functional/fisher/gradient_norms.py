@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer
-from lightning_fisher.functional.evaluation.loss import LossFn
 from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take
 from lightning_fisher.functional.gram.matrix import scaled_gram
+from lightning_fisher.functional.losses.loss import LossFn
 
 
 def log_gradient_norms(

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice
 from lightning_fisher.exceptions import InteractionError
-from lightning_fisher.functional.evaluation.loss import LossFn
-from lightning_fisher.functional.evaluation.loss_parameters import LossParametersError
 from lightning_fisher.functional.evaluation.precision import epsilon_of
 from lightning_fisher.functional.evaluation.samples import ordinary
 from lightning_fisher.functional.gram.matrix import BatchNorm, ScaledGram, scaled_gram
+from lightning_fisher.functional.losses.loss import LossFn
+from lightning_fisher.functional.losses.loss_parameters import LossParametersError
 
 RankPolicy = Literal["error", "pseudo"]
 NOISE = 8  # times √N ε: what passes of machine epsilon ε make of zero eigenvalues of C, measured up to 1.3 times √N ε

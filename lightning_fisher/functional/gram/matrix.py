@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from lightning_fisher.arguments import require_integer
 from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
-from lightning_fisher.functional.evaluation.loss import LossFn
-from lightning_fisher.functional.evaluation.loss_parameters import with_loss_inside
 from lightning_fisher.functional.evaluation.memory import available_memory
 from lightning_fisher.functional.evaluation.module_state import (
     evaluation_mode,
@@ -34,6 +32,8 @@ from lightning_fisher.functional.gram.per_sample_jacobian import collect_outputs
 from lightning_fisher.functional.gram.plan import Plan, Probe, find_plan, probe
 from lightning_fisher.functional.gram.problem import Problem
 from lightning_fisher.functional.gram.rules.products import MAX_ELEMENTS
+from lightning_fisher.functional.losses.loss import LossFn
+from lightning_fisher.functional.losses.loss_parameters import with_loss_inside
 
 BatchNorm = Literal["eval", "batch"]
 COUPLED_CHUNK = 10  # of the authors' released code

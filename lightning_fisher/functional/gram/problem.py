@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.functional.evaluation.loss import LossFn, output_gradients
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples, take
+from lightning_fisher.functional.losses.loss import LossFn, output_gradients
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_flatten
 from lightning_fisher.arguments import require_positive
 from lightning_fisher.exceptions import NonFiniteError
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
-from lightning_fisher.functional.evaluation.loss import LossFn, output_gradients
 from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.precision import require_full_precision
 from lightning_fisher.functional.evaluation.samples import num_samples, take
+from lightning_fisher.functional.losses.loss import LossFn, output_gradients
 
 
 def participation_ratio(gram: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from lightning_fisher.arguments import require_integer
 from lightning_fisher.exceptions import NonFiniteError
 from lightning_fisher.functional.curvature.hessian import mean_loss_hessian
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
-from lightning_fisher.functional.evaluation.loss import LossFn
 from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take
 from lightning_fisher.functional.fisher.gradient_norms import log_gradient_norms
+from lightning_fisher.functional.losses.loss import LossFn
 
 
 class TraceEstimate(NamedTuple):

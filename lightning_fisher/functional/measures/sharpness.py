@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice, require_integer, require_positive
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
-from lightning_fisher.functional.evaluation.loss import LossFn, mean_loss
 from lightning_fisher.functional.evaluation.module_copy import copied
 from lightning_fisher.functional.evaluation.precision import require_full_precision
+from lightning_fisher.functional.losses.loss import LossFn, mean_loss
 
 Norm = Literal["l2", "linf"]
 MOMENTUM = 0.75  # of APGD

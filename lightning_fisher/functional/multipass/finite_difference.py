@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer, require_number
 from lightning_fisher.functional.evaluation.batch import own_batch
-from lightning_fisher.functional.evaluation.loss import LossFn, mean_loss
 from lightning_fisher.functional.evaluation.samples import call_module, has_tensors, num_samples, split
+from lightning_fisher.functional.losses.loss import LossFn, mean_loss
 from lightning_fisher.functional.multipass.execution import FIXED, check_passes
 from lightning_fisher.functional.multipass.part_losses import PartLosses, penalty_of_parts
 from lightning_fisher.functional.multipass.sub_batches import part_sizes

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_fisher.functional.evaluation.denominator import PartWeights
-from lightning_fisher.functional.evaluation.loss import LossFn, losses_of
-from lightning_fisher.functional.evaluation.loss_parameters import loss_parameters, refuse_foreign_parameters
 from lightning_fisher.functional.evaluation.module_state import preserved_buffers, preserved_random_state
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples
+from lightning_fisher.functional.losses.denominator import PartWeights
+from lightning_fisher.functional.losses.loss import LossFn, losses_of
+from lightning_fisher.functional.losses.loss_parameters import loss_parameters, refuse_foreign_parameters
 from lightning_fisher.functional.multipass.execution import refused
 from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.vmap import StackedBatches, UnequalSizesError, VmapError, penalty_by_vmap

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice, require_number
 from lightning_fisher.functional.evaluation.batch import own_batch
-from lightning_fisher.functional.evaluation.loss import LossFn, losses_of
 from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples, split
+from lightning_fisher.functional.losses.loss import LossFn, losses_of
 from lightning_fisher.functional.multipass.execution import FIXED, check_passes
 from lightning_fisher.functional.multipass.finite_difference import (
     check_penalty_options,

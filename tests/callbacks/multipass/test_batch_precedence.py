@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_fisher import FisherRegularizer
-from lightning_fisher.callbacks.multipass.batch_splitting import BatchError, read_batch, split_batch
+from lightning_fisher.callbacks.multipass.batches.splitting import BatchError, read_batch, split_batch
 from tests.callbacks.tiny import Ledger
 
 X, Y = torch.randn(8, 3), torch.arange(8) % 2

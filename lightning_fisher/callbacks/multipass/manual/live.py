@@ -10,11 +10,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_fisher.callbacks.multipass.batches.part import PartOfBatch
 from lightning_fisher.callbacks.multipass.extra_pass import ExtraPasses, StepState
 from lightning_fisher.callbacks.multipass.manual.events import BACKWARD, Captured, Recorder, Replay, closure_of
 from lightning_fisher.callbacks.multipass.manual.patches import optimizer_methods, patched
 from lightning_fisher.callbacks.multipass.manual.shadow import Shadows
-from lightning_fisher.callbacks.multipass.part import PartOfBatch
 from lightning_fisher.exceptions import LightningFisherError
 from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot
 

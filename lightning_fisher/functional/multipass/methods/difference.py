@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice
-from lightning_fisher.functional.evaluation.loss import LossFn
 from lightning_fisher.functional.evaluation.samples import num_samples, ordinary, split
+from lightning_fisher.functional.losses.loss import LossFn
 from lightning_fisher.functional.multipass.finite_difference import (
     check_penalty_options,
     for_all_parameters,

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_positive
-from lightning_fisher.functional.evaluation.loss import LossFn
+from lightning_fisher.functional.losses.loss import LossFn
 from lightning_fisher.functional.multipass.finite_difference import loss_of
 from lightning_fisher.functional.multipass.loop import Gradient
 from lightning_fisher.functional.multipass.methods.sharpness_aware import ascent

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_non_negative
-from lightning_fisher.functional.evaluation.loss import LossFn
+from lightning_fisher.functional.losses.loss import LossFn
 from lightning_fisher.functional.multipass.finite_difference import loss_of
 from lightning_fisher.functional.multipass.loop import Gradient
 from lightning_fisher.functional.multipass.perturbed import (

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from lightning_fisher.functional.evaluation.finite import require_finite
 from lightning_fisher.functional.evaluation.outputs import as_returned
 from lightning_fisher.functional.evaluation.samples import fresh, take
-from lightning_fisher.functional.evaluation.separable import gradients_of, require_mean_of_samples, require_own_losses
+from lightning_fisher.functional.losses.separable import gradients_of, require_mean_of_samples, require_own_losses
 
 LossFn = Callable[[Any, Any], Tensor]
 IGNORE_INDEX = -100  # the default of torch.nn.functional.cross_entropy

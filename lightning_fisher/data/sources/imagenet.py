@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_fisher.data.files import IMAGENET_SPLITS, imagenet_not_found
-from lightning_fisher.data.image_files import check_image_files, read_image
 from lightning_fisher.data.images import SourceSplits
+from lightning_fisher.data.sources.files import IMAGENET_SPLITS, imagenet_not_found
+from lightning_fisher.data.sources.image_files import check_image_files, read_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def load_imagenet(
 
     Args:
         num_classes: number of class folders.
-        channels: 3; images are read as RGB, as :func:`lightning_fisher.data.image_files.read_image` describes.
+        channels: 3; images are read as RGB, as :func:`lightning_fisher.data.sources.image_files.read_image` describes.
         image_size: H = W that images are scaled to as they are read.
         data_dir: a folder with `train/CLASS/` and `val/CLASS/`, one folder of image files a class. The official
             validation images, the only labeled ones beside the training set, are the test set. Hidden files and
@@ -88,7 +88,7 @@ def load_imagenet(
 
     Returns:
         The training and the test images, to be decoded when they are fetched. That they can be was checked
-        (:func:`lightning_fisher.data.image_files.check_image_files`).
+        (:func:`lightning_fisher.data.sources.image_files.check_image_files`).
 
     Raises:
         FileNotFoundError: if the folders or the images are missing.

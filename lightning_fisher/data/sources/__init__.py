@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning_fisher.data.arrays import load_arrays
-from lightning_fisher.data.cifar import load_cifar10, load_cifar100
-from lightning_fisher.data.digits import load_digits
-from lightning_fisher.data.imagenet import load_imagenet
 from lightning_fisher.data.images import SourceSplits
+from lightning_fisher.data.sources.arrays import load_arrays
+from lightning_fisher.data.sources.cifar import load_cifar10, load_cifar100
+from lightning_fisher.data.sources.digits import load_digits
+from lightning_fisher.data.sources.imagenet import load_imagenet
 
 SOURCES: dict[str, Callable[..., SourceSplits]] = {
     "arrays": load_arrays,

@@ -117,4 +117,4 @@ def require_files(name: str, options: Mapping[str, Any]) -> None:
     check = _CHECKS.get(name)
     complete = name not in ("cifar10", "cifar100", "imagenet") or isinstance(options.get("data_dir"), str)
     if check is not None and complete:
-        check({"download": False, **options})
+        check({"download": True, **options})

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from lightning_fisher.functional.evaluation.loss import (
+from lightning_fisher.functional.evaluation.samples import fresh
+from lightning_fisher.functional.losses.loss import (
     IGNORE_INDEX,
     LossFn,
     as_variables,
     in_double,
     losses_of,
 )
-from lightning_fisher.functional.evaluation.samples import fresh
-from lightning_fisher.functional.evaluation.separable import gradients_of
+from lightning_fisher.functional.losses.separable import gradients_of
 
 EQUAL = 1e-6  # relative: weights this close to the number of samples are that number
 

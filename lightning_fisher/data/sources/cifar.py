@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lightning_fisher.data.download import fetch_archive, one_at_a_time
-from lightning_fisher.data.files import cifar_not_found
 from lightning_fisher.data.images import SourceSplits, memory_images
+from lightning_fisher.data.sources.download import fetch_archive, one_at_a_time
+from lightning_fisher.data.sources.files import cifar_not_found
 
 TRAINING_IMAGES = {"cifar10": 50_000, "cifar100": 50_000}
 """Known before anything is fetched."""

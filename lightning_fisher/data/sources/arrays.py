@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lightning_fisher.data.files import KEYS, require_archive
 from lightning_fisher.data.images import SourceSplits, memory_images
+from lightning_fisher.data.sources.files import KEYS, require_archive
 
 VALIDATION_KEYS = ("val_images", "val_labels")
 

@@ -1,0 +1,1 @@
+"""A batch in parts: how it is split, and which part a pass is given."""
