@@ -50,7 +50,7 @@ OPTIONS = [
 @pytest.mark.parametrize(("options", "trainer"), OPTIONS)
 @pytest.mark.parametrize("where", ["view", "own error", "backward"])
 def test_a_failure_on_a_part_says_so(fit, where, options, trainer):
-    with pytest.raises(PartError, match="runs on parts of a batch, but that of Fails fails there.*split_fn") as caught:
+    with pytest.raises(PartError, match=r"runs on parts of a batch, but that of Fails fails there.*split_fn") as caught:
         fit(Fails(where), BATCHES, FisherRegularizer(num_sub_batches=4, **options), **trainer)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, LightningFisherError)
