@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import doctest
+import importlib
 import math
 
 import pytest
@@ -102,3 +104,10 @@ def test_the_area_is_scikit_learns(scale: float) -> None:
     assert roc_auc(torch.zeros(300), wrong) == 0.5
     with pytest.raises(ValueError, match="one kind only"):
         roc_auc(values, torch.zeros(300, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", ["scores", "recorder"])
+def test_the_examples_of_the_docstrings(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"lightning_fisher.label_errors.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0
