@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_fisher import FisherRegularizer
-from lightning_fisher.callbacks.multipass.part import PartError
+from lightning_fisher.callbacks.multipass.batches.part import PartError
 from lightning_fisher.exceptions import LightningFisherError
 from tests.callbacks.tiny import Classifier, image_batches, mlp, seeded
 

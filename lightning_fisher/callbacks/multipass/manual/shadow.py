@@ -45,12 +45,13 @@ class Shadows:
         buffers = {id(b): b for b in module.buffers()}
         self._buffers = {key: buffer.detach().clone() for key, buffer in buffers.items()}
         # By place: a step may put another buffer there.
+        copies: dict[int, Tensor] = {**self._buffers, **self._copies}
+        tables = [(owner, held) for owner in module.modules() for held in _held(owner)]
         self._places: list[tuple[nn.Module, dict[str, Any], str, Tensor]] = [
-            (owner, held, name, self._copies.get(id(tensor), self._buffers.get(id(tensor))))
-            for owner in module.modules()
-            for held in (owner._parameters, owner._buffers)
+            (owner, held, name, copies[id(tensor)])
+            for owner, held in tables
             for name, tensor in held.items()
-            if tensor is not None and (id(tensor) in self._copies or id(tensor) in self._buffers)
+            if tensor is not None and id(tensor) in copies
         ]
         self._versions: list[int] = []
         self.holder = _Holder(list(self._copies.values()), list(self._buffers.values()))
@@ -125,8 +126,8 @@ class Shadows:
         before = [(group, group["params"]) for group in self._groups]
         tensors = [held[name] for _, held, name, _ in self._places]
         try:
-            for owner, held, name, copy in self._places:
-                _set(owner, held, name, copy)
+            for owner, held, name, replacement in self._places:
+                _set(owner, held, name, replacement)
             for group, parameters in before:
                 group["params"] = [self._copies.get(id(p), p) for p in parameters]
             yield
@@ -143,6 +144,11 @@ class Shadows:
                 "changes weights that it holds in a list of its own",
                 "reach them through the module's `parameters()` or the optimizer's `param_groups`",
             )
+
+
+def _held(owner: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tables of parameters and of buffers of one module."""
+    return owner._parameters, owner._buffers
 
 
 def _set(owner: nn.Module, held: dict[str, Any], name: str, tensor: Any) -> None:
