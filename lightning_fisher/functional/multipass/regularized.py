@@ -79,8 +79,9 @@ def regularized_gradient(
     ============  =========  ===================  ============================================================
 
     ``"shared"`` uses the mean of the ``g_i`` as the gradient of ``L``, weighted as in `penalty_gradient`. Where samples
-    don't interact that is the same number; a loss that couples them is refused. Batch-norm in training mode then normalizes every sub-batch of N/M samples by itself (ghost batch-norm) and
-    moves its running statistics once a pass; the plain gradient too is computed in float32 or better.
+    don't interact that is the same number; a loss that couples them is refused. Batch-norm in training mode then
+    normalizes every sub-batch of N/M samples by itself (ghost batch-norm) and moves its running statistics once a pass;
+    the plain gradient too is computed in float32 or better.
 
     ``perturbed=k`` draws k of the M sub-batches, every choice equally likely: an unbiased estimate of ``∇R_α`` whose
     variance grows as ``M / k``. With ``"shared"`` neighboring sub-batches that aren't perturbed are one pass.
