@@ -300,7 +300,7 @@ def finite_or_left_out(value: Tensor, gradient: Gradient) -> tuple[Tensor, Gradi
     """
     with torch.no_grad():
         parts = [g for g in gradient if g is not None and g.numel()]
-        largest = torch._foreach_norm(parts, torch.inf)  # nan where there is one
+        largest = torch._foreach_norm(parts, torch.inf) if parts else ()  # nan where there is one
         finite = torch.isfinite(torch.stack([value, *(norm.to(value) for norm in largest)])).all()
         for part in parts:
             part.masked_fill_(~finite.to(part.device), 0.0)
