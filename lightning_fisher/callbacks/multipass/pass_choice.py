@@ -46,7 +46,7 @@ def alone(trial: Trial | None) -> list[Trial | None]:
 class PassChoice:
     """Evaluates penalties by a loop or by vmap.
 
-    ``"auto"`` is the loop on a CPU, and where torch is told to be deterministic. On another device a penalty is
+    ``"auto"`` is the loop on a CPU, and where torch is set to be deterministic. On another device a penalty is
     evaluated in both forms, several times each; vmap is chosen for all that follow if it can do the loss, agrees with
     the loop and is faster, on all processes together: the choice is made once and is the same on each. A loss that
     draws random numbers can't be compared: the loop. Should vmap fail later, the loop takes over; `settle` makes that

@@ -25,7 +25,7 @@ UNFIT = (ValueError, TypeError, RuntimeError, AttributeError, IndexError, Overfl
 
 
 def load_data(data: ImageDataModule, cfg: DictConfig) -> None:
-    """Load the data set, so that what is missing or does not fit is told before anything is written.
+    """Load the data set, so that what is missing or does not fit is said before anything is written.
 
     Raises:
         ConfigError: in one line.

@@ -96,7 +96,7 @@ def mean_loss_hessian(
 
     Reverse mode twice (``∇(∇L · v)``), so that every layer with a double backward works; in the parameters'
     dtype, accumulated over chunks in float64. Weights, their ``.grad``, buffers, modes and the random state are
-    left as found.
+    left unchanged.
 
     Args:
         module: The network, float32 or float64, in any mode.

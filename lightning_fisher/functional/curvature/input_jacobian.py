@@ -44,7 +44,7 @@ def robustness(
 
     ``f_w`` is the softmax output, ``J_x f = (diag(p) − p pᵀ) J_x z``. The Jacobian ``J_x z`` of the logits comes
     from autograd; the softmax is differentiated analytically in float64, because ``p_y (1 − p_y)`` cancels where
-    the network is sure. In evaluation mode; the module is left as found.
+    the network is sure. In evaluation mode; the module is left unchanged.
 
     Args:
         module: The network, returning logits ``[N, K]``, K ≥ 2.

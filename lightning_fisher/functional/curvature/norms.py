@@ -107,7 +107,7 @@ def hessian_frobenius_norm(
 
     ``v`` has independent entries ±1. The estimate is unbiased, with variance at most ``2‖H²‖_F²`` over the
     number of probes; with at least W probes the unit vectors are taken instead, and the result is exact. In
-    evaluation mode; the module is left as found.
+    evaluation mode; the module is left unchanged.
 
     Args:
         module: The network, float32 or float64.
@@ -172,7 +172,7 @@ def hessian_spectral_radius(
     """Spectral radius of the Hessian, ``ρ(∇²_w L(S, w)) = |λ|``, by Lanczos' method (Sec. 7.1).
 
     Both ends of the spectrum are seen, so a Hessian with ``λ_min ≈ −λ_max``, on which power iteration stalls,
-    is no exception. In evaluation mode; the module is left as found.
+    is no exception. In evaluation mode; the module is left unchanged.
 
     Args:
         module: The network, float32 or float64.

@@ -26,7 +26,7 @@ FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLaye
 
 @contextmanager
 def differentiable_evaluation(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, gradients on, full precision; mode, buffers and random state as found on the way out.
+    """Evaluation mode, gradients on, full precision; mode, buffers and random state unchanged on the way out.
 
     Also inside ``torch.no_grad`` and ``torch.inference_mode``. Compiled modules run eagerly and attention on the
     one kernel that can be differentiated twice.

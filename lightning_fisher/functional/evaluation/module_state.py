@@ -1,4 +1,4 @@
-"""Leave a module as it was found: mode, buffers, ``requires_grad`` flags, random state."""
+"""Leave a module unchanged: mode, buffers, ``requires_grad`` flags, random state."""
 
 from __future__ import annotations
 

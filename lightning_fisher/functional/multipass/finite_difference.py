@@ -128,7 +128,7 @@ def check_penalty_options(alpha: float, num_sub_batches: int, count: int | None 
     """Refuse an α or M that makes no sense, for a batch of ``count`` samples if given.
 
     Raises:
-        ValueError: With the argument's name, what is allowed and what came.
+        ValueError: With the argument's name, what is allowed and the value received.
     """
     limits = torch.finfo(torch.float32)  # below and above, w − α g is w or overflows whatever g is
     require_number("alpha", alpha, limits.tiny, limits.max, words="a positive number in float32's range")

@@ -32,7 +32,7 @@ def check_perturbed(perturbed: int | None, num_sub_batches: int) -> None:
     """Refuse a number of perturbed sub-batches that doesn't fit M.
 
     Raises:
-        ValueError: With the argument's name, what is allowed and what came.
+        ValueError: With the argument's name, what is allowed and the value received.
     """
     if perturbed is None:
         return
