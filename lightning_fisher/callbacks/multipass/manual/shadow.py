@@ -45,7 +45,7 @@ class Shadows:
         buffers = {id(b): b for b in module.buffers()}
         self._buffers = {key: buffer.detach().clone() for key, buffer in buffers.items()}
         # By place: a step may put another buffer there.
-        self._places: list[tuple[nn.Module, dict[str, Any], str, Tensor]] = [
+        self._places: list[tuple[nn.Module, Any, str, Tensor | None]] = [
             (owner, held, name, self._copies.get(id(tensor), self._buffers.get(id(tensor))))
             for owner in module.modules()
             for held in (owner._parameters, owner._buffers)
@@ -125,8 +125,8 @@ class Shadows:
         before = [(group, group["params"]) for group in self._groups]
         tensors = [held[name] for _, held, name, _ in self._places]
         try:
-            for owner, held, name, copy in self._places:
-                _set(owner, held, name, copy)
+            for owner, held, name, other in self._places:
+                _set(owner, held, name, other)
             for group, parameters in before:
                 group["params"] = [self._copies.get(id(p), p) for p in parameters]
             yield
