@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from lightning_fisher.data.images import ImageSource, LabeledImages, LabelledImages, NormalizedImages, SourceSplits
     from lightning_fisher.data.normalization import Normalization, channel_statistics
     from lightning_fisher.data.partition import TrainingPartition, partition_training_set
-    from lightning_fisher.data.sources import SOURCES
     from lightning_fisher.data.sources.arrays import load_arrays
     from lightning_fisher.data.sources.cifar import load_cifar10, load_cifar100
     from lightning_fisher.data.sources.digits import load_digits
     from lightning_fisher.data.sources.imagenet import load_imagenet
+    from lightning_fisher.data.sources.registry import SOURCES
 
 __all__ = [
     "AUGMENTATIONS",

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lightning_fisher.data.memory import MemoryImages, memory_images
+from lightning_fisher.data.images import MemoryImages, memory_images
 from lightning_fisher.data.sources.digits import load_digits
 from lightning_fisher.data.sources.image_files import check_image_files
 from lightning_fisher.data.sources.imagenet import FolderImages, image_folder

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_fisher.data import image_files, load_imagenet
+from lightning_fisher.data import load_imagenet
+from lightning_fisher.data.sources import image_files
 from lightning_fisher.data.sources.image_files import check_image_files, read_image
 
 RNG = np.random.default_rng(0)

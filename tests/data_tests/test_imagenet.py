@@ -29,7 +29,7 @@ def load(folder, **options):
 
 
 def test_images_are_scaled_and_cut_out(folder):
-    train, test = load(folder)
+    train, test, *_ = load(folder)
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert test.labels.tolist() == [0, 1]
     images = train.fetch(torch.tensor([4, 0]))

@@ -117,7 +117,13 @@ class _Block:
         return math.inf if self._plan.accepted else self._problem.tolerance
 
     def _total(self) -> Tensor:
-        return torch.stack(list(self._grams.values())).sum(0)
+        layers, known = self._passed.grams, self._passed.total
+        whole = known is not None and all(self._grams.get(group) is gram for group, gram in layers.items())
+        others = [gram for group, gram in self._grams.items() if not (whole and group in layers)]
+        total = known.clone() if whole and known is not None else torch.zeros_like(others[0])
+        for gram in others:
+            total += gram
+        return total
 
     def _report(self, difference: float, where: str) -> None:
         """Settle a difference between outputs once."""
@@ -135,7 +141,7 @@ class _Block:
             self._plan.trace = self._plan.trace or [None]
             self._plan.general = set(range(len(sizes)))
             directions, log_norms = problem.output_gradients(outputs)
-            return LayerwiseResult({}, log_norms, directions, detached(outputs), self._plan.general)
+            return LayerwiseResult({}, None, log_norms, directions, detached(outputs), self._plan.general)
         return layerwise_gram(problem, general, lay_out, apart=apart)
 
     def _add_rows(self, indices: Iterable[int]) -> None:

@@ -32,6 +32,8 @@ class LayerwiseResult:
     Attributes:
         grams: Gram matrices ``[N, N]`` (float64) of the gradients ``∇_w ⟨direction_j, z_j⟩`` over the parameters that
             rules cover, by their positions: one each, or one of all.
+        total: Their sum, added up in the order of the backward pass whether they are kept apart or not: the same to
+            the bit. ``None`` where a part of it is not to be trusted, or nothing arrived.
         log_norms: ``[N]`` float64: log-norms of the output gradients, ``∇ℓ_j = exp(log_norms[j]) ∇_w ⟨…⟩``.
         directions: Unit output gradients, in the structure of the outputs.
         outputs: What the module returned, detached.
@@ -39,6 +41,7 @@ class LayerwiseResult:
     """
 
     grams: dict[tuple[int, ...], Tensor]
+    total: Tensor | None
     log_norms: Tensor
     directions: Any
     outputs: Any
@@ -76,7 +79,8 @@ def layerwise_gram(
         recorder.release()
     if recorder.general != known and not contributions.apart:  # a part of what was summed up is not to be trusted
         return layerwise_gram(problem, recorder.general, lay_out, apart=apart)
-    return LayerwiseResult(contributions.grams(), log_norms, directions, detached(outputs), recorder.general)
+    total = contributions.total if recorder.general == known else None
+    return LayerwiseResult(contributions.grams(), total, log_norms, directions, detached(outputs), recorder.general)
 
 
 def check_shapes(outputs: Any, count: int) -> None:
@@ -98,12 +102,14 @@ class _Contributions:
     Attributes:
         recorder: Which parameters are used where; owns the set of those that no rule covers.
         apart: Whether the Gram matrices of single parameters are kept apart.
+        total: Sum of all contributions so far; ``None`` before the first.
     """
 
     def __init__(self, problem: Problem, general: set[int], *, apart: bool) -> None:
         self.recorder = Recorder(problem.parameters, self._add, set(general))
         self._problem, self._count = problem, problem.count
         self.apart = apart and len(problem.parameters) * problem.count**2 <= APART
+        self.total: Tensor | None = None
         self._grams: dict[int, Tensor] = {}
         self._workspace = Workspace()
         self._pending: defaultdict[Key, list[tuple[Use, str]]] = defaultdict(list)
@@ -116,7 +122,7 @@ class _Contributions:
         zeros = torch.zeros(size, dtype=torch.float64, device=self._problem.device)
         if self.apart:
             return {(i,): self._grams.get(i, zeros) for i in covered}
-        return {tuple(covered): self._grams.get(-1, zeros)} if covered else {}
+        return {tuple(covered): zeros if self.total is None else self.total} if covered else {}
 
     def prepare(self) -> None:
         """Leave to the general method what was not seen, has no known layout, or is used whole here, in part there."""
@@ -155,10 +161,12 @@ class _Contributions:
             use.release()
 
     def _sum(self, index: int, gram: Tensor) -> None:
-        index = index if self.apart else -1
-        if index in self._grams:
+        if self.total is None:
+            self.total = torch.zeros_like(gram, dtype=torch.float64)
+        self.total += gram
+        if self.apart and index in self._grams:
             self._grams[index] += gram
-        else:
+        elif self.apart:
             self._grams[index] = gram.to(torch.float64, copy=True)
 
     def _arranged(self, use: Use) -> tuple[Tensor, Tensor]:

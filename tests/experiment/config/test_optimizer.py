@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from omegaconf import OmegaConf
 
 from lightning_fisher.experiment.config.compose import CONFIG_DIR
-from lightning_fisher.experiment.config.resolvers import config_hash, flat_config
+from lightning_fisher.experiment.config.config_hash import config_hash, flat_config
+from lightning_fisher.experiment.records.result import is_as_before
 from lightning_fisher.experiment.training.build import make_callbacks
 from tests.experiment.config.test_configs import composed
 from tests.experiment.conftest import Command
@@ -48,7 +49,8 @@ def test_committed_rows_are_found_again(run: str) -> None:
     cfg = composed(*row["overrides"])
     now = flat_config(cfg)
     assert {key: now.get(key, "(gone)") for key in row["config"]} == row["config"]
-    assert not [key for key in now if key not in row["config"] and key.startswith(("model.", "callbacks", "optimizer"))]
+    new = [key for key in now if key not in row["config"] and key.startswith(("model.", "callbacks", "optimizer"))]
+    assert all(is_as_before(key, now[key]) for key in new)
     assert config_hash(cfg) == row["config_hash"] == run.rpartition("-")[2]
 
 
