@@ -92,6 +92,11 @@ class Dice(Classifier):
         return loss
 
 
+def dice_of_each(outputs, targets):
+    """That of single samples, which the loss of the batch is no mean of."""
+    return torch.stack([Dice.loss(one[None], its[None]) for one, its in zip(outputs, targets, strict=True)])
+
+
 def dice(module, batch):
     x, y = batch
     return Dice.loss(module(x), y)
@@ -245,6 +250,6 @@ CASES = [
         ),
         masks,
         dice,
-        fisher=Fisher(loss_fn=Dice.loss),
+        fisher=Fisher(loss_fn=dice_of_each),
     ),
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from PIL import Image
 
 from lightning_fisher.experiment.config.compose import CONFIG_DIR, CONFIG_NAME
 from lightning_fisher.experiment.config.resolvers import register_resolvers
@@ -59,6 +60,8 @@ def small(arguments: str) -> list[str]:
         return words
     words = [word.replace("$runs", "outputs/a,outputs/b") for word in words if not word.startswith("data.download")]
     words = [new for word in words for new in (IMAGES if word.startswith("data=cifar") else [word])]
+    if "data=imagenet" in words:
+        return _with(words, TRAINING | NETWORKS["resnet8"] | {"data.validation_size": "5", "metric.subset_size": "2"})
     if "data.path=my.npz" in words:
         return _with(words, TRAINING | NETWORKS["resnet8"] | {"data.validation_size": "20"})
     if any(word.startswith("score.checkpoint") for word in words):
@@ -107,3 +110,13 @@ def write_page_files(folder: Path) -> None:
                 path = folder / name[1]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(block)
+    (folder / "my_module.py").write_text(
+        "from lightning.pytorch import Callback\n\n\n"
+        "class MyCallback(Callback):\n    def __init__(self, every):\n        self.every = every\n"
+    )
+    for split, count in (("train", 5), ("val", 2)):
+        for label in range(5):
+            path = folder / "my_images" / split / f"class{label}"
+            path.mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                Image.new("RGB", (80, 70), (40 * label, 50 * index, 99)).save(path / f"{index}.png")

@@ -45,7 +45,7 @@ def refuse_reduced_precision(loss: Tensor) -> None:
             if output.dtype in REDUCED and tuple(output.shape) != ():  # a scalar loss may be cast: that is no rounding
                 raise ValueError(
                     "Expected a forward pass in float32 or float64, but the module enters autocast, or casts to "
-                    f"{output.dtype}, by itself between its trainable parameters and the loss, where a finite difference "
-                    "is noise; leave mixed precision to the caller (in Lightning: the Trainer's `precision`), and "
-                    "keep what gradients pass through in float32."
+                    f"{output.dtype}, by itself between its trainable parameters and the loss, where a finite "
+                    "difference is noise; leave mixed precision to the caller (in Lightning: the Trainer's "
+                    "`precision`), and keep what gradients pass through in float32."
                 )

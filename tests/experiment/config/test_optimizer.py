@@ -123,7 +123,7 @@ def test_what_is_no_callback_is_refused(options: list[str], expected: str, tmp_p
 
 
 def test_a_run_with_both(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "announce.py").write_text(
+    (tmp_path / "announce_with_a_word.py").write_text(
         "from lightning.pytorch import Callback\n\n\n"
         "class Announce(Callback):\n"
         "    def __init__(self, word):\n        self.word = word\n\n"
@@ -131,7 +131,7 @@ def test_a_run_with_both(command: Command, tmp_path: Path, monkeypatch: pytest.M
         "        print(self.word, type(trainer.optimizers[0]).__name__, trainer.optimizers[0].defaults['lr'])\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    own = ["+callbacks.mine._target_=announce.Announce", "+callbacks.mine.word=over:"]
+    own = ["+callbacks.mine._target_=announce_with_a_word.Announce", "+callbacks.mine.word=over:"]
     stop = [
         "callbacks=early_stopping",
         "callbacks.early_stopping.patience=1",
