@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
-from lightning_fisher.functional.evaluation.float64_copy import float64_copy, requires_float64
+from lightning_fisher.functional.evaluation.module_copy import float64_copy, requires_float64
 from lightning_fisher.functional.evaluation.samples import num_samples, ordinary, take
 from lightning_fisher.functional.fisher.log_determinant import RankPolicy
 from lightning_fisher.functional.losses.loss import LossFn, output_gradients

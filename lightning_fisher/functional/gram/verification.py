@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.exceptions import InteractionError, NonlinearBackwardError, first_line
 from lightning_fisher.functional.evaluation.finite import require_finite
-from lightning_fisher.functional.evaluation.float64_copy import float64_copy
+from lightning_fisher.functional.evaluation.module_copy import float64_copy
 from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.precision import SAME
 from lightning_fisher.functional.evaluation.samples import ordinary, take
