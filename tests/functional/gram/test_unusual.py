@@ -35,7 +35,7 @@ def test_same_as_the_plain_loop(build, seed):
 
 def test_experts_over_many_draws():
     """Where the number of routed tokens happens to be a multiple of the number of samples, nothing looks odd."""
-    for seed in range(60):
+    for seed in range(30):
         torch.manual_seed(seed)
         module, inputs, targets, _ = KINDS["rows chosen by data"]["top-1 experts"]()
         expected = gram(plain_jacobian(module, inputs, targets))

@@ -1,6 +1,8 @@
-"""What is wrong with a matrix is found, whatever it is: sabotage, 100 draws of each."""
+"""What is wrong with a matrix is found, whatever it is: sabotage, 20 draws of each, and 100 in the slow form."""
 
 from __future__ import annotations
+
+import functools
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from lightning_fisher.functional.gram.rules.normalization import ChannelNorm
 from tests.functional.compare import relative_error
 from tests.reference.jacobian import gram, jacobian
 
-N, DRAWS = 20, 100
+N = 20
+COUNTS = [20, pytest.param(100, marks=pytest.mark.slow)]
 
 
 def network():
@@ -23,7 +26,7 @@ def network():
     )
 
 
-def draws(make=network, count=DRAWS):
+def draws(count, make=network):
     for seed in range(count):
         torch.manual_seed(seed)
         module, x, y = make(), torch.randn(N, 2, 6), torch.randint(3, (N,))
@@ -73,25 +76,30 @@ def lost(monkeypatch):
     changed_rows(monkeypatch, change)
 
 
-@pytest.fixture(scope="module")
-def expected():
-    return [gram(jacobian(*draw)) for draw in draws()]
+@functools.cache
+def expected(count):
+    return [gram(jacobian(*draw)) for draw in draws(count)]
 
 
+def errors(count):
+    return [
+        relative_error(gram_matrix(*draw), value) for draw, value in zip(draws(count), expected(count), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("sabotage", [None, scaled_rule, wrong_rule, swapped, lost])
-def test_sabotage_is_found_and_mended(sabotage, monkeypatch, expected):
+def test_sabotage_is_found_and_mended(sabotage, count, monkeypatch):
     if sabotage is not None:
         sabotage(monkeypatch)
-    errors = [relative_error(gram_matrix(*draw), value) for draw, value in zip(draws(), expected, strict=True)]
-    assert max(errors) < 1e-5
+    assert max(errors(count)) < 1e-5
 
 
 @pytest.mark.parametrize("sabotage", [scaled_rule, wrong_rule, swapped, lost])
-def test_without_the_check_it_would_be_wrong(sabotage, monkeypatch, expected):
+def test_without_the_check_it_would_be_wrong(sabotage, monkeypatch):
     monkeypatch.setattr("lightning_fisher.functional.gram.block._Block._verify", lambda self, hooked: None)
     sabotage(monkeypatch)
-    errors = [relative_error(gram_matrix(*draw), value) for draw, value in zip(draws(count=5), expected, strict=False)]
-    assert min(errors) > 1e-4
+    assert min(errors(5)) > 1e-4
 
 
 class _CouplesTheLastTwo(torch.autograd.Function):
@@ -113,11 +121,12 @@ class CouplesTheLastTwo(nn.Module):
         return _CouplesTheLastTwo.apply(x) if len(x) > 1 else x
 
 
-def test_coupling_of_the_last_two_in_the_backward_pass_is_refused():
+@pytest.mark.parametrize("count", COUNTS)
+def test_coupling_of_the_last_two_in_the_backward_pass_is_refused(count):
     def make():
         return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), CouplesTheLastTwo(), nn.Linear(8, 3))
 
-    for draw in draws(make):
+    for draw in draws(count, make):
         with pytest.raises(InteractionError, match="gradient, though not its output"):
             gram_matrix(*draw)
 
