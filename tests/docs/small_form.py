@@ -15,7 +15,7 @@ from lightning_fisher.experiment.config.resolvers import register_resolvers
 from tests.docs.pages import ROOT, blocks, commands
 
 PROGRAM = re.compile(r"^(python run\.py|lightning-fisher|python -m lightning_fisher\.experiment)(?: (?P<rest>.*))?$")
-RUNS = ("outputs/RUN", "outputs/a", "outputs/b", "outputs/c", "outputs/digits-resnet8/default-9c3baaf0")
+RUNS = ("outputs/RUN", "outputs/a", "outputs/b", "outputs/c", "outputs/digits-resnet8/default-5dc3ce59")
 """Folders of runs that the commands name."""
 IMAGES = ["data=arrays", "data.path=images.npz", "data.num_classes=10", "data.channels=3", "data.image_size=16"]
 IMAGES += ["data.validation_size=20"]
