@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, default_collate
 from torchmetrics import Metric, MetricCollection
 from tqdm import tqdm
 
+from lightning_fisher.arguments import is_integer
 from lightning_fisher.callbacks.requirements import require_whole_weights
 from lightning_fisher.exceptions import first_line
 from lightning_fisher.functional.evaluation.module_state import preserved_random_state
@@ -81,9 +82,9 @@ class FisherMonitor(Callback):
             ("subset_size", subset_size),
             ("every_n_validations", every_n_validations),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_integer(value) or value < 1:
                 raise ValueError(f"Expected argument `{name}` to be a positive integer, but got {value!r}.")
-        if isinstance(seed, bool) or not isinstance(seed, int):
+        if not is_integer(seed):
             raise ValueError(f"Expected argument `seed` to be an integer, but got {seed!r}.")
         self.dataset = dataset
         self.num_subsets = num_subsets

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_fisher.arguments import require_integer, require_non_negative, require_positive
+from lightning_fisher.arguments import is_number, require_integer, require_non_negative, require_positive
 
 
 class EntropySGD(torch.optim.Optimizer):
@@ -94,7 +94,7 @@ class EntropySGD(torch.optim.Optimizer):
         for name, value in (("gamma", gamma), ("scoping", scoping), ("noise", noise), ("weight_decay", weight_decay)):
             require_non_negative(name, value)
         for name, value in (("averaging", averaging), ("momentum", momentum), ("inner_momentum", inner_momentum)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            if not is_number(value) or not 0 <= value < 1:
                 raise ValueError(f"Expected argument `{name}` to be a number from 0 to below 1, but got {value!r}.")
         defaults = {
             "lr": lr,

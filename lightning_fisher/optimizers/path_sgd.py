@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_fisher.arguments import require_positive
+from lightning_fisher.arguments import is_number, require_positive
 
 PROBES = 32  # pairs of inputs whose sum is looked at
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -83,7 +83,7 @@ class PathSGD(torch.optim.Optimizer):
         momentum: float = 0.0,
     ) -> None:
         require_positive("lr", lr)
-        if isinstance(momentum, bool) or not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
+        if not is_number(momentum) or not 0 <= momentum < 1:
             raise ValueError(f"Expected argument `momentum` to be a number from 0 to below 1, but got {momentum!r}.")
         refuse_other_networks(model)
         self.model = model

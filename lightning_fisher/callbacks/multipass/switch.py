@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from lightning_fisher.arguments import is_finite_number
+
 FIRST_LR_DROP = "first_lr_drop"
 STEP_RATIO = 0.9 + 1e-9  # one step of a staircase schedule
 PEAK_RATIO = 0.5 + 1e-9  # far down a smooth one; schedulers round
@@ -28,7 +30,7 @@ class Start:
         match = re.fullmatch(r"(?:(epoch):)?(\d+\.?\d*)|(step):(\d+)", value) if isinstance(value, str) else None
         if match:
             self._unit, self._at = match[1] or match[3] or "epoch", float(match[2] or match[4])
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
+        elif is_finite_number(value) and value >= 0:
             self._unit, self._at = "epoch", float(value)
         elif value == FIRST_LR_DROP:
             self._unit, self._at = FIRST_LR_DROP, 0.0

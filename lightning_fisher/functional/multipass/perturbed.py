@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.arguments import is_integer
 from lightning_fisher.functional.evaluation.module_state import (
     BufferSnapshot,
     RandomStateSnapshot,
@@ -187,7 +188,7 @@ def step_gradient(
         ValueError: If targets or sub-batches don't fit the inputs, and as `PerturbedPasses`.
     """
     count = num_samples(inputs)
-    if isinstance(num_sub_batches, bool) or not isinstance(num_sub_batches, int) or not 1 <= num_sub_batches <= count:
+    if not is_integer(num_sub_batches) or not 1 <= num_sub_batches <= count:
         raise ValueError(
             f"Expected argument `num_sub_batches` to be an integer from 1 to the batch's {count} samples, "
             f"but got {num_sub_batches!r}."

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_fisher.arguments import require_positive
+from lightning_fisher.arguments import is_number, require_positive
 from lightning_fisher.functional.losses.loss import LossFn
 from lightning_fisher.functional.multipass.finite_difference import loss_of
 from lightning_fisher.functional.multipass.loop import Gradient
@@ -66,7 +66,7 @@ def gradient_norm_penalty_gradient(
         ...     parameter.grad = grad
     """
     require_positive("radius", radius)
-    if isinstance(coefficient, bool) or not isinstance(coefficient, (int, float)) or not 0 <= coefficient <= 1:
+    if not is_number(coefficient) or not 0 <= coefficient <= 1:
         raise ValueError(f"Expected argument `coefficient` to be a number from 0 to 1, but got {coefficient!r}.")
 
     def method(passes: PerturbedPasses, x: Any, y: Any) -> tuple[Tensor, Tensor, Gradient]:
