@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import math
-import warnings
-from typing import Any, Literal
+from typing import Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.optim import Optimizer
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
-from lightning_fisher.arguments import require_choice, require_integer, require_non_negative
-from lightning_fisher.callbacks.fisher_manual_step import FisherManualStep
-from lightning_fisher.callbacks.fisher_step import FisherStep, PenaltyOptions
+from lightning_fisher.arguments import require_non_negative
 from lightning_fisher.callbacks.multipass.batches.sub_batches import SplitFn
-from lightning_fisher.callbacks.multipass.switch import FirstDropOfAny, Start, is_schedule_free, largest_rate
-from lightning_fisher.callbacks.multipass.training_step import TrainingStepPatch
-from lightning_fisher.callbacks.requirements import refuse_per_sample_gradients, require_supported, require_trainable
-from lightning_fisher.functional.multipass.regularized import damping
+from lightning_fisher.callbacks.multipass.switch import averaging_steps
+from lightning_fisher.callbacks.multipass_callback import MultiPassCallback, Schedule
+from lightning_fisher.functional import Penalty
+from lightning_fisher.functional.multipass.difference import FiniteDifference
+from lightning_fisher.functional.multipass.finite_difference import check_penalty_options
 
-Schedule = Literal["constant", "linear", "cosine"]
-SCHEDULES = ("constant", "linear", "cosine")
-_MANUAL = {"losses": None, "optimizers": None, "manual_accumulation": 1}  # options of manual optimization only
+AUTO = "auto"
 
 
-class FisherRegularizer(Callback):
+class FisherRegularizer(MultiPassCallback):
     r"""Train with ``L(B, w) + β R_α(w)`` from the first learning-rate drop on (Sec. 6, Algorithm 1, Sec. 7.2.1).
 
     ``R_α(w) = 1/M Σ_i [L(B_i, w) − L(B_i, w − α g_i)]``, ``g_i = ∇L(B_i, w)`` held constant, penalizes sub-batch
@@ -56,8 +52,12 @@ class FisherRegularizer(Callback):
     of nan reaches the user's own handling (`detect_anomaly`, the loss scaler, a callback) as it would without this one.
 
     Args:
-        beta: Weight β ≥ 0; the paper chooses it by validation from {1, 5, 10, 20, 30, 40, 50, 75, 100}.
-        alpha: Step α > 0 of the finite difference.
+        beta: Weight β ≥ 0; the paper chooses it by validation from {1, 5, 10, 20, 30, 40, 50, 75, 100}. ``"auto"``:
+            ``β = η s/(4α)`` with the learning rate η of the step (the largest of all optimizers) and the ``strength``
+            s: what the implicit regularization of plain SGD suggests (Geiping et al. 2022, see
+            `difference_penalty_gradient`); 25 at η = 0.01. With optimizers that average squared gradients (Adam,
+            RMSprop) it rises linearly over the first 2/(1 − β₂) steps, in which they take the penalty in.
+        alpha: Step α > 0 of the finite difference, or its length with ``step="normalized"``.
         num_sub_batches: M, over all processes together (each takes M / world size); a smaller last batch with fewer
             than 2 M samples is split into parts of two.
         start: ``"first_lr_drop"``: once the largest learning rate of an optimizer is at most 0.9 times the one before
@@ -66,8 +66,10 @@ class FisherRegularizer(Callback):
             (`trainer.global_step`, which counts those of all optimizers).
         split_fn: ``(batch, parts) → list of sub-batches`` for batches that aren't tensors, lists of samples, packed
             sequences, tuples, mappings and dataclasses of those.
-        beta_schedule: β after the switch: ``"constant"``, or a ``"linear"`` or ``"cosine"`` ramp from 0.
-        ramp_epochs: Length of the ramp, in epochs (fractions count).
+        beta_schedule: β after the switch: ``"constant"``, a ``"linear"`` or ``"cosine"`` ramp from 0, or ``"lr"``: β
+            times the learning rate over its highest value since the switch; the one of ``beta="auto"``, which is
+            proportional to the learning rate by itself.
+        ramp_epochs: Length of the ramp, in epochs (fractions count); with ``"lr"`` of a linear one, 0: none.
         gradient: Where the gradient of ``L`` comes from. ``"full"``: a pass of the whole batch, as the authors do;
             three evaluations. ``"shared"``: the mean of the ``g_i``; two evaluations. The same where samples don't
             interact; batch-norm normalizes each sub-batch of N/M samples by itself (ghost batch-norm) and moves
@@ -94,13 +96,18 @@ class FisherRegularizer(Callback):
         scaling: How much what is evaluated weighs where that isn't all (``perturbed=k``, ``every_n_steps=n``).
             ``"linear"``: M/k and n times as much, which is unbiased; its noise is that of a larger β. ``"sqrt"``:
             √(M/k) and √n times as much: the terms ``g_i − h_i`` of ReLU networks are nearly orthogonal, and this keeps
-            their sum at its size over the steps, so that the same β does about the same in every form.
+            their sum at its size over the steps, so that the same β does about the same in every form. ``"none"``: as
+            much as where all is evaluated.
         losses: Manual optimization: which losses are regularized, by the order in which the step hands them to
             `manual_backward`, from 0; ``None``: all.
         optimizers: Manual optimization: only the parameters of these optimizers are perturbed and get the penalty's
             gradient, by their order in `configure_optimizers`, from 0; ``None``: those of all.
         manual_accumulation: Manual optimization: n where the step accumulates the gradients of n batches and divides
             each loss by n; R_α is then that of the undivided loss, and divided by n too.
+        difference: Between which points: ``"backward"``: ``w`` and ``w − α g_i``, the paper's. ``"forward"``: ``w + α
+            g_i`` and ``w``. ``"central"``: ``w ± α g_i/2``, one evaluation more. See `difference_penalty_gradient`.
+        step: ``"fixed"``: α g_i, the paper's. ``"normalized"``: of length α, the difference times ``‖g_i‖``.
+        strength: s ≥ 0, with ``beta="auto"``.
 
     Attributes:
         active: Whether the regularized phase has begun.
@@ -119,9 +126,13 @@ class FisherRegularizer(Callback):
         >>> trainer = Trainer(callbacks=[FisherRegularizer(beta=10.0)], logger=False, accelerator="cpu")
     """
 
+    prefix = "fisher"
+    weight_name = "beta"
+    divergence = True
+
     def __init__(
         self,
-        beta: float = 10.0,
+        beta: float | Literal["auto"] = 10.0,
         alpha: float = 1e-4,
         num_sub_batches: int = 8,
         start: int | float | str = "first_lr_drop",
@@ -132,239 +143,86 @@ class FisherRegularizer(Callback):
         perturbed: int | None = None,
         every_n_steps: int = 1,
         passes: Literal["auto", "loop", "vmap"] = "loop",
-        scaling: Literal["linear", "sqrt"] = "linear",
+        scaling: Literal["linear", "sqrt", "none"] = "linear",
         losses: list[int] | None = None,
         optimizers: list[int] | None = None,
         manual_accumulation: int = 1,
+        difference: Literal["backward", "forward", "central"] = "backward",
+        step: Literal["fixed", "normalized"] = "fixed",
+        strength: float = 1.0,
     ) -> None:
-        self.options = PenaltyOptions(
-            alpha=alpha,
+        check_penalty_options(alpha, num_sub_batches)
+        self._method = FiniteDifference(alpha, difference, step)
+        self.automatic = beta == AUTO
+        if self.automatic and beta_schedule == "constant":
+            beta_schedule = "lr"
+        if self.automatic and beta_schedule != "lr":
+            raise ValueError(
+                f'Expected argument `beta_schedule` to be "lr" with `beta="auto"`, but got {beta_schedule!r}.'
+            )
+        require_non_negative("strength", strength)
+        if strength != 1 and not self.automatic:
+            raise ValueError(f'Expected argument `strength` to be 1.0 without `beta="auto"`, but got {strength!r}.')
+        super().__init__(
+            strength if self.automatic else beta,  # type: ignore[arg-type]
             num_sub_batches=num_sub_batches,
+            start=start,
             split_fn=split_fn,
+            weight_schedule=beta_schedule,
+            ramp_epochs=ramp_epochs,
             gradient=gradient,
             perturbed=perturbed,
+            every_n_steps=every_n_steps,
             passes=passes,
             scaling=scaling,
             losses=losses,
             optimizers=optimizers,
             manual_accumulation=manual_accumulation,
         )
-        require_integer("every_n_steps", every_n_steps, least=1)
-        require_non_negative("beta", beta)
-        require_non_negative("ramp_epochs", ramp_epochs)
-        require_choice("beta_schedule", beta_schedule, SCHEDULES)
-        if beta_schedule != "constant" and not ramp_epochs > 0:
-            raise ValueError(f"Expected argument `ramp_epochs` to be positive for a ramp, but got {ramp_epochs!r}.")
-        self.beta = float(beta)
-        self.alpha = float(alpha)
-        self.num_sub_batches = num_sub_batches
-        self.split_fn, self.gradient, self.perturbed = split_fn, gradient, perturbed
-        self.passes, self.scaling = passes, scaling
-        self.start = Start(start)
-        self.beta_schedule = beta_schedule
-        self.ramp_epochs = float(ramp_epochs)
-        self.every_n_steps = every_n_steps
-        self._patch: TrainingStepPatch | None = None
-        self._reset()
+        self.beta = AUTO if self.automatic else self.weight
+        self.alpha, self.strength = float(alpha), float(strength)
+        self.difference, self.step, self.beta_schedule = difference, step, beta_schedule
 
-    def _reset(self) -> None:
-        self.active = False
-        self.switch_step: int | None = None
-        self.switch_epoch: int | None = None
-        self.left_out = 0
-        self._batches = 0  # of this fit
-        self._switch_time = 0.0  # in epochs, fractions included
-        self._switch_batch = 0
-        self._drop = FirstDropOfAny()
-        self._step: FisherStep = FisherStep(self.options)
+    @property
+    def method(self) -> FiniteDifference:
+        """The finite difference."""
+        return self._method
 
     @property
     def passes_chosen(self) -> str | None:
         """``"loop"`` or ``"vmap"``; ``None``: left to ``"auto"``, which hasn't decided."""
         return self._step.choice.chosen
 
-    # --- before training ---------------------------------------------------------------------------------------
+    def described(self) -> str:
+        """β, α, M."""
+        beta = AUTO if self.automatic else f"{self.weight:g}"
+        return f"β = {beta}, α = {self.alpha:g}, M = {self.num_sub_batches}"
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what isn't supported before anything runs; a fit from scratch begins with the plain phase."""
-        if stage == "fit":
-            if trainer.global_step == 0:  # a checkpoint is loaded after this
-                self._reset()
-            require_supported(trainer, pl_module)
-            self._require_options_of(pl_module)
-            if isinstance(self._step, FisherManualStep) is pl_module.automatic_optimization:
-                kind = FisherStep if pl_module.automatic_optimization else FisherManualStep
-                self._step = kind(self.options)
-            world = trainer.world_size
-            if self.num_sub_batches % world:
-                raise ValueError(
-                    f"Expected argument `num_sub_batches` to be a multiple of the {world} processes, "
-                    f"but got {self.num_sub_batches}."
-                )
-            perturbed = self.options.perturbed
-            if perturbed is not None and perturbed % world:
-                raise ValueError(
-                    f"Expected argument `perturbed` to be a multiple of the {world} processes, but got {perturbed}."
-                )
-
-    def _require_options_of(self, pl_module: LightningModule) -> None:
-        """Check what only one kind of optimization has."""
-        options, name = self.options, type(pl_module).__name__
-        if pl_module.automatic_optimization:
-            given = [key for key, default in _MANUAL.items() if getattr(options, key) != default]
-            if given:
-                raise ValueError(
-                    f"Expected argument `{given[0]}` to be left out in automatic optimization, where there is one "
-                    f"loss, but got {getattr(options, given[0])!r} with {name}."
-                )
-        elif options.gradient == "shared" or options.passes == "vmap":
-            key, value = ("gradient", "full") if options.gradient == "shared" else ("passes", "loop")
-            raise ValueError(
-                f'Expected argument `{key}` to be "{value}" in manual optimization, where the step of the whole batch '
-                f"is the module's own, but got {getattr(options, key)!r} with {name}."
-            )
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what only shows once the optimizers exist."""
-        require_trainable(trainer, pl_module)
-        self._batches = 0
-        if self.beta > 0 and not self.active and self.start.waits_for_drop and is_schedule_free(trainer.optimizers):
-            warnings.warn(
-                "FisherRegularizer waits for the first drop of the learning rate, but a schedule-free optimizer has "
-                "none, so the regularized phase never begins; give `start` an epoch or a step.",
-                stacklevel=2,
-            )
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Refuse an optimizer that steps on other gradients than those the penalty is in."""
-        if self._patch is not None and self._batches <= 2:
-            refuse_per_sample_gradients(optimizer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say that the phase never began."""
-        if (
-            self.beta > 0
-            and not self.active
-            and self.start.waits_for_drop
-            and not getattr(trainer, "fast_dev_run", False)
-        ):
-            pl_module.print(
-                "FisherRegularizer: the regularized phase never began, since the learning rate never dropped; "
-                "training was the plain one (`start` takes an epoch or a step, too)."
-            )
-
-    # --- the switch --------------------------------------------------------------------------------------------
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Latch the switch; replace `training_step` for this batch in the regularized phase."""
-        self._restore()
-        if self.beta > 0 and self._batches == 0:  # now, not epochs later at the switch
-            self._step.splitter.split(trainer, batch)
-        rates = [largest_rate(optimizer) for optimizer in trainer.optimizers]
-        steps = trainer.global_step // (1 if pl_module.automatic_optimization else max(1, len(rates)))
-        dropped = self.active or self._drop.update(rates, steps, trainer.current_epoch)
-        time = _time(trainer, batch_idx)
-        if not self.active and self.start.reached(time, trainer.global_step, dropped):
-            self.active = True
-            self.switch_step, self.switch_epoch = trainer.global_step, trainer.current_epoch
-            self._switch_time, self._switch_batch = time, trainer.fit_loop.total_batch_idx
-            rate = max((r for r in rates if r is not None), default=math.nan)
-            pl_module.print(
-                f"FisherRegularizer: regularized phase begins after {self.switch_epoch} epochs, at step "
-                f"{self.switch_step} (learning rate {rate:g}, β = {self.beta:g}, α = {self.alpha:g}, "
-                f"M = {self.num_sub_batches})"
-            )
-        beta = self.current_beta(time)
-        if beta > 0 and self._since_switch(trainer, pl_module) % self.every_n_steps == 0:
-            weight = beta * self.every_n_steps * damping(self.options.scaling, self.every_n_steps)
-            step = self._step.wrap(trainer, pl_module, pl_module.training_step, beta, weight)
-            self._patch = TrainingStepPatch(pl_module, step)
-        elif self.beta > 0 and not self.active and self._batches == _rehearsed(trainer):
-            step = self._step.rehearse(trainer, pl_module, pl_module.training_step)
-            self._patch = TrainingStepPatch(pl_module, step)
-        self._batches += 1
-
-    def _since_switch(self, trainer: Trainer, pl_module: LightningModule) -> int:
-        """Optimizer steps since the switch; batches in manual optimization, where a batch may take several."""
-        if pl_module.automatic_optimization:
-            return trainer.global_step - (self.switch_step or 0)
-        return trainer.fit_loop.total_batch_idx - self._switch_batch
+    def logged(self, penalty: Penalty, weight: float, suffix: str = "") -> dict[str, Tensor | float]:
+        """Also the divergence of the sub-batch gradients."""
+        return {
+            f"fisher/penalty{suffix}": penalty.value,
+            f"fisher/grad_norm_var{suffix}": penalty.divergence.norm_variance,
+            f"fisher/grad_cosine{suffix}": penalty.divergence.cosine,
+            "fisher/beta": weight,
+        }
 
     def current_beta(self, time: float) -> float:
         """β at ``time`` (epochs since the start of training, fractions count): zero before the switch."""
-        if not self.active:
-            return 0.0
-        if self.beta_schedule == "constant":
-            return self.beta
-        progress = min(max(time - self._switch_time, 0.0) / self.ramp_epochs, 1.0)
-        return self.beta * (progress if self.beta_schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2)
+        return self.current_weight(time)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Give the module its own `training_step` back."""
-        self._restore()
+    def current_weight(self, time: float) -> float:
+        """See `current_beta`."""
+        if not self.automatic or not self.active:
+            return super().current_weight(time)
+        elapsed = max(time - self._switch_time, 0.0)
+        ramp = min(elapsed / self.ramp_epochs, 1.0) if self.ramp_epochs > 0 else 1.0
+        rate = 0.0 if math.isnan(self._rate) else self._rate
+        return ramp * rate * self.strength / (4 * self.alpha)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Also where a batch was skipped half-way. The first penalty left out is worth a warning."""
-        self._restore()
-        self._step.choice.settle()
-        new = self._step.take_left_out()
-        if new and not self.left_out:
-            warnings.warn(
-                f"FisherRegularizer left out the penalty of {new} step(s) of epoch {trainer.current_epoch} on process "
-                f"{trainer.global_rank}: the loss, or its gradient, at w or at w − α g is infinite or undefined. Those "
-                "steps were plain ones; `fisher/penalty` is nan there; the attribute `left_out` counts on.",
-                stacklevel=2,
-            )
-        self.left_out += new
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Also when training fails or is interrupted."""
-        self._restore()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """And at the end."""
-        self._restore()
-
-    def _restore(self) -> None:
-        if self._patch is not None:
-            self._patch.undo()
-            self._patch = None
-
-    # --- checkpoints -------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values: whether and when the phase began, and the learning rates seen."""
-        return {
-            "active": self.active,
-            "switch_step": self.switch_step,
-            "switch_epoch": self.switch_epoch,
-            "switch_time": self._switch_time,
-            "switch_batch": self._switch_batch,
-            "left_out": self.left_out,
-            "largest_batch": dict(self._step.splitter.largest),
-            "passes_chosen": self.passes_chosen if self.options.passes == "auto" else None,
-            "drop": self._drop.state_dict(),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What `state_dict` gave."""
-        self.active = state_dict["active"]
-        self.switch_step, self.switch_epoch = state_dict["switch_step"], state_dict["switch_epoch"]
-        self._switch_time = state_dict["switch_time"]
-        self._switch_batch = state_dict.get("switch_batch", 0)
-        self.left_out = state_dict.get("left_out", 0)
-        largest = state_dict["largest_batch"]  # a number where there could be one loader only
-        self._step.splitter.largest = {"": largest} if isinstance(largest, int) else dict(largest)
-        if self.options.passes == "auto":
-            self._step.choice.chosen = state_dict.get("passes_chosen")
-        self._drop.load_state_dict(state_dict["drop"])
-
-
-def _time(trainer: Trainer, batch_idx: int) -> float:
-    return trainer.current_epoch + batch_idx / trainer.num_training_batches
-
-
-def _rehearsed(trainer: Trainer) -> int:
-    """The batch whose step is rehearsed: the second, in which state carried over shows; the only one, if it is."""
-    only = getattr(trainer, "fast_dev_run", 0) == 1 or trainer.max_steps == 1
-    return 0 if only or (trainer.num_training_batches == 1 and trainer.max_epochs == 1) else 1
+    def _weight(self, trainer: Trainer, pl_module: LightningModule, time: float) -> float:
+        weight = self.current_weight(time)
+        if not self.automatic or self.ramp_epochs > 0 or weight == 0:
+            return weight
+        steps = max(averaging_steps(optimizer) for optimizer in trainer.optimizers)
+        return weight * min((self._since_switch(trainer, pl_module) + 1) / steps, 1.0)

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from lightning_fisher.functional.gram.matrix import ScaledGram, gram_matrix, scaled_gram
     from lightning_fisher.functional.gram.rules.custom import check_rule, register_rule
     from lightning_fisher.functional.multipass.divergence import Divergence, gradient_divergence
-    from lightning_fisher.functional.multipass.finite_difference import penalty_gradient
+    from lightning_fisher.functional.multipass.finite_difference import difference_penalty_gradient, penalty_gradient
     from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
-    from lightning_fisher.functional.multipass.methods.difference import difference_penalty_gradient
     from lightning_fisher.functional.multipass.methods.fisher_penalty import fisher_penalty_gradient
     from lightning_fisher.functional.multipass.methods.gradient_norm_penalty import gradient_norm_penalty_gradient
     from lightning_fisher.functional.multipass.methods.sharpness_aware import sharpness_aware_gradient
-    from lightning_fisher.functional.multipass.perturbed import StepGradient
+    from lightning_fisher.functional.multipass.methods.step_gradient import StepGradient, multipass_gradient
+    from lightning_fisher.functional.multipass.passes import Evaluation, SubBatch
     from lightning_fisher.functional.multipass.regularized import RegularizedGradient, regularized_gradient
     from lightning_fisher.functional.penalties.flat_minimum import flat_minimum_penalty
     from lightning_fisher.functional.penalties.jacobian import jacobian_penalty
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Divergence",
+    "Evaluation",
     "FisherLogDet",
     "GranulatedKendall",
     "HessianFrobeniusNorm",
@@ -62,6 +63,7 @@ __all__ = [
     "ScaledGram",
     "SignError",
     "StepGradient",
+    "SubBatch",
     "bootstrap_interval",
     "check_rule",
     "difference_penalty_gradient",
@@ -87,6 +89,7 @@ __all__ = [
     "log_ellipsoid_height",
     "log_gradient_norms",
     "log_spectrum",
+    "multipass_gradient",
     "partial_kendall_tau",
     "penalty_gradient",
     "penalty_of_losses",

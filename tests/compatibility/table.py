@@ -13,6 +13,7 @@ import torch
 from tests.compatibility import checks
 from tests.compatibility.case import Case
 from tests.compatibility.cases import missing_packages, refused, supported
+from tests.compatibility.methods import CHECKS, METHODS, outcome
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 HEADINGS = ("set-up", "from", "trains", "β = 0", "β > 0", "logs", "γ̂")
@@ -27,7 +28,14 @@ def tables() -> dict[str, str]:
         "supported": _markdown(HEADINGS, rows),
         "refused": _markdown(("set-up", "from", "what the one line says"), lines),
         "not measured": _markdown(("set-up", "what the one line says"), measured),
+        "methods": methods_table(),
     }
+
+
+def methods_table() -> str:
+    """A row a check, a column a method."""
+    rows = [[check, *(outcome(check, method) for method in METHODS)] for check in CHECKS]
+    return _markdown(("", *(method.name for method in METHODS)), rows)
 
 
 def _outcomes(case: Case) -> list[str]:

@@ -8,10 +8,15 @@ import importlib
 import pytest
 
 MODULES = [
-    "lightning_fisher.functional.multipass.methods.difference",
+    "lightning_fisher.callbacks.fisher_penalty",
+    "lightning_fisher.callbacks.jacobian_penalty",
+    "lightning_fisher.callbacks.multipass_callback",
+    "lightning_fisher.callbacks.sharpness_aware",
+    "lightning_fisher.functional.multipass.finite_difference",
     "lightning_fisher.functional.multipass.methods.fisher_penalty",
     "lightning_fisher.functional.multipass.methods.gradient_norm_penalty",
     "lightning_fisher.functional.multipass.methods.sharpness_aware",
+    "lightning_fisher.functional.multipass.methods.step_gradient",
     "lightning_fisher.functional.penalties.flat_minimum",
     "lightning_fisher.functional.penalties.jacobian",
     "lightning_fisher.functional.penalties.large_margin",

@@ -16,7 +16,8 @@ from lightning_fisher.exceptions import first_line
 from lightning_fisher.functional.evaluation.memory import available_memory
 from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot
 from lightning_fisher.functional.multipass.execution import FIXED, Forms, check_passes, refused
-from lightning_fisher.functional.multipass.loop import Penalty
+from lightning_fisher.functional.multipass.loop import Context, Penalty
+from lightning_fisher.functional.multipass.passes import Method
 from lightning_fisher.functional.multipass.vmap import ExtraPass, StackedBatches, UnequalSizesError, VmapError
 
 COPIES = 4  # of the weights and gradients of all sub-batches at once, in the passes by vmap
@@ -74,10 +75,11 @@ class PassChoice:
         batches: Sequence[Any],
         parameters: Sequence[nn.Parameter],
         *,
-        alpha: float,
+        method: Method,
         weights: Sequence[float],
         module: nn.Module,
         extra_pass: ExtraPass = nullcontext,
+        context: Context | None = None,
         decide: bool = True,
     ) -> Penalty:
         """`Execution.penalty`, in the chosen form.
@@ -86,17 +88,27 @@ class PassChoice:
             loss: See `Execution.penalty`.
             batches: See `Execution.penalty`.
             parameters: See `Execution.penalty`.
-            alpha: See `Execution.penalty`.
+            method: See `Execution.penalty`.
             weights: See `Execution.penalty`.
             module: See `Execution.penalty`.
             extra_pass: See `Execution.penalty`.
+            context: See `Execution.penalty`.
             decide: Whether ``"auto"`` may decide now; ``False``: what isn't decided is a loop. The same on every
                 process.
 
         Raises:
             ValueError: If vmap is asked for and can't do it, and as `penalty_of_losses`.
         """
-        forms = Forms(loss, batches, parameters, alpha=alpha, weights=weights, module=module, extra_pass=extra_pass)
+        forms = Forms(
+            loss,
+            batches,
+            parameters,
+            method=method,
+            weights=weights,
+            module=module,
+            extra_pass=extra_pass,
+            context=context,
+        )
         device = forms.parameters[0].device
         if self.chosen == "loop" or (self._auto and not tries(device)):
             return forms.loop()

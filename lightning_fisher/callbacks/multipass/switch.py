@@ -124,6 +124,15 @@ def is_schedule_free(optimizers: Iterable[Optimizer]) -> bool:
     )
 
 
+def averaging_steps(optimizer: Optimizer) -> int:
+    """Steps until an optimizer's average of squared gradients has forgotten those before: 2/(1 − β₂); 1 without one.
+
+    The length of the warm-up that Ma & Yarats (2021) give Adam.
+    """
+    decays = [group["betas"][-1] if "betas" in group else group.get("alpha") for group in optimizer.param_groups]
+    return max(1, *(math.ceil(2 / (1 - d)) for d in decays if isinstance(d, float) and 0 <= d < 1), 1)
+
+
 class FirstDropOfAny:
     """The first drop of any of several optimizers."""
 

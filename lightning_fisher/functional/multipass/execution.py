@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
+from lightning_fisher.functional.multipass.difference import FiniteDifference
+from lightning_fisher.functional.multipass.loop import Context, Penalty, penalty_of_losses
+from lightning_fisher.functional.multipass.passes import Method
 from lightning_fisher.functional.multipass.vmap import ExtraPass, UnequalSizesError, VmapError, penalty_by_vmap
 
 PASSES = ("auto", "loop", "vmap")  # "auto" is a choice of the callbacks, which remember it
@@ -33,10 +35,11 @@ class Execution:
         batches: Sequence[Any],
         parameters: Sequence[nn.Parameter],
         *,
-        alpha: float,
+        method: Method,
         weights: Sequence[float],
         module: nn.Module,
         extra_pass: ExtraPass = nullcontext,
+        context: Context | None = None,
     ) -> Penalty:
         """`penalty_of_losses` without ``loss_shares``, of ``loss(batch)`` for every batch.
 
@@ -44,15 +47,25 @@ class Execution:
             loss: Runs the module on a batch and returns the mean loss; see `penalty_by_vmap`.
             batches: The perturbed sub-batches.
             parameters: See `penalty_of_losses`.
-            alpha: See `penalty_of_losses`.
+            method: A `FiniteDifference` for vmap, any other for the loop.
             weights: See `penalty_of_losses`; all the same where the batches are of one size.
             module: See `penalty_of_losses`.
             extra_pass: See `penalty_of_losses`.
+            context: See `penalty_of_losses`.
 
         Raises:
             ValueError: If vmap is asked for and can't do it, and as `penalty_of_losses`.
         """
-        forms = Forms(loss, batches, parameters, alpha=alpha, weights=weights, module=module, extra_pass=extra_pass)
+        forms = Forms(
+            loss,
+            batches,
+            parameters,
+            method=method,
+            weights=weights,
+            module=module,
+            extra_pass=extra_pass,
+            context=context,
+        )
         if self._passes == "loop":
             return forms.loop()
         try:
@@ -73,32 +86,36 @@ class Forms:
         batches: Sequence[Any],
         parameters: Sequence[nn.Parameter],
         *,
-        alpha: float,
+        method: Method,
         weights: Sequence[float],
         module: nn.Module,
         extra_pass: ExtraPass = nullcontext,
+        context: Context | None = None,
     ) -> None:
         self.loss, self.batches, self.parameters = loss, batches, list(parameters)
-        self._alpha, self._weights, self._module, self._extra_pass = alpha, weights, module, extra_pass
+        self._method, self._weights, self._module, self._extra_pass = method, weights, module, extra_pass
+        self._context = context
 
     def loop(self, loss: Callable[[Any], Tensor] | None = None) -> Penalty:
         """One sub-batch after the other; of another loss of a batch, if given."""
         return penalty_of_losses(
             [partial(loss or self.loss, batch) for batch in self.batches],
             self.parameters,
-            alpha=self._alpha,
+            method=self._method,
             weights=self._weights,
             module=self._module,
             extra_pass=self._extra_pass,
+            context=self._context,
         )
 
     def vmap(self) -> Penalty:
-        """All sub-batches in one pass at ``w`` and one at the ``w − α g_i``."""
+        """All sub-batches in one pass at ``w`` and one at each end of their steps."""
+        assert isinstance(self._method, FiniteDifference)
         return penalty_by_vmap(
             self.loss,
             self.batches,
             self.parameters,
-            alpha=self._alpha,
+            difference=self._method,
             weight=self._weights[0],
             module=self._module,
             extra_pass=self._extra_pass,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer, require_number
 from lightning_fisher.functional.evaluation.batch import own_batch
-from lightning_fisher.functional.evaluation.samples import call_module, has_tensors, num_samples, split
-from lightning_fisher.functional.losses.loss import LossFn, mean_loss
+from lightning_fisher.functional.evaluation.samples import has_tensors, num_samples, split
+from lightning_fisher.functional.losses.loss import LossFn
+from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.execution import FIXED, check_passes
 from lightning_fisher.functional.multipass.part_losses import PartLosses, penalty_of_parts
 from lightning_fisher.functional.multipass.sub_batches import part_sizes
@@ -78,8 +79,98 @@ def penalty_gradient(
         >>> [grad.shape for grad in grads]
         [torch.Size([2, 3]), torch.Size([2])]
     """
+    check_penalty_options(alpha, num_sub_batches)
+    return gradient_of_penalty(
+        module,
+        inputs,
+        targets,
+        FiniteDifference(alpha),
+        num_sub_batches=num_sub_batches,
+        loss_fn=loss_fn,
+        passes=passes,
+    )
+
+
+def difference_penalty_gradient(
+    module: nn.Module,
+    inputs: Any,
+    targets: Any,
+    *,
+    alpha: float = 1e-4,
+    num_sub_batches: int = 8,
+    difference: str = "backward",
+    step: str = "fixed",
+    loss_fn: LossFn | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    r"""`penalty_gradient` with a choice of the finite difference; the defaults are bit for bit `penalty_gradient`.
+
+    With ``g_i = ∇L(B_i, w)`` and the step ``e_i = α g_i`` (``"fixed"``) held constant,
+
+    ==============  ====================================================  ===========
+    ``difference``  ``∇R_α = 1/M Σ_i`` of                                 passes of N
+    ==============  ====================================================  ===========
+    ``"backward"``  ``g_i − ∇L(B_i, w − e_i)``                            2
+    ``"forward"``   ``∇L(B_i, w + e_i) − g_i``                            2
+    ``"central"``   ``∇L(B_i, w + e_i/2) − ∇L(B_i, w − e_i/2)``           3
+    ==============  ====================================================  ===========
+
+    and ``R_α`` the same difference of losses. With ``step="normalized"`` the step is ``e_i = α g_i/‖g_i‖``, of length
+    α whatever the gradient, and the difference is multiplied with ``‖g_i‖``. On a smooth network all of them tend to
+    ``α/M Σ_i H_i g_i``, half the gradient of ``α/M Σ_i ‖g_i‖²``: the same β means the same. In ReLU networks they
+    differ: which kinks are crossed depends on direction and length (Karakida et al. 2023 find forward differences
+    with large steps to do better).
+
+    **The sub-batch regularizer of Geiping et al. (2022)**, which adds ``(η/4) s (∇L(B_i, w + ε g_i/‖g_i‖) −
+    g_i)‖g_i‖/ε`` to every sub-batch gradient (η the learning rate, s the strength), is ``difference="forward"`` or
+    ``"central"``, ``step="normalized"``, ``alpha=ε``, with the weight ``β = η s/(4α)``. The same β with any other
+    step approximates the same limit, ``(η s/4) H_i g_i``.
+
+    Every pass is an extra one: weights, buffers, gradients and random state are bit-identical afterwards.
+
+    Args:
+        module: See `penalty_gradient`.
+        inputs: N samples in dimension 0 of every tensor.
+        targets: Class indices or probabilities, or what ``loss_fn`` takes; samples in dimension 0.
+        alpha: α, the step along ``g_i``, or its length with ``step="normalized"``.
+        num_sub_batches: M.
+        difference: ``"backward"`` (the paper's), ``"forward"`` or ``"central"``.
+        step: ``"fixed"`` (the paper's) or ``"normalized"``.
+        loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [n]``; ``None`` is the mean cross-entropy.
+
+    Returns:
+        ``R_α`` and ``∇R_α``, as `penalty_gradient`.
+
+    Raises:
+        ValueError: If an option doesn't fit, or a parameter is narrower than float32, complex or sparse.
+
+    Example:
+        >>> import torch
+        >>> from lightning_fisher.functional import difference_penalty_gradient
+        >>> net, x, y = torch.nn.Linear(3, 2), torch.randn(8, 3), torch.randint(2, (8,))
+        >>> value, grads = difference_penalty_gradient(net, x, y, alpha=0.01, difference="central", step="normalized")
+        >>> [grad.shape for grad in grads]
+        [torch.Size([2, 3]), torch.Size([2])]
+    """
+    check_penalty_options(alpha, num_sub_batches)
+    method = FiniteDifference(alpha, difference, step)  # type: ignore[arg-type]
+    return gradient_of_penalty(
+        module, inputs, targets, method, num_sub_batches=num_sub_batches, loss_fn=loss_fn, passes="loop"
+    )
+
+
+def gradient_of_penalty(
+    module: nn.Module,
+    inputs: Any,
+    targets: Any,
+    method: FiniteDifference,
+    *,
+    num_sub_batches: int,
+    loss_fn: LossFn | None,
+    passes: str,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`penalty_gradient` of any of the finite differences; arguments as there."""
     count = num_samples(inputs)
-    check_penalty_options(alpha, num_sub_batches, count)
+    check_penalty_options(method.alpha, num_sub_batches, count)
     check_passes(passes, FIXED)
     trainable = trainable_parameters(module, count, targets)
     with torch.inference_mode(False), torch.enable_grad():
@@ -89,16 +180,11 @@ def penalty_gradient(
         penalty = penalty_of_parts(
             PartLosses(module, parts, loss_fn, count),
             trainable,
-            alpha=alpha,
+            method=method,
             weights=[size / count for size in sizes],
             passes=passes,
         )
     return penalty.value, for_all_parameters(module, trainable, penalty.gradient)
-
-
-def loss_of(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn | None) -> Callable[[], Tensor]:
-    """The mean loss of a batch as a function of nothing."""
-    return lambda: mean_loss(call_module(module, inputs), targets, loss_fn)
 
 
 def trainable_parameters(module: nn.Module, count: int, targets: Any) -> list[nn.Parameter]:

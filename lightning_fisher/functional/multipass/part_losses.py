@@ -13,8 +13,10 @@ from lightning_fisher.functional.evaluation.samples import call_module, num_samp
 from lightning_fisher.functional.losses.denominator import PartWeights
 from lightning_fisher.functional.losses.loss import LossFn, losses_of
 from lightning_fisher.functional.losses.loss_parameters import loss_parameters, refuse_foreign_parameters
+from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.execution import refused
 from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
+from lightning_fisher.functional.multipass.passes import Method
 from lightning_fisher.functional.multipass.vmap import StackedBatches, UnequalSizesError, VmapError, penalty_by_vmap
 
 
@@ -112,14 +114,14 @@ class PartLosses:
 
 
 def penalty_of_parts(
-    losses: PartLosses, parameters: Sequence[nn.Parameter], *, alpha: float, weights: Sequence[float], passes: str
+    losses: PartLosses, parameters: Sequence[nn.Parameter], *, method: Method, weights: Sequence[float], passes: str
 ) -> Penalty:
     """`penalty_of_losses` in a loop or by vmap.
 
     Args:
         losses: Of the perturbed parts.
         parameters: See `penalty_of_losses`.
-        alpha: See `penalty_of_losses`.
+        method: A `FiniteDifference` for vmap, any other for the loop.
         weights: See `penalty_of_losses`.
         passes: ``"loop"`` or ``"vmap"``.
 
@@ -129,16 +131,17 @@ def penalty_of_parts(
 
     def loop(losses: PartLosses) -> Penalty:
         return penalty_of_losses(
-            losses.functions(), parameters, alpha=alpha, weights=weights, module=losses.module, measured=losses
+            losses.functions(), parameters, method=method, weights=weights, module=losses.module, measured=losses
         )
 
     if passes == "loop":
         return loop(losses)
+    assert isinstance(method, FiniteDifference)
     try:
         StackedBatches(losses.parts)
         weighted = [weight * factor for weight, factor in zip(weights, losses.factors(), strict=True)]
         return penalty_by_vmap(
-            losses.of_part, losses.parts, parameters, alpha=alpha, weight=weighted, module=losses.module
+            losses.of_part, losses.parts, parameters, difference=method, weight=weighted, module=losses.module
         )
     except UnequalSizesError:
         return loop(losses)

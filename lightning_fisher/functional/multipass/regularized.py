@@ -14,13 +14,15 @@ from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples, split
 from lightning_fisher.functional.losses.loss import LossFn, losses_of
+from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.execution import FIXED, check_passes
 from lightning_fisher.functional.multipass.finite_difference import (
     check_penalty_options,
     for_all_parameters,
     trainable_parameters,
 )
-from lightning_fisher.functional.multipass.loop import Gradient, Penalty, finite_or_left_out, penalty_of_losses
+from lightning_fisher.functional.multipass.gradients import combine, finite_or_left_out
+from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.part_losses import PartLosses, penalty_of_parts
 from lightning_fisher.functional.multipass.sub_batches import (
     Part,
@@ -31,7 +33,7 @@ from lightning_fisher.functional.multipass.sub_batches import (
 )
 
 GRADIENTS = ("full", "shared")
-SCALINGS = ("linear", "sqrt")
+SCALINGS = ("linear", "sqrt", "none")
 
 
 class RegularizedGradient(NamedTuple):
@@ -87,6 +89,7 @@ def regularized_gradient(
     variance grows as ``M / k``. With ``"shared"`` neighboring sub-batches that aren't perturbed are one pass.
     ``scaling="sqrt"`` weighs it with ``β √(k / M)`` instead of β: no longer unbiased, but of the size of ``∇R_α`` where
     the M terms ``g_i − h_i`` are orthogonal, as they nearly are in ReLU networks: the same β then does about the same.
+    ``scaling="none"`` weighs every term with ``β/M``, whether or not the others are evaluated.
 
     This is a training pass: buffers (batch-norm statistics) and random state move on as in one pass at ``w``.
     Gradients in ``.grad`` are not touched.
@@ -100,7 +103,7 @@ def regularized_gradient(
         num_sub_batches: M.
         gradient: ``"full"`` or ``"shared"``, see above.
         perturbed: k, or ``None`` for all M.
-        scaling: ``"linear"`` or ``"sqrt"``, see above; the same for ``perturbed=None``.
+        scaling: ``"linear"``, ``"sqrt"`` or ``"none"``, see above; the same for ``perturbed=None``.
         generator: Draws the k sub-batches; ``None``: torch's default generator.
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [n]``; ``None`` is the mean cross-entropy.
         passes: ``"loop"`` or ``"vmap"``, see `penalty_gradient`; with ``gradient="shared"``, whose passes at ``w`` are
@@ -129,6 +132,7 @@ def regularized_gradient(
     check_scaling(scaling)
     require_number("beta", beta, 0, words="a non-negative number")
     trainable = trainable_parameters(module, count, targets)
+    method = FiniteDifference(alpha)
     moved = draw_perturbed(num_sub_batches, perturbed, generator)
     scale = num_sub_batches / sum(moved)
     with torch.inference_mode(False), torch.enable_grad():
@@ -142,7 +146,7 @@ def regularized_gradient(
             found = penalty_of_losses(
                 losses.functions(),
                 trainable,
-                alpha=alpha,
+                method=method,
                 weights=weights,
                 module=module,
                 loss_shares=[size / count for size in sizes],
@@ -157,7 +161,7 @@ def regularized_gradient(
             complete = len(chosen) == len(parts)
             losses = PartLosses(module, [batches[i] for i in chosen], loss_fn, count, complete)
             found = penalty_of_parts(
-                losses, trainable, alpha=alpha, weights=[weights[i] for i in chosen], passes=passes
+                losses, trainable, method=method, weights=[weights[i] for i in chosen], passes=passes
             )
             outputs = call_module(module, inputs)
             values = losses_of(outputs, targets, loss_fn)
@@ -203,15 +207,6 @@ def _weighed(
     return penalty._replace(value=value, gradient=gradient)
 
 
-def combine(plain: Gradient, penalty: Gradient, beta: float) -> Gradient:
-    """``plain + β penalty``, ``None`` where neither is there."""
-    # Tensors of their own: what autograd returns may be one for several parameters, or expanded.
-    return tuple(
-        (None if r is None else beta * r) if g is None else torch.empty_like(g).copy_(g) if r is None else g + beta * r
-        for g, r in zip(plain, penalty, strict=True)
-    )
-
-
 def check_gradient(gradient: str) -> None:
     """Refuse an unknown form.
 
@@ -226,10 +221,10 @@ def damping(scaling: str, scale: float) -> float:
 
     Args:
         scaling: ``"linear"``: one. ``"sqrt"``: the root of the part of the penalty that is evaluated, which gives the
-            estimate the norm of the whole where its terms are orthogonal.
+            estimate the norm of the whole where its terms are orthogonal. ``"none"``: that part.
         scale: What makes the estimate unbiased: M / k, n.
     """
-    return 1.0 if scaling == "linear" else 1.0 / math.sqrt(scale)
+    return {"linear": 1.0, "sqrt": 1.0 / math.sqrt(scale), "none": 1.0 / scale}[scaling]
 
 
 def check_scaling(scaling: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,11 @@ from lightning_fisher.functional.evaluation.precision import (
     full_precision,
     require_full_precision,
 )
+from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.divergence import DivergenceAccumulator
-from lightning_fisher.functional.multipass.loop import Penalty, finite_or_left_out, require_dependence
+from lightning_fisher.functional.multipass.gradients import finite_or_left_out
+from lightning_fisher.functional.multipass.loop import Penalty
+from lightning_fisher.functional.multipass.passes import require_dependence
 
 ExtraPass = Callable[[], AbstractContextManager[None]]
 
@@ -99,24 +102,24 @@ def penalty_by_vmap(
     batches: Sequence[Any],
     parameters: Sequence[nn.Parameter],
     *,
-    alpha: float,
+    difference: FiniteDifference,
     weight: float | Sequence[float],
     module: nn.Module,
     extra_pass: ExtraPass = nullcontext,
 ) -> Penalty:
-    """`penalty_of_losses` of sub-batches of one shape, in two passes: one at ``w``, one at all the ``w − α g_i``.
+    """`penalty_of_losses` of sub-batches of one shape, in two passes (three): one at ``w``, one at all ends of steps.
 
     The same numbers up to rounding. Random numbers (dropout masks) are drawn for all sub-batches at once, others than
-    in a loop, the same ones in both passes.
+    in a loop, the same ones in all passes.
 
     Args:
-        loss: Runs the module on a sub-batch and returns the scalar mean loss; called twice, with batched tensors.
+        loss: Runs the module on a sub-batch and returns the scalar mean loss; called once a pass, with batched tensors.
         batches: M sub-batches of one structure and shape.
         parameters: The parameters to differentiate with respect to; they are not moved.
-        alpha: Length α of the step.
+        difference: The method: where the passes are.
         weight: Weight of each sub-batch in ``R_α``: one for all of them, or one each; zero: it is left out.
         module: Whose buffers and devices' random state are as before afterwards.
-        extra_pass: Surrounds both passes: restores what else the loss touches.
+        extra_pass: Surrounds every pass: restores what else the loss touches.
 
     Returns:
         A `Penalty`, without ``loss`` and ``loss_gradient``.
@@ -136,29 +139,68 @@ def penalty_by_vmap(
     try:
         with torch.compiler.set_stance("force_eager"), full_precision(types):
             with extra_pass():
-                here, gradient, used = passes.run(None)
-            require_dependence(any(used))
-            stepped = [torch.add(p.detach(), g, alpha=-alpha) for p, g in zip(parameters, gradient, strict=True)]
-            kept.restore()
-            before.restore()
-            with extra_pass(), torch.autograd.set_detect_anomaly(False):
-                there, stepped_gradient, stepped_used = passes.run(stepped)
-            del stepped
-            parts = _Weighted(weight, len(here))
-            value = parts.total(here.double() - there.double())
-            spread, moved = DivergenceAccumulator(), [g for g, u in zip(gradient, used, strict=True) if u]
-            for index, row in enumerate(torch.cat([g.reshape(len(g), -1) for g in moved], 1)):
+                here = passes.run(None)
+            require_dependence(any(here.used))
+            factors = difference.alpha if difference.step == "fixed" else _steps_of_length(difference.alpha, here)
+            found: list[_Found] = []
+            for place in difference.places:
+                if place == 0:
+                    found.append(here)
+                    continue
+                stepped = _stepped(parameters, here.gradients, place, factors)
+                kept.restore()
+                before.restore()
+                with extra_pass(), torch.autograd.set_detect_anomaly(False):
+                    found.append(passes.run(stepped))
+                del stepped
+            parts = _Weighted(weight, len(here.losses))
+            spread, moved = DivergenceAccumulator(), [g for g, u in zip(here.gradients, here.used, strict=True) if u]
+            rows = torch.cat([g.reshape(len(g), -1) for g in moved], 1)
+            for index, row in enumerate(rows):
                 if parts.counts(index):
                     spread.add([row])
+            upper, lower = found
+            lengths = None if difference.step == "fixed" else torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+            value = parts.total(_times(upper.losses.double() - lower.losses.double(), lengths))
             total: list[Tensor | None] = [
-                parts.total(torch.sub(g, h)) if u or v else None
-                for g, h, u, v in zip(gradient, stepped_gradient, used, stepped_used, strict=True)
+                parts.total(_times(torch.sub(g, h), lengths)) if u or v else None
+                for g, h, u, v in zip(upper.gradients, lower.gradients, upper.used, lower.used, strict=True)
             ]
     finally:
         kept.restore()
         before.restore()
-    penalty, found = finite_or_left_out(value, tuple(total))
-    return Penalty(penalty, found, spread.compute())
+    penalty, gradient = finite_or_left_out(value, tuple(total))
+    return Penalty(penalty, gradient, spread.compute())
+
+
+class _Found(NamedTuple):
+    """Losses ``[M]``, gradients ``[M, …]``, and which of these there are: zeros stand for the others."""
+
+    losses: Tensor
+    gradients: list[Tensor]
+    used: list[bool]
+
+
+def _steps_of_length(alpha: float, here: _Found) -> Tensor:
+    """What each gradient is multiplied by to be of length α, ``[M]`` float64; zero where the gradient is."""
+    norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in here.gradients])
+    lengths = torch.linalg.vector_norm(norms, dim=0)
+    return torch.where(lengths > 0, alpha / lengths, 0.0)
+
+
+def _stepped(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor], place: float, factors: float | Tensor
+) -> list[Tensor]:
+    """``w`` moved to a place on the step of every sub-batch, ``[M, …]``."""
+    pairs = zip(parameters, gradients, strict=True)
+    if isinstance(factors, Tensor):
+        return [p.detach() + _times(g, place * factors) for p, g in pairs]
+    return [torch.add(p.detach(), g, alpha=place * factors) for p, g in pairs]
+
+
+def _times(values: Tensor, factors: Tensor | None) -> Tensor:
+    """Every row times its factor."""
+    return values if factors is None else values * factors.to(values).view(-1, *[1] * (values.ndim - 1))
 
 
 class _Weighted:
@@ -233,8 +275,8 @@ class _Passes:
             raise VmapError("parameters or buffers share memory")
         self._parameters = list(parameters)
 
-    def run(self, weights: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor], list[bool]]:
-        """Losses, gradients, and which of these there are: zeros stand for the others."""
+    def run(self, weights: Sequence[Tensor] | None) -> _Found:
+        """Of all sub-batches, at one ``w`` or at weights of their own."""
         at = [p.detach().clone() for p in self._parameters] if weights is None else list(weights)
         used: set[int] = set()
 
@@ -261,4 +303,4 @@ class _Passes:
             raise VmapError(str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")) from error
         if losses.requires_grad:
             raise VmapError("the loss reaches a parameter by another way than its module")
-        return losses.detach(), [g.detach() for g in gradients], [index in used for index in range(len(at))]
+        return _Found(losses.detach(), [g.detach() for g in gradients], [index in used for index in range(len(at))])

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from lightning_fisher.callbacks.multipass import pass_choice
 from lightning_fisher.callbacks.multipass.pass_choice import PassChoice, agree, tries
 from lightning_fisher.functional.multipass import execution as forms
+from lightning_fisher.functional.multipass.difference import FiniteDifference
 from tests.functional.compare import gradient_error
 from tests.functional.snapshot import changes, snapshot
 from tests.reference.penalty import penalty
@@ -39,7 +40,7 @@ class Setup:
             lambda batch: cross_entropy(self.net(batch[0]), batch[1]),
             list(zip(x, y, strict=True)),
             list(self.net.parameters()),
-            alpha=1e-3,
+            method=FiniteDifference(1e-3),
             weights=[len(part) / 16 for part in y],
             module=self.net,
             **more,
@@ -205,7 +206,7 @@ def test_batches_that_are_never_stacked_are_refused_or_left_to_the_loop(clocked)
             lambda batch: cross_entropy(setup.net(batch[0]), batch[1]),
             batches,
             list(setup.net.parameters()),
-            alpha=1e-3,
+            method=FiniteDifference(1e-3),
             weights=[1 / 4] * 4,
             module=setup.net,
         )

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lightning_fisher.functional import penalty_gradient, penalty_of_losses, regularized_gradient
+from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.sub_batches import draw_perturbed
 from lightning_fisher.functional.multipass.vmap import VmapError, penalty_by_vmap
 from tests.functional.compare import cosine, gradient_error
@@ -192,7 +193,7 @@ def test_parameters_that_get_no_gradient():
     trainable = [p for p in net.parameters() if p.requires_grad]
     batches = list(zip(x.double().split(4), y.split(4), strict=True))
     loss = lambda batch: cross_entropy(net(batch[0]), batch[1])  # noqa: E731
-    found = penalty_by_vmap(loss, batches, trainable, alpha=1e-3, weight=0.5, module=net)
+    found = penalty_by_vmap(loss, batches, trainable, difference=FiniteDifference(1e-3), weight=0.5, module=net)
     assert [g is None for g in found.gradient] == [False, False, True, True]
     expected = penalty_of_losses(
         [lambda batch=batch: loss(batch) for batch in batches],
@@ -215,7 +216,7 @@ def test_a_loss_without_a_gradient_is_refused():
             lambda batch: batch.sum(),
             [torch.ones(2), torch.ones(2)],
             [*net.parameters()],
-            alpha=1.0,
+            difference=FiniteDifference(1.0),
             weight=1.0,
             module=net,
         )
@@ -234,7 +235,14 @@ def test_a_loss_without_a_gradient_is_refused():
 def test_batches_that_cannot_be_stacked(batches):
     net = nn.Linear(3, 2)
     with pytest.raises(VmapError, match=r"the sub-batches (differ|hold objects)"):
-        penalty_by_vmap(lambda b: net(b[0]).sum(), batches, [*net.parameters()], alpha=1.0, weight=1.0, module=net)
+        penalty_by_vmap(
+            lambda b: net(b[0]).sum(),
+            batches,
+            [*net.parameters()],
+            difference=FiniteDifference(1.0),
+            weight=1.0,
+            module=net,
+        )
 
 
 def test_sub_batches_of_different_sizes_are_evaluated_in_a_loop():

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lightning_fisher.functional import penalty_gradient
+from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.vmap import VmapError, penalty_by_vmap
 from tests.functional.compare import cosine, gradient_error
 from tests.functional.multipass.test_numbers_penalty import CLIFFS, Cliff, M, X, Y
@@ -195,12 +196,19 @@ def test_weights_of_two_dtypes_are_refused():
     net = nn.Sequential(nn.Linear(6, 4).double(), nn.Linear(4, 3))
     parameters = [*net.parameters()]
     with pytest.raises(VmapError, match="differ in dtype"):
-        penalty_by_vmap(lambda b: b.sum(), [torch.ones(2)] * 2, parameters, alpha=1.0, weight=1.0, module=net)
+        penalty_by_vmap(
+            lambda b: b.sum(), [torch.ones(2)] * 2, parameters, difference=FiniteDifference(1.0), weight=1.0, module=net
+        )
 
 
 def test_parameters_of_another_module_are_refused():
     net, other = nn.Linear(6, 3), nn.Linear(6, 3)
     with pytest.raises(VmapError, match="not one of the module's"):
         penalty_by_vmap(
-            lambda b: other(b).sum(), [torch.ones(2, 6)] * 2, [*other.parameters()], alpha=1.0, weight=1.0, module=net
+            lambda b: other(b).sum(),
+            [torch.ones(2, 6)] * 2,
+            [*other.parameters()],
+            difference=FiniteDifference(1.0),
+            weight=1.0,
+            module=net,
         )

@@ -1,8 +1,9 @@
-"""The penalty on the trace of the Fisher information matrix, with labels that the model draws."""
+"""A penalty on the trace of the Fisher matrix, with labels drawn from the network's own output."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,24 +11,43 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from lightning_fisher.arguments import require_choice, require_non_negative, require_positive
+from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples, ordinary
-from lightning_fisher.functional.multipass.finite_difference import loss_of
-from lightning_fisher.functional.multipass.loop import Gradient
-from lightning_fisher.functional.multipass.methods.difference import DIFFERENCES
-from lightning_fisher.functional.multipass.methods.sharpness_aware import ascent
-from lightning_fisher.functional.multipass.perturbed import (
-    Evaluation,
-    Loss,
-    PerturbedPasses,
-    StepGradient,
-    finite_or_plain,
-    linear,
-    norm,
-    scaled,
-    step_gradient,
-)
+from lightning_fisher.functional.losses.loss import mean_loss
+from lightning_fisher.functional.multipass.difference import DIFFERENCES
+from lightning_fisher.functional.multipass.finite_difference import trainable_parameters
+from lightning_fisher.functional.multipass.loop import Context, penalty_of_losses
+from lightning_fisher.functional.multipass.methods.step_gradient import StepGradient, of_penalty
+from lightning_fisher.functional.multipass.passes import Evaluation, SubBatch
 
 METHODS = ("finite_difference", "double_backward")
+
+
+@dataclass(frozen=True)
+class SquaredNorm:
+    """``‖G‖²`` of the gradient G of the loss, and ``2 H G`` by a finite difference; see `fisher_penalty_gradient`.
+
+    Attributes:
+        difference: ``"central"``, ``"forward"`` or ``"backward"``.
+        length: Of the step, s > 0.
+
+    Raises:
+        ValueError: If one doesn't fit.
+    """
+
+    difference: Literal["central", "forward", "backward"] = "central"
+    length: float = 0.01
+
+    def __post_init__(self) -> None:
+        require_choice("difference", self.difference, tuple(DIFFERENCES))
+        require_positive("step", self.length)
+
+    def __call__(self, part: SubBatch) -> Evaluation:
+        """The squared norm of a sub-batch's gradient."""
+        direction, norm = part.ascent(self.length), part.here.norm()
+        places = DIFFERENCES[self.difference]
+        upper, lower = (part.here if place == 0 else part.at(direction, place) for place in places)
+        return Evaluation(norm**2, (2 * norm / self.length * (upper - lower)).gradient)
 
 
 def fisher_penalty_gradient(
@@ -85,29 +105,42 @@ def fisher_penalty_gradient(
     """
     require_non_negative("weight", weight)
     require_choice("method", method, METHODS)
-    require_choice("difference", difference, tuple(DIFFERENCES))
-    require_positive("step", step)
+    by_difference = SquaredNorm(difference, step)  # type: ignore[arg-type]
     if labels is not None and num_samples(labels, "labels") != num_samples(inputs):
         raise ValueError(
             f"Expected argument `labels` to have {num_samples(inputs)} samples, but got {num_samples(labels)}."
         )
+    trainable = trainable_parameters(module, num_samples(inputs), targets)
     if labels is None and generator is None and weight > 0:
         # Seeded here, where the random state isn't put back: otherwise every step would draw with the same numbers.
         seed = int(torch.randint(2**63 - 1, ()))
-        generator = torch.Generator(next(module.parameters()).device).manual_seed(seed)
-
-    def of_batch(passes: PerturbedPasses, x: Any, y: Any) -> tuple[Tensor, Tensor, Gradient]:
-        here = passes.here(loss_of(module, x, y, None))
-        if weight == 0:
-            return here.value, here.value.new_zeros(()), here.gradient
-        sampled = _SampledLoss(module, x, ordinary(labels, None), generator)
-        if method == "double_backward":
-            square, gradient = _double_backward(passes, sampled)
-        else:
-            square, gradient = _finite_difference(passes, sampled, difference, step)
-        return finite_or_plain(here, weight * square, linear((1.0, here.gradient), (weight, gradient)))
-
-    return step_gradient(module, inputs, targets, of_batch, what="the penalty")
+        generator = torch.Generator(trainable[0].device).manual_seed(seed)
+    alone = Context(divergence=False)
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs, targets = own_batch(module, inputs, targets)
+        penalty = None
+        if weight > 0:
+            sampled = _SampledLoss(module, inputs, ordinary(labels, None), generator)
+            exact = method == "double_backward"
+            penalty = penalty_of_losses(
+                [(lambda: _square(sampled, trainable)) if exact else sampled],
+                trainable,
+                method=(lambda part: part.here) if exact else by_difference,
+                weights=[1.0],
+                module=module,
+                context=alone,
+            )
+        plain = penalty_of_losses(
+            [lambda: mean_loss(call_module(module, inputs), targets, None)],
+            trainable,
+            method=by_difference,
+            weights=[0.0],
+            module=module,
+            loss_shares=[1.0],
+            context=alone,
+        )
+    found = plain if penalty is None else penalty
+    return of_penalty(module, trainable, plain, found.gradient, weight, found.value)
 
 
 class _SampledLoss:
@@ -120,44 +153,50 @@ class _SampledLoss:
 
     def __call__(self) -> Tensor:
         logits = call_module(self._module, self._inputs)
-        if not isinstance(logits, Tensor) or logits.ndim < 2:
-            what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"Expected the module to return logits of shape [N, K] or [N, K, d1, …], but got {what}.")
         if self._labels is None:
-            self._labels = self._draw(logits.detach())
-        return cross_entropy(logits.double(), self._labels)
-
-    def _draw(self, logits: Tensor) -> Tensor:
-        probabilities = logits.double().softmax(1).movedim(1, -1)
-        # What isn't finite is left out later; multinomial would stop at it.
-        flat = torch.nan_to_num(probabilities, nan=1.0).reshape(-1, logits.shape[1])
-        return torch.multinomial(flat, 1, generator=self._generator).view(probabilities.shape[:-1])
+            self._labels = draw_labels(logits, self._generator)
+        return sampled_loss(logits, self._labels)
 
 
-def _finite_difference(
-    passes: PerturbedPasses, loss: Loss, difference: str, step: float
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """``‖G‖²`` and ``2 H̃ G``."""
-    center = passes.there(loss)
-    length = norm(center.gradient)
-    direction = ascent(passes.parameters, center.gradient, step)
+def sampled_loss(logits: Any, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of logits, in float64.
 
-    def at(place: float) -> Evaluation:
-        return center if place == 0 else passes.there(loss, direction, place)
+    Args:
+        logits: ``[N, K]`` or ``[N, K, d1, …]``.
+        labels: ``[N]`` or ``[N, d1, …]``.
 
-    upper, lower = (at(place) for place in DIFFERENCES[difference])
-    change = linear((1.0, upper.gradient), (-1.0, lower.gradient))
-    return length**2, scaled(change, 2 * length / step)
+    Raises:
+        ValueError: If the logits aren't of that shape.
+    """
+    return cross_entropy(_as_logits(logits).double(), labels)
 
 
-def _double_backward(passes: PerturbedPasses, loss: Loss) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """``‖G‖²`` and its gradient, by a backward pass through the backward pass."""
+def draw_labels(logits: Any, generator: torch.Generator | None) -> Tensor:
+    """Labels ``[N]`` or ``[N, d1, …]`` drawn from the softmax of logits; not differentiated.
 
-    def square() -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):  # the one kernel that can be differentiated twice
-            gradients = torch.autograd.grad(loss(), passes.parameters, create_graph=True, allow_unused=True)
-            used = [g.double().square().sum() for g in gradients if g is not None]
-            return torch.stack([s.to(used[0].device) for s in used]).sum()
+    Args:
+        logits: ``[N, K]`` or ``[N, K, d1, …]``.
+        generator: On the device of the logits.
 
-    found = passes.there(square)
-    return found.value, found.gradient
+    Raises:
+        ValueError: If the logits aren't of that shape.
+    """
+    probabilities = _as_logits(logits).detach().double().softmax(1).movedim(1, -1)
+    # What isn't finite is left out later; multinomial would stop at it.
+    flat = torch.nan_to_num(probabilities, nan=1.0).reshape(-1, logits.shape[1])
+    return torch.multinomial(flat, 1, generator=generator).view(probabilities.shape[:-1])
+
+
+def _as_logits(logits: Any) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.ndim < 2:
+        what = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"Expected the module to return logits of shape [N, K] or [N, K, d1, …], but got {what}.")
+    return logits
+
+
+def _square(loss: _SampledLoss, parameters: list[nn.Parameter]) -> Tensor:
+    """``‖G‖²``, which can be differentiated."""
+    with sdpa_kernel(SDPBackend.MATH):  # the one kernel that can be differentiated twice
+        gradients = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True)
+        used = [g.double().square().sum() for g in gradients if g is not None]
+        return torch.stack([s.to(used[0].device) for s in used]).sum()

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_fisher.arguments import is_number, require_positive
+from lightning_fisher.arguments import require_number, require_positive
 from lightning_fisher.functional.losses.loss import LossFn
-from lightning_fisher.functional.multipass.finite_difference import loss_of
-from lightning_fisher.functional.multipass.loop import Gradient
-from lightning_fisher.functional.multipass.methods.sharpness_aware import ascent
-from lightning_fisher.functional.multipass.perturbed import (
-    PerturbedPasses,
-    StepGradient,
-    finite_or_plain,
-    linear,
-    step_gradient,
-)
+from lightning_fisher.functional.multipass.methods.sharpness_aware import Sharpness
+from lightning_fisher.functional.multipass.methods.step_gradient import StepGradient, multipass_gradient
 
 
 def gradient_norm_penalty_gradient(
@@ -39,7 +31,7 @@ def gradient_norm_penalty_gradient(
     Weights, buffers, random state and precision as in `sharpness_aware_gradient`. Where ``g`` is zero the
     perturbation is.
 
-    Cost: 2 forward and backward passes of the batch; memory of two gradients and a copy of the weights.
+    Cost: 2 forward and backward passes of the batch; memory of three gradients and a copy of the weights.
 
     Args:
         module: The network, in its current mode.
@@ -66,17 +58,13 @@ def gradient_norm_penalty_gradient(
         ...     parameter.grad = grad
     """
     require_positive("radius", radius)
-    if not is_number(coefficient) or not 0 <= coefficient <= 1:
-        raise ValueError(f"Expected argument `coefficient` to be a number from 0 to 1, but got {coefficient!r}.")
-
-    def method(passes: PerturbedPasses, x: Any, y: Any) -> tuple[Tensor, Tensor, Gradient]:
-        loss = loss_of(module, x, y, loss_fn)
-        here = passes.here(loss)
-        if coefficient == 0:
-            return here.value, here.value.new_zeros(()), here.gradient
-        there = passes.there(loss, ascent(passes.parameters, here.gradient, radius))
-        penalty = coefficient * (there.value.double() - here.value.double())
-        mixed = linear((1.0 - coefficient, here.gradient), (coefficient, there.gradient))
-        return finite_or_plain(here, penalty, mixed)
-
-    return step_gradient(module, inputs, targets, method, what="the penalty", num_sub_batches=num_sub_batches)
+    require_number("coefficient", coefficient, 0, 1)
+    return multipass_gradient(
+        module,
+        inputs,
+        targets,
+        Sharpness(radius),  # the penalty is a times the sharpness: a(h − g) + g = (1 − a) g + a h
+        weight=coefficient,
+        num_sub_batches=num_sub_batches,
+        loss_fn=loss_fn,
+    )

@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_fisher.arguments import require_non_negative
 from lightning_fisher.functional.losses.loss import LossFn
-from lightning_fisher.functional.multipass.finite_difference import loss_of
-from lightning_fisher.functional.multipass.loop import Gradient
-from lightning_fisher.functional.multipass.perturbed import (
-    PerturbedPasses,
-    StepGradient,
-    finite_or_plain,
-    norm,
-    scaled,
-    step_gradient,
-)
+from lightning_fisher.functional.multipass.methods.step_gradient import StepGradient, multipass_gradient
+from lightning_fisher.functional.multipass.passes import Evaluation, SubBatch
 
 ADAPTIVE = (False, True, "weights")
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """``L(B, w + e) − L(B, w)``, e the step up the slope; see `sharpness_aware_gradient`.
+
+    Attributes:
+        rho: ρ ≥ 0.
+        adaptive: ``False``, ``True`` or ``"weights"``.
+        eta: η ≥ 0; only with ``adaptive``.
+
+    Raises:
+        ValueError: If one doesn't fit.
+    """
+
+    rho: float
+    adaptive: bool | Literal["weights"] = False
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        adaptive = self.adaptive
+        require_non_negative("rho", self.rho)
+        require_non_negative("eta", self.eta)
+        if not any(adaptive is allowed or (isinstance(adaptive, str) and adaptive == allowed) for allowed in ADAPTIVE):
+            raise ValueError(f"Expected argument `adaptive` to be one of {ADAPTIVE}, but got {adaptive!r}.")
+        if self.eta and not adaptive:
+            raise ValueError(f"Expected argument `eta` to be 0 without `adaptive`, but got {self.eta!r}.")
+
+    def __call__(self, part: SubBatch) -> Evaluation:
+        """The sharpness of a sub-batch."""
+        adapted = [self.adaptive is True or (self.adaptive == "weights" and "weight" in name) for name in part.names]
+        return part.at(part.ascent(self.rho, adapted, self.eta)) - part.here
 
 
 def sharpness_aware_gradient(
@@ -29,7 +52,7 @@ def sharpness_aware_gradient(
     inputs: Any,
     targets: Any,
     rho: float = 0.05,
-    adaptive: bool | str = False,
+    adaptive: bool | Literal["weights"] = False,
     eta: float = 0.0,
     num_sub_batches: int = 1,
     loss_fn: LossFn | None = None,
@@ -45,7 +68,7 @@ def sharpness_aware_gradient(
     and the pass at ``w + e`` has the same dropout masks. Weights are put back bit for bit, ``.grad`` is not touched,
     and the passes run in float32 or better with autocast and TF32 off. Where ``g`` is zero, ``e`` is.
 
-    Cost: 2 forward and backward passes of the batch; memory of two gradients and a copy of the weights.
+    Cost: 2 forward and backward passes of the batch; memory of three gradients and a copy of the weights.
 
     Args:
         module: The network, in its current mode.
@@ -75,44 +98,7 @@ def sharpness_aware_gradient(
         >>> bool(result.penalty > 0)
         True
     """
-    require_non_negative("rho", rho)
-    require_non_negative("eta", eta)
-    if not any(adaptive is allowed or (isinstance(adaptive, str) and adaptive == allowed) for allowed in ADAPTIVE):
-        raise ValueError(f"Expected argument `adaptive` to be one of {ADAPTIVE}, but got {adaptive!r}.")
-    if eta and not adaptive:
-        raise ValueError(f"Expected argument `eta` to be 0 without `adaptive`, but got {eta!r}.")
-    names = [name for name, p in module.named_parameters() if p.requires_grad]
-    adapted = [adaptive is True or (adaptive == "weights" and "weight" in name) for name in names]
-
-    def method(passes: PerturbedPasses, x: Any, y: Any) -> tuple[Tensor, Tensor, Gradient]:
-        loss = loss_of(module, x, y, loss_fn)
-        here = passes.here(loss)
-        if rho == 0:
-            return here.value, torch.zeros_like(here.value), here.gradient
-        there = passes.there(loss, ascent(passes.parameters, here.gradient, rho, adapted, eta))
-        return finite_or_plain(here, there.value.double() - here.value.double(), there.gradient)
-
-    return step_gradient(
-        module, inputs, targets, method, what="the perturbed gradient", num_sub_batches=num_sub_batches
+    method = Sharpness(rho, adaptive, eta)
+    return multipass_gradient(
+        module, inputs, targets, method, weight=float(rho > 0), num_sub_batches=num_sub_batches, loss_fn=loss_fn
     )
-
-
-def ascent(
-    parameters: Sequence[Tensor], gradient: Gradient, rho: float, adapted: Sequence[bool] = (), eta: float = 0.0
-) -> Gradient:
-    """``ρ T² g / ‖T g‖`` with ``T = |w| + η`` where ``adapted`` and 1 elsewhere; zero where ``T g`` is.
-
-    Args:
-        parameters: w.
-        gradient: g, one tensor a parameter or ``None``.
-        rho: ρ.
-        adapted: One a parameter; empty: T = 1 throughout.
-        eta: η.
-    """
-    with torch.no_grad():
-        flags = adapted or [False] * len(parameters)
-        scales = [p.detach().abs() + eta if flag else None for p, flag in zip(parameters, flags, strict=True)]
-        once = tuple(g if g is None or t is None else t * g for g, t in zip(gradient, scales, strict=True))
-        length = norm(once)
-        twice = (g if g is None or t is None else t * g for g, t in zip(once, scales, strict=True))
-        return scaled(tuple(twice), torch.where(length > 0, rho / length, 0.0))

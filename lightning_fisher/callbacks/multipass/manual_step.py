@@ -1,4 +1,4 @@
-"""The losses of a step in manual optimization, each trained with ``L(B, w) + β R_α(w)``."""
+"""The losses of a step in manual optimization, each trained with what a method adds to it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_fisher.callbacks.fisher_step import FisherStep, log_penalty
 from lightning_fisher.callbacks.multipass.batches.sub_batches import SubBatches
 from lightning_fisher.callbacks.multipass.extra_pass import THOROUGH, SkippedError
 from lightning_fisher.callbacks.multipass.gradient_carrier import carry_gradient
 from lightning_fisher.callbacks.multipass.manual.live import LiveStep, StepMemory
 from lightning_fisher.callbacks.multipass.state.hooks import gradient_hooks_off
+from lightning_fisher.callbacks.multipass.step import MultiPassStep
 from lightning_fisher.callbacks.multipass.stepped import stepped_parameters
 from lightning_fisher.callbacks.multipass.training_step import TrainingStep, in_place_of
 from lightning_fisher.functional import Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.regularized import damping
 
 
-class FisherManualStep(FisherStep):
-    """Makes the regularized form of a `training_step` in manual optimization.
+class ManualMultiPassStep(MultiPassStep):
+    """Makes the form of a `training_step` in manual optimization that trains with a method.
 
-    What is handed to `manual_backward` carries ``β ∇R_α`` of the parameters that the next optimizer steps; everything
-    else in the step is the module's own.
+    What is handed to `manual_backward` carries the penalty's gradient of the parameters that the next optimizer steps;
+    everything else in the step is the module's own.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -36,17 +36,17 @@ class FisherManualStep(FisherStep):
         self._warned = False
 
     def wrap(
-        self, trainer: Trainer, module: LightningModule, training_step: TrainingStep, beta: float, weight: float
+        self, trainer: Trainer, module: LightningModule, training_step: TrainingStep, shown: float, weight: float
     ) -> TrainingStep:
-        """See `FisherStep.wrap`."""
-        return self._wrapped(trainer, module, training_step, beta, weight)
+        """See `MultiPassStep.wrap`."""
+        return self._wrapped(trainer, module, training_step, shown, weight)
 
     def rehearse(self, trainer: Trainer, module: LightningModule, training_step: TrainingStep) -> TrainingStep:
-        """See `FisherStep.rehearse`: the penalties of the batch's losses are evaluated, and carried by none."""
+        """See `MultiPassStep.rehearse`: the penalties of the batch's losses are evaluated, and carried by none."""
         return self._wrapped(trainer, module, training_step, 0.0, None)
 
     def _wrapped(
-        self, trainer: Trainer, module: LightningModule, training_step: TrainingStep, beta: float, weight: float | None
+        self, trainer: Trainer, module: LightningModule, training_step: TrainingStep, shown: float, weight: float | None
     ) -> TrainingStep:
         options = self.options
 
@@ -60,11 +60,11 @@ class FisherManualStep(FisherStep):
                 parameters = self._regularized(trainer, module, number, optimizers)
                 if not depends(loss, parameters):
                     return loss
-                penalty = self._of_loss(module, live, parameters, pieces)
+                penalty = self._of_loss(trainer, module, live, parameters, pieces)
                 if penalty is None or weight is None:
                     return loss
                 self.count(penalty)
-                log_penalty(trainer, module, penalty, beta, f"_{number}" if number else "")
+                self.log(trainer, module, penalty, shown, f"_{number}" if number else "")
                 carried = weight * damping(options.scaling, pieces.scale) / options.manual_accumulation
                 return carry_gradient(loss, carried, parameters, penalty.gradient)
 
@@ -96,25 +96,38 @@ class FisherManualStep(FisherStep):
         return stepped_parameters(trainer, module, [trainer.optimizers[i] for i in chosen]) if chosen else []
 
     def _of_loss(
-        self, module: LightningModule, live: LiveStep, parameters: list[nn.Parameter], pieces: SubBatches
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        live: LiveStep,
+        parameters: list[nn.Parameter],
+        pieces: SubBatches,
     ) -> Penalty | None:
         times = self.options.manual_accumulation
         _, weights = self._weights(pieces)
         kept = [i for i, part in enumerate(pieces.parts) if part.perturbed]
         copies = [live.shadows.of(p) for p in parameters]
 
-        def loss(piece: Any) -> Tensor:
-            return live.loss_of(piece, parameters) * times
+        own = self.definition.own_loss
+        memories = dict(zip(kept, self.memories(trainer, len(kept)), strict=True))
+
+        def loss(index: int) -> Tensor:
+            piece = pieces.pieces[index]
+            found = live.loss_of(piece, parameters)  # the weights are what they became up to this loss
+            if own is None:
+                return found * times
+            return live.part.checked(live.part.run(lambda copy: own(module, copy, memories[index]), piece))
 
         try:
             with gradient_hooks_off(module, ()), live.rewound(), torch.enable_grad():
                 return penalty_of_losses(
-                    [partial(loss, pieces.pieces[i]) for i in kept],
+                    [partial(loss, i) for i in kept],
                     copies,
-                    alpha=self.options.alpha,
+                    method=self.definition.method,
                     weights=[weights[i] for i in kept],
                     module=live.shadows.holder,
                     extra_pass=partial(live.extra_pass, parameters),
+                    context=self.context(trainer, module, parameters, kept),
                 )
         except SkippedError:
             return None
@@ -126,8 +139,9 @@ class FisherManualStep(FisherStep):
         if self._memory.accumulates and self.options.manual_accumulation == 1 and not self._warned:
             self._warned = True
             warnings.warn(
-                "FisherRegularizer sees gradients of several batches accumulated in manual optimization: if the loss "
-                "is divided by their number n, give `manual_accumulation=n`, so that R_α is that of the whole loss.",
+                f"{type(self.definition).__name__} sees gradients of several batches accumulated in manual "
+                "optimization: if the loss is divided by their number n, give `manual_accumulation=n`, so that the "
+                "penalty is that of the whole loss.",
                 stacklevel=2,
             )
 

@@ -1,17 +1,18 @@
-"""A `training_step` that trains with ``L(B, w) + β R_α(w)``."""
+"""A `training_step` that trains with what a method adds to the loss."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_fisher.arguments import require_integer
+from lightning_fisher.arguments import require_choice, require_integer
 from lightning_fisher.callbacks.multipass.batches.part import PartOfBatch
 from lightning_fisher.callbacks.multipass.batches.sub_batches import BatchSplitter, SplitFn, SubBatches
 from lightning_fisher.callbacks.multipass.extra_pass import THOROUGH, ExtraPasses, SkippedError, StepState
@@ -24,27 +25,55 @@ from lightning_fisher.callbacks.multipass.stepped import stepped_parameters
 from lightning_fisher.callbacks.multipass.training_step import TrainingStep, in_place_of
 from lightning_fisher.functional import Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.execution import check_passes
-from lightning_fisher.functional.multipass.finite_difference import check_penalty_options
+from lightning_fisher.functional.multipass.gradients import combine
+from lightning_fisher.functional.multipass.loop import Context
+from lightning_fisher.functional.multipass.passes import Evaluation, Method
 from lightning_fisher.functional.multipass.regularized import (
-    check_gradient,
+    GRADIENTS,
     check_passes_of,
     check_scaling,
-    combine,
     damping,
 )
 from lightning_fisher.functional.multipass.sub_batches import check_perturbed
 
+OwnLoss = Callable[[LightningModule, Any, dict[str, Any]], Tensor]
+
+
+class Definition(Protocol):
+    """What a method says of itself.
+
+    Attributes:
+        method: What it makes of a sub-batch.
+        own_loss: ``(module, sub-batch, memory) → loss`` evaluated in the extra passes in place of `training_step`, with
+            a memory of the sub-batch that holds its ``"seed"`` in the pass at ``w``; ``None``: `training_step`.
+        divergence: Whether the spread of the sub-batches' gradients is wanted.
+    """
+
+    @property
+    def method(self) -> Method:
+        """See above."""
+
+    @property
+    def own_loss(self) -> OwnLoss | None:
+        """See above."""
+
+    @property
+    def divergence(self) -> bool:
+        """See above."""
+
+    def logged(self, penalty: Penalty, weight: float, suffix: str) -> dict[str, Tensor | float]:
+        """What a step logs, by name."""
+
 
 @dataclass(frozen=True)
-class PenaltyOptions:
-    """How the penalty is evaluated; each as in `FisherRegularizer`.
+class StepOptions:
+    """How the penalty is evaluated; each as in `MultiPassCallback`.
 
     Raises:
         ValueError: If one doesn't fit.
     """
 
-    alpha: float = 1e-4
-    num_sub_batches: int = 8
+    num_sub_batches: int = 1
     split_fn: SplitFn | None = None
     gradient: str = "full"
     perturbed: int | None = None
@@ -55,8 +84,8 @@ class PenaltyOptions:
     manual_accumulation: int = 1
 
     def __post_init__(self) -> None:
-        check_penalty_options(self.alpha, self.num_sub_batches)
-        check_gradient(self.gradient)
+        require_integer("num_sub_batches", self.num_sub_batches, least=1)
+        require_choice("gradient", self.gradient, ("auto", *GRADIENTS))
         check_passes(self.passes)
         check_passes_of(self.gradient, self.passes)
         check_scaling(self.scaling)
@@ -79,8 +108,13 @@ def require_numbers(name: str, value: Any) -> None:
         raise ValueError(f"Expected argument `{name}` to be a list of numbers from 0 on or None, but got {value!r}.")
 
 
-class FisherStep:
-    """Makes the regularized form of a module's `training_step`.
+class MultiPassStep:
+    """Makes the form of a module's `training_step` that trains with a method.
+
+    Args:
+        options: How the penalty is evaluated; ``gradient`` is ``"full"`` or ``"shared"``.
+        definition: The method.
+        world_size: Processes.
 
     Attributes:
         options: How the penalty is evaluated.
@@ -88,9 +122,12 @@ class FisherStep:
         choice: Whether the sub-batches' passes are a loop or one.
     """
 
-    def __init__(self, options: PenaltyOptions) -> None:
-        self.options = options
-        self.splitter = BatchSplitter(options.num_sub_batches, options.perturbed, options.split_fn)
+    def __init__(self, options: StepOptions, definition: Definition, world_size: int = 1) -> None:
+        self.options, self.definition, self.world_size = options, definition, world_size
+        # With fewer sub-batches than processes there is one for all: each process has a part of it.
+        count = max(options.num_sub_batches, world_size)
+        perturbed = None if options.num_sub_batches == 1 else options.perturbed
+        self.splitter = BatchSplitter(count, perturbed, options.split_fn)
         self.choice = PassChoice(options.passes, _gather)
         self._passes = ExtraPasses()
         self._left_out: Tensor | None = None  # on the device: asked once an epoch
@@ -101,16 +138,16 @@ class FisherStep:
         return count
 
     def wrap(
-        self, trainer: Trainer, module: LightningModule, training_step: TrainingStep, beta: float, weight: float
+        self, trainer: Trainer, module: LightningModule, training_step: TrainingStep, shown: float, weight: float
     ) -> TrainingStep:
-        """The regularized step of one batch.
+        """The step of one batch.
 
         Args:
             trainer: The trainer.
             module: The module.
             training_step: Its own step.
-            beta: β, as it is logged.
-            weight: What ``∇R_α`` is multiplied with: β, more where only some steps are regularized, less where not all
+            shown: The penalty's weight, as it is logged.
+            weight: What its gradient is multiplied with: that, more where only some steps have it, less where not all
                 sub-batches are perturbed and `scaling` says so.
         """
         scaling, shared = self.options.scaling, self.options.gradient == "shared"
@@ -144,7 +181,7 @@ class FisherStep:
                 carried = weight * damping(scaling, pieces.scale)
                 loss = carry_gradient(loss_of(output), carried, parameters, penalty.gradient)
             self.count(penalty)
-            log_penalty(trainer, module, penalty, beta)
+            self.log(trainer, module, penalty, shown)
             return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
         return in_place_of(training_step, step)
@@ -153,6 +190,47 @@ class FisherStep:
         """Count a penalty that isn't finite."""
         left_out = torch.isnan(penalty.value).long()
         self._left_out = left_out if self._left_out is None else self._left_out + left_out
+
+    def evaluated(
+        self, trainer: Trainer, module: LightningModule, training_step: Callable[[Any], Any], pieces: Sequence[Any]
+    ) -> Callable[[Any, Any], Any]:
+        """``(sub-batch, copy of it) → what is returned for the copy``: the module's step, or the method's own loss."""
+        loss = self.definition.own_loss
+        if loss is None:
+            return lambda piece, copy: training_step(copy)
+        memories = {
+            id(piece): memory for piece, memory in zip(pieces, self.memories(trainer, len(pieces)), strict=True)
+        }
+        return lambda piece, copy: loss(module, copy, memories[id(piece)])
+
+    def memories(self, trainer: Trainer, count: int) -> list[dict[str, Any]]:
+        """For the method's own loss: a memory a sub-batch, with a seed of its own on every process."""
+        first = trainer.global_rank * count
+        return [{"seed": _seed(trainer, first + i)} for i in range(count)]
+
+    def context(
+        self, trainer: Trainer, module: LightningModule, parameters: Sequence[nn.Parameter], kept: Sequence[int]
+    ) -> Context:
+        """What the method is to know of the sub-batches with these numbers on this process."""
+        names = {id(p): name for name, p in module.named_parameters()}
+        shared = self.options.num_sub_batches < self.world_size
+        first = 0 if shared else trainer.global_rank * (self.options.num_sub_batches // self.world_size)
+        return Context(
+            [names.get(id(p), "a parameter of the optimizer") for p in parameters],
+            [_seed(trainer, first + i) for i in kept],
+            partial(mean_over_processes, parameters) if shared else None,
+            self.definition.divergence,
+        )
+
+    def log(self, trainer: Trainer, module: LightningModule, penalty: Penalty, shown: float, suffix: str = "") -> None:
+        """Log what the method says of a step."""
+        module.log_dict(
+            self.definition.logged(penalty, shown, suffix),  # type: ignore[arg-type]
+            on_step=True,
+            on_epoch=False,
+            sync_dist=trainer.world_size > 1,
+            batch_size=1,
+        )
 
     def rehearse(self, trainer: Trainer, module: LightningModule, training_step: TrainingStep) -> TrainingStep:
         """The module's own step, after the extra passes of a regularized one, which leave no trace.
@@ -195,15 +273,16 @@ class FisherStep:
     ) -> Penalty | None:
         """The penalty by extra passes only; ``None`` where the module skips a sub-batch."""
         state, part = StepState(trainer, module, parameters, self._passes), PartOfBatch(trainer, self._passes)
+        _, weights = self._weights(pieces)
+        kept = [i for i, part in enumerate(pieces.parts) if part.perturbed]
+        evaluated = self.evaluated(trainer, module, training_step, [pieces.pieces[i] for i in kept])
 
         def evaluate(piece: Any) -> Tensor:
-            output = part.run(training_step, piece)
+            output = part.run(partial(evaluated, piece), piece)
             if output is None:
                 raise SkippedError
             return part.checked(loss_of(output))
 
-        _, weights = self._weights(pieces)
-        kept = [i for i, part in enumerate(pieces.parts) if part.perturbed]
         undecided = choice.chosen is None
         try:
             with gradient_hooks_off(module, parameters), torch.enable_grad():
@@ -211,10 +290,11 @@ class FisherStep:
                     evaluate,
                     [pieces.pieces[i] for i in kept],
                     parameters,
-                    alpha=self.options.alpha,
+                    method=self.definition.method,
                     weights=[weights[i] for i in kept],
                     module=module,
                     extra_pass=state.extra_pass,
+                    context=self.context(trainer, module, parameters, kept),
                     # The first steps are checked more, which takes time; later all memory of training is in use.
                     decide=self._passes.thorough <= 0,
                 )
@@ -226,7 +306,9 @@ class FisherStep:
         self._passes.thorough -= 1
         self._passes.succeeded = True
         if undecided and choice.chosen is not None:
-            module.print(f"FisherRegularizer: sub-batches are evaluated by {choice.chosen} ({choice.reason})")
+            module.print(
+                f"{type(self.definition).__name__}: sub-batches are evaluated by {choice.chosen} ({choice.reason})"
+            )
         return penalty
 
     def _shared(
@@ -265,11 +347,12 @@ class FisherStep:
                 penalty = penalty_of_losses(
                     [partial(live, index) for index in range(len(pieces.parts))],
                     parameters,
-                    alpha=self.options.alpha,
+                    method=self.definition.method,
                     weights=weights,
                     module=module,
                     loss_shares=shares,
                     extra_pass=state.extra_pass_between,
+                    context=self.context(trainer, module, parameters, range(len(pieces.parts))),
                 )
         except SkippedError:
             return None
@@ -292,18 +375,28 @@ def _gather(found: Any) -> list[Any]:
     return gathered
 
 
-def log_penalty(trainer: Trainer, module: LightningModule, penalty: Penalty, beta: float, suffix: str = "") -> None:
-    """What every regularized step logs."""
-    values: dict[str, Tensor | float] = {
-        f"fisher/penalty{suffix}": penalty.value,
-        f"fisher/grad_norm_var{suffix}": penalty.divergence.norm_variance,
-        f"fisher/grad_cosine{suffix}": penalty.divergence.cosine,
-        "fisher/beta": beta,
-    }
-    module.log_dict(
-        values,  # type: ignore[arg-type]
-        on_step=True,
-        on_epoch=False,
-        sync_dist=trainer.world_size > 1,
-        batch_size=1,
-    )
+def _seed(trainer: Trainer, index: int) -> int:
+    """Of what is drawn for a sub-batch of this step: a function of the global seed, the step and its number."""
+    own = int(os.environ.get("PL_GLOBAL_SEED", 0))
+    return ((own * 2**31 + trainer.fit_loop.total_batch_idx) * 1009 + index) % 2**63
+
+
+def mean_over_processes(parameters: Sequence[Tensor], found: Evaluation) -> Evaluation:
+    """The mean of what all processes have found; a gradient that one of them lacks is zero there."""
+    device = found.value.device
+    value = found.value.double().reshape(1)
+    held = torch.tensor([g is not None for g in found.gradient], device=device).double()
+    numbers = torch.cat([value, held])
+    torch.distributed.all_reduce(numbers)
+    world = torch.distributed.get_world_size()
+    gradient: list[Tensor | None] = [None] * len(parameters)
+    anywhere = [i for i, count in enumerate(numbers[1:].tolist()) if count]
+    for dtype in {parameters[i].dtype for i in anywhere}:  # one message, not one a parameter
+        indices = [i for i in anywhere if parameters[i].dtype == dtype]
+        pairs = [(parameters[i], found.gradient[i]) for i in indices]
+        flat = torch.cat([(torch.zeros_like(p) if g is None else g).detach().flatten() for p, g in pairs])
+        torch.distributed.all_reduce(flat)
+        flat /= world
+        for i, part in zip(indices, flat.split([parameters[i].numel() for i in indices]), strict=True):
+            gradient[i] = part.view_as(parameters[i])
+    return Evaluation(numbers[0] / world, tuple(gradient))
