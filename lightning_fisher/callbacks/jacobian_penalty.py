@@ -99,7 +99,7 @@ class JacobianPenalty(Callback):
                     f"Expected argument `submodule` to be the name of what {type(module).__name__}.training_step calls "
                     f"with the inputs, but got {self.submodule!r}, and {who} isn't called."
                 )
-            penalties = [jacobian_penalty(outputs.float(), inputs, self.projections) for inputs, outputs in calls]
+            penalties = [jacobian_penalty(_full(outputs), inputs, self.projections) for inputs, outputs in calls]
             penalty = torch.stack(penalties).mean()
             loss = loss_of(output)
             loss = loss + self.weight * penalty.to(loss.dtype)
@@ -134,6 +134,11 @@ class JacobianPenalty(Callback):
         if self._patch is not None:
             self._patch.undo()
             self._patch = None
+
+
+def _full(outputs: Tensor) -> Tensor:
+    """Half-precision outputs in float32: squares would overflow or vanish."""
+    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
 
 
 @contextmanager

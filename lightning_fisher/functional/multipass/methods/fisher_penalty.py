@@ -18,7 +18,7 @@ from lightning_fisher.functional.multipass.difference import DIFFERENCES
 from lightning_fisher.functional.multipass.finite_difference import trainable_parameters
 from lightning_fisher.functional.multipass.loop import Context, penalty_of_losses
 from lightning_fisher.functional.multipass.methods.step_gradient import StepGradient, of_penalty
-from lightning_fisher.functional.multipass.passes import Evaluation, SubBatch
+from lightning_fisher.functional.multipass.passes import Evaluation, Loss, SubBatch
 
 METHODS = ("finite_difference", "double_backward")
 
@@ -123,7 +123,7 @@ def fisher_penalty_gradient(
             sampled = _SampledLoss(module, inputs, ordinary(labels, None), generator)
             exact = method == "double_backward"
             penalty = penalty_of_losses(
-                [(lambda: _square(sampled, trainable)) if exact else sampled],
+                [(lambda: squared_norm(sampled, trainable)) if exact else sampled],
                 trainable,
                 method=(lambda part: part.here) if exact else by_difference,
                 weights=[1.0],
@@ -194,8 +194,8 @@ def _as_logits(logits: Any) -> Tensor:
     return logits
 
 
-def _square(loss: _SampledLoss, parameters: list[nn.Parameter]) -> Tensor:
-    """``‖G‖²``, which can be differentiated."""
+def squared_norm(loss: Loss, parameters: list[nn.Parameter]) -> Tensor:
+    """``‖G‖²`` of the gradient G of a loss, which can be differentiated."""
     with sdpa_kernel(SDPBackend.MATH):  # the one kernel that can be differentiated twice
         gradients = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True)
         used = [g.double().square().sum() for g in gradients if g is not None]
