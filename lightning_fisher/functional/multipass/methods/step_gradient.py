@@ -44,6 +44,7 @@ def multipass_gradient(
     weight: float = 1.0,
     num_sub_batches: int = 1,
     loss_fn: LossFn | None = None,
+    seed: int = 0,
 ) -> StepGradient:
     r"""Gradient of ``L(B, w) + c Σ_i n_i/N m(B_i)`` for a method m of your own.
 
@@ -63,6 +64,7 @@ def multipass_gradient(
         num_sub_batches: M ≤ N; the sub-batches are those of `torch.tensor_split`, weighted by what they weigh in the
             loss of the batch.
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [n]``; ``None`` is the mean cross-entropy.
+        seed: Of what the method draws by ``part.noise()``; another one every step.
 
     Returns:
         A `StepGradient`.
@@ -101,7 +103,9 @@ def multipass_gradient(
             module=module,
             loss_shares=shares,
             measured=losses if num_sub_batches > 1 else None,
-            context=Context([names[id(p)] for p in trainable], divergence=False),
+            context=Context(
+                [names[id(p)] for p in trainable], [seed * 1009 + i for i in range(len(sizes))], divergence=False
+            ),
         )
     if losses.weights.coupled:
         raise ValueError(
