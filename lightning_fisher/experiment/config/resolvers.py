@@ -6,6 +6,7 @@ import re
 
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_fisher.experiment.config.comparison import compared
 from lightning_fisher.experiment.config.config_hash import config_hash
 from lightning_fisher.experiment.config.help_page import help_page
 from lightning_fisher.experiment.config.score_request import is_scoring, labels
@@ -63,4 +64,5 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("run_group", run_group, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("compared", compared, replace=True)
     OmegaConf.register_new_resolver("help_page", help_page, replace=True)

@@ -81,6 +81,7 @@ QUANTITIES = _table(
     Quantity("test_loss", "test loss", "nats", detail="{:.4f}", lower_is_better=True),
     Quantity("test_error", "test error", "%", "{:.2f}", lower_is_better=True),
     Quantity("test_error_top5", "test error, top-5", "%", "{:.2f}", lower_is_better=True),
+    Quantity("test_calibration_error", "calibration error", "%", "{:.2f}", lower_is_better=True),
     Quantity("gamma", "γ̂", "nats", "{:.1f}", "{:.2f}", r"$\hat\gamma$", True),
     Quantity("gamma_magnitude", "γ̂, magnitude part", "nats", "{:.1f}", "{:.2f}", r"$\hat\gamma$, magnitude part", True),
     Quantity("gamma_direction", "γ̂, direction part", "nats", "{:.1f}", "{:.2f}", r"$\hat\gamma$, direction part", True),

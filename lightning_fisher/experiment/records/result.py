@@ -15,7 +15,14 @@ FORMAT = 1
 
 # Options that came after others had run: runs made before are found again, and compared with those made since. By
 # option: one that has been beside it from the start, and the value that says what there was before.
-LATER = {"reg.scaling": ("reg.beta", "linear"), "model.manual_optimization": ("model.label_smoothing", False)}
+LATER = {
+    "reg.scaling": ("reg.beta", "linear"),
+    "reg.difference": ("reg.beta", "backward"),
+    "reg.step": ("reg.beta", "fixed"),
+    "reg.strength": ("reg.beta", 1.0),
+    "model.manual_optimization": ("model.label_smoothing", False),
+    "comparison": ("seed", None),
+}
 
 
 def plain(value: Any) -> Any:

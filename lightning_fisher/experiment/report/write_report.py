@@ -14,6 +14,9 @@ from lightning_fisher.experiment.config.error_messages import listing
 from lightning_fisher.experiment.display.terminal import print_report
 from lightning_fisher.experiment.records.result import write_atomically
 from lightning_fisher.experiment.records.run_folders import REPORT
+from lightning_fisher.experiment.report.comparison.figure import plot_methods
+from lightning_fisher.experiment.report.comparison.table import KINDS as COMPARED
+from lightning_fisher.experiment.report.comparison.table import kind_of, methods_table
 from lightning_fisher.experiment.report.figures import plot_lines, plot_ranking, plot_scenario
 from lightning_fisher.experiment.report.method_figures import plot_groups, plot_pairs
 from lightning_fisher.experiment.report.paired_table import differences_table
@@ -22,7 +25,7 @@ from lightning_fisher.experiment.report.rows import Row, grouped, load_rows, num
 from lightning_fisher.experiment.report.tables import TABLES, summary
 
 MOST_COLORS = 6  # of a figure: more values of an option are not told apart
-KINDS = ("scenario", "groups", "ranking", *TABLES)
+KINDS = ("scenario", "groups", "ranking", "methods", *TABLES)
 MAIN = ("test_error", "gamma")  # the quantities of figures that show no other
 
 
@@ -71,6 +74,12 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any]) -> Report:
     kind, x, by = form["report"], form["x"], form["by"]
     label, wanted = form.get("x_label") or "", form.get("x_order")
     made = Report(f"{form.get('name') or folder.name}: {len(rows)} runs")
+    if kind == "methods":
+        made.parts.append((methods_table.__doc__ or "", methods_table(rows)))
+        made.parts.append(("Made by", provenance(rows)))
+        if any(kind_of(row) in COMPARED for row in rows):
+            made.figures.append(plot_methods(rows, folder / "methods.png"))
+        return made
     if kind in TABLES:
         made.parts.append((TABLES[kind].__doc__.splitlines()[0], TABLES[kind](rows)))  # type: ignore[union-attr]
     made.parts.append(("All runs, mean ± standard deviation", summary(rows, form["keys"], wanted)))
