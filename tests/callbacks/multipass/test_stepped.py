@@ -121,7 +121,7 @@ class StepsInBackward(Classifier):
 
 
 def test_optimizers_that_step_in_the_backward_pass_are_refused(fit):
-    with pytest.raises(ValueError, match=r"'net.1.weight' of StepsInBackward is stepped by a hook in the backward pass"):
+    with pytest.raises(ValueError, match=r"'net.1.weight' of StepsInBackward is stepped by a hook"):
         fit(StepsInBackward(), BATCHES, FisherRegularizer(num_sub_batches=4))
 
 

@@ -47,13 +47,14 @@ def global_variables(function: types.FunctionType) -> tuple[list[str], set[str]]
 
 @functools.cache
 def _names(code: types.CodeType) -> tuple[list[str], set[str]]:
-    read, written = {}, set()
+    read: dict[str, None] = {}
+    written: set[str] = set()
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            read[instruction.argval] = True
+            read[instruction.argval] = None
         elif instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
             written.add(instruction.argval)
-            read[instruction.argval] = True
+            read[instruction.argval] = None
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             more, set_there = _names(constant)
