@@ -43,7 +43,7 @@ def boxes(count):
         ({"anchors": torch.ones(9, 4), "x": X, "y": Y}, 8, 8, False),
         ((np.zeros((8, 3)), np.zeros(8), np.float64(1), None), None, 8, False),
         ([X[:1], Y[:1]], None, 1, False),
-        ([X, Y, torch.ones(3)], None, 8, False),  # fields, not three samples
+        ([X, Y, torch.ones(5)], None, 8, False),  # fields, not three samples
         ([torch.randn(4, 3), X, torch.randn(5, 3)], None, 3, True),  # point clouds
         ([torch.randn(4, 3), X, torch.randn(5, 3)], 3, 3, True),
         ({"ids": {1, 2}, "x": X, "loss": torch.relu}, None, 8, False),
