@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer, require_number
 from lightning_fisher.functional.evaluation.batch import own_batch
+from lightning_fisher.functional.evaluation.module_state import preserved_attributes
 from lightning_fisher.functional.evaluation.samples import call_module, has_tensors, num_samples, split
 from lightning_fisher.functional.losses.loss import LossFn, mean_loss
 from lightning_fisher.functional.multipass.execution import FIXED, check_passes
@@ -82,7 +83,7 @@ def penalty_gradient(
     check_penalty_options(alpha, num_sub_batches, count)
     check_passes(passes, FIXED)
     trainable = trainable_parameters(module, count, targets)
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), preserved_attributes(module):
         inputs, targets = own_batch(module, inputs, targets)
         sizes = part_sizes(count, num_sub_batches)
         parts = list(zip(split(inputs, sizes), split(targets, sizes), strict=True))

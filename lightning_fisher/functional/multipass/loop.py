@@ -250,10 +250,12 @@ class _Sums:
         self.losses: list[Tensor] = []
         self.loss_gradient: list[Tensor | None] = [None] * len(passes.parameters)
         self.spread = DivergenceAccumulator()
+        self._parameters = passes.parameters
 
     def add(self, here: _Value, there: _Value, weight: float) -> None:
         """A part of the penalty."""
-        self.spread.add([g for g in here.gradient if g is not None])
+        pairs = zip(here.gradient, self._parameters, strict=True)
+        self.spread.add([torch.zeros_like(p) if g is None else g for g, p in pairs])  # parts may use others each
         with torch.no_grad():
             self.values.append((here.loss.double() - there.loss.double()) * weight)
             _accumulate(self.gradient, _difference(here.gradient, there.gradient), weight)
