@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from typing import Any, Literal, NamedTuple, get_args
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice
-from lightning_fisher.exceptions import InteractionError
+from lightning_fisher.exceptions import first_line
+from lightning_fisher.functional.evaluation.module_copy import in_float64
 from lightning_fisher.functional.evaluation.precision import epsilon_of
-from lightning_fisher.functional.evaluation.samples import ordinary
+from lightning_fisher.functional.evaluation.samples import num_samples, ordinary
 from lightning_fisher.functional.gram.matrix import BatchNorm, ScaledGram, scaled_gram
 from lightning_fisher.functional.losses.loss import LossFn
-from lightning_fisher.functional.losses.loss_parameters import LossParametersError
 
 RankPolicy = Literal["error", "pseudo"]
 NOISE = 8  # times √N ε: what passes of machine epsilon ε make of zero eigenvalues of C, measured up to 1.3 times √N ε
@@ -99,7 +98,7 @@ def fisher_log_det(
     The gradient of each loss with respect to the output is formed in float64 and scaled to unit length before it enters
     the backward pass; its log-norm is added back. Float32 passes then give the float64 answer at any loss. Costs what
     `gram_matrix` costs; where C is so ill-conditioned that the error of float32 passes decides its rank, or more than
-    1e-6 of the result, the passes are repeated on a float64 copy of the module, with a warning.
+    1e-6 of the result, the passes are repeated with the module in float64, with a warning.
 
     Args:
         module: See `gram_matrix`.
@@ -182,24 +181,20 @@ class _Cosines:
 
 
 def _in_float64(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any]) -> _Cosines | None:
-    """The same from a float64 copy of the module.
-
-    ``None`` where there is none: tensors of its own that stay float32, a device without float64.
-    """
+    """The same from passes in float64; ``None``, with a warning, where the module or the device can't."""
+    line = f"The Gram matrix of {num_samples(inputs)} per-sample gradients is too ill-conditioned for float32 passes"
     try:
-        twin, loss_fn = copy.deepcopy((module, how["loss_fn"]))  # together: they may share parameters
-        twin.double()
-        if isinstance(loss_fn, nn.Module):
-            loss_fn.double()
-        inputs, targets = ordinary(inputs, torch.float64), ordinary(targets, torch.float64)
-        found = _Cosines(scaled_gram(twin, inputs, targets, **(how | {"loss_fn": loss_fn})), None)
-    except (InteractionError, LossParametersError, RuntimeError, TypeError, NotImplementedError):
+        with in_float64(module, how["loss_fn"]):
+            double = ordinary(inputs, torch.float64), ordinary(targets, torch.float64)
+            found = _Cosines(scaled_gram(module, *double, **how), None)
+    except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
+        warnings.warn(
+            f"{line}, and passes in float64 failed ({first_line(error)}): its rank, or more than 1e-6 of its "
+            "log-determinant, is decided by rounding.",
+            stacklevel=3,
+        )
         return None
-    warnings.warn(
-        f"The Gram matrix of {len(found.nonzero)} per-sample gradients is too ill-conditioned for float32 "
-        "passes: its log-determinant is computed from passes in float64.",
-        stacklevel=3,
-    )
+    warnings.warn(f"{line}: its log-determinant is computed from passes in float64.", stacklevel=3)
     return found
 
 
@@ -207,7 +202,7 @@ def _measure(found: _Cosines, rank_policy: str) -> FisherLogDet:
     """Log-determinant, by the rank policy."""
     count, rank = len(found.values), found.kept.sum()
     if int(rank) < count:
-        _deficient(count, int(rank), found.nonzero, rank_policy)
+        _deficient(count, int(rank), found, rank_policy)
     direction = torch.where(found.kept, found.values, 1.0).log().sum()
     magnitude = 2 * torch.where(found.nonzero, found.log_norms, 0.0).sum()
     if int(rank) == 0:  # an empty sum is no measure of anything
@@ -215,9 +210,13 @@ def _measure(found: _Cosines, rank_policy: str) -> FisherLogDet:
     return FisherLogDet(magnitude + direction, magnitude, direction, rank, found.log_norms, found.cosine)
 
 
-def _deficient(count: int, rank: int, nonzero: Tensor, rank_policy: str) -> None:
-    zero = torch.nonzero(~nonzero).flatten().tolist()
-    cause = f"zero gradients of samples {zero[:10]}" if zero else "more samples than parameters, or duplicate samples"
+def _deficient(count: int, rank: int, found: _Cosines, rank_policy: str) -> None:
+    zero = torch.nonzero(~found.nonzero).flatten().tolist()
+    cause = "more samples than parameters, or duplicate samples"
+    if found.undecided:
+        cause += ", as far as float32 tells"
+    if zero:
+        cause = f"zero gradients of samples {zero[:10]}"
     line = f"The Gram matrix of {count} per-sample gradients has rank {rank} ({cause})"
     if rank_policy == "error":
         raise ValueError(

@@ -33,7 +33,7 @@ from lightning_fisher.functional.gram.plan import Plan, Probe, find_plan, probe
 from lightning_fisher.functional.gram.problem import Problem
 from lightning_fisher.functional.gram.rules.products import MAX_ELEMENTS
 from lightning_fisher.functional.losses.loss import LossFn
-from lightning_fisher.functional.losses.loss_parameters import with_loss_inside
+from lightning_fisher.functional.losses.loss_parameters import unused_outputs, with_loss_inside
 
 BatchNorm = Literal["eval", "batch"]
 COUPLED_CHUNK = 10  # of the authors' released code
@@ -146,13 +146,14 @@ def scaled_gram(
         torch.compiler.set_stance("force_eager"),
         full_precision(device_types(module)),
         preserved_random_state({p.device for p in parameters}),
-        preserved_buffers(module),
+        preserved_buffers(module) as state,
         evaluation_mode(module, batch_statistics=batch_norm == "batch"),
         plain_kernels(module),
     ):
         inputs, targets = own_batch(module, inputs, targets)
         module, inputs, targets, loss_fn, logit_norm = with_loss_inside(module, inputs, targets, loss_fn, logit_norm)
-        problem = Problem(module, parameters, inputs, targets, loss_fn, logit_norm, SAME[dtype])
+        unused = unused_outputs(module, inputs, targets, loss_fn)
+        problem = Problem(module, parameters, inputs, targets, loss_fn, logit_norm, SAME[dtype], state, unused)
         if batch_norm == "batch":
             gram, log_scales = _coupled(problem, COUPLED_CHUNK if chunk_size is None else chunk_size)
         else:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_fisher.functional.evaluation.module_state import BufferSnapshot
+from lightning_fisher.functional.evaluation.outputs import without
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples, take
 from lightning_fisher.functional.losses.loss import LossFn, output_gradients
 
@@ -25,6 +27,8 @@ class Problem:
         loss_fn: The loss; ``None``: cross-entropy.
         logit_norm: ``s`` of ``z ← z / (s‖z‖₂)``.
         tolerance: Relative difference that two evaluations of the same thing may show.
+        state: What every pass starts from, where a forward pass moves it.
+        unused: Positions of the outputs that hold no samples and don't enter the loss; nan stands for them.
     """
 
     module: nn.Module
@@ -34,6 +38,8 @@ class Problem:
     loss_fn: LossFn | None
     logit_norm: float | None
     tolerance: float
+    state: BufferSnapshot | None = None
+    unused: frozenset[int] = frozenset()
 
     @cached_property
     def count(self) -> int:
@@ -51,7 +57,10 @@ class Problem:
 
     def outputs(self) -> Any:
         """Run the module."""
-        return call_module(self.module, self.inputs)
+        if self.state is not None:
+            self.state.restore_moved()
+        outputs = call_module(self.module, self.inputs)
+        return without(outputs, self.unused)
 
     def output_gradients(self, outputs: Any) -> tuple[Any, Tensor]:
         """Unit directions and log-norms of the loss gradients with respect to ``outputs``."""

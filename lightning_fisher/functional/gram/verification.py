@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.exceptions import InteractionError, NonlinearBackwardError, first_line
 from lightning_fisher.functional.evaluation.finite import require_finite
-from lightning_fisher.functional.evaluation.module_copy import float64_copy
-from lightning_fisher.functional.evaluation.module_state import dense
+from lightning_fisher.functional.evaluation.module_copy import in_float64
+from lightning_fisher.functional.evaluation.module_state import BufferSnapshot, dense
 from lightning_fisher.functional.evaluation.precision import SAME
 from lightning_fisher.functional.evaluation.samples import ordinary, take
 from lightning_fisher.functional.gram.layout import outputs_difference
@@ -153,7 +153,8 @@ def settle(problem: Problem, detail: str) -> None:
             "does the module draw random numbers?"
         )
     try:
-        finding = _interaction(_in_float64(problem))
+        with in_float64(problem.module, problem.loss_fn):
+            finding = _interaction(_in_float64(problem))
     except (RuntimeError, TypeError, ValueError) as error:
         raise InteractionError(f"{detail}; not settled in float64: {first_line(error)}") from error
     if finding is not None:
@@ -164,16 +165,11 @@ def _in_float64(problem: Problem) -> Problem:
     """The same problem in float64; its tolerance is larger where the module computes in less by itself."""
     if problem.tolerance <= SAME[torch.float64]:
         return problem
-    module = float64_copy(problem.module)
-    asked = {id(parameter) for parameter in problem.parameters}
-    pairs = zip(problem.module.parameters(), module.parameters(), strict=True)
-    parameters = tuple(twin for parameter, twin in pairs if id(parameter) in asked)
-    loss_fn = float64_copy(problem.loss_fn) if isinstance(problem.loss_fn, nn.Module) else problem.loss_fn
     inputs, targets = ordinary((problem.inputs, problem.targets), torch.float64)
-    twin = replace(problem, module=module, parameters=parameters, inputs=inputs, targets=targets, loss_fn=loss_fn)
+    double = replace(problem, inputs=inputs, targets=targets, state=BufferSnapshot(problem.module))
     with Operations() as operations:
-        twin.take(slice(0, 1)).outputs()
-    return replace(twin, tolerance=NARROW if operations.narrow else SAME[torch.float64])
+        double.take(slice(0, 1)).outputs()
+    return replace(double, tolerance=NARROW if operations.narrow else SAME[torch.float64])
 
 
 def _interaction(problem: Problem) -> InteractionError | NonlinearBackwardError | None:

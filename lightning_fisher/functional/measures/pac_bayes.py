@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer, require_positive
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
-from lightning_fisher.functional.evaluation.module_copy import copied
+from lightning_fisher.functional.evaluation.module_copy import copied, require_separate_copy
 from lightning_fisher.functional.measures.folding import fold_batch_norm
 from lightning_fisher.functional.measures.logits import require_logits
 
@@ -91,6 +91,7 @@ def noise_tolerance(
     require_integer("max_steps", max_steps, 1)
     if not eps >= 0:
         raise ValueError(f"Expected argument `eps` to be a number of at least 0, but got {eps}.")
+    require_separate_copy(module, inputs)
     network = fold_batch_norm(module, inputs) if fold else copied(module)
     if all(parameter.dtype != torch.float64 for parameter in module.parameters()):
         network = network.float()  # accuracies need no more
