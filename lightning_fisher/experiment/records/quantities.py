@@ -82,8 +82,10 @@ QUANTITIES = _table(
     Quantity("test_error", "test error", "%", "{:.2f}", lower_is_better=True),
     Quantity("test_error_top5", "test error, top-5", "%", "{:.2f}", lower_is_better=True),
     Quantity("gamma", "γ̂", "nats", "{:.1f}", "{:.2f}", r"$\hat\gamma$", True),
-    Quantity("gamma_magnitude", "γ̂, magnitude part", "nats", "{:.1f}", "{:.2f}", r"$\hat\gamma$, magnitude part", True),
-    Quantity("gamma_direction", "γ̂, direction part", "nats", "{:.1f}", "{:.2f}", r"$\hat\gamma$, direction part", True),
+    *(
+        Quantity(f"gamma_{part}", f"γ̂, {part} part", "nats", "{:.1f}", "{:.2f}", rf"$\hat\gamma$, {part} part", True)
+        for part in ("residual", "sensitivity", "magnitude", "direction")
+    ),
     Quantity("robustness", "robustness", detail="{:.4g}", lower_is_better=True),
     Quantity("frobenius_norm", "Frobenius norm", detail="{:.4g}", lower_is_better=True),
     Quantity("spectral_radius", "spectral radius", detail="{:.4g}", lower_is_better=True),
@@ -103,5 +105,6 @@ QUANTITIES = _table(
 """By the names of the values in rows and records."""
 
 # Sec. 7.1, and what γ̂ is made of.
-METRICS = ("gamma", "gamma_magnitude", "gamma_direction", "robustness", "frobenius_norm", "spectral_radius")
+PARTS = ("gamma_residual", "gamma_sensitivity", "gamma_magnitude", "gamma_direction")
+METRICS = ("gamma", *PARTS, "robustness", "frobenius_norm", "spectral_radius")
 HESSIAN_METRICS = ("hessian_frobenius_norm", "hessian_spectral_radius")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples, take
-from lightning_fisher.functional.losses.loss import LossFn, output_gradients
+from lightning_fisher.functional.gram.rules.parameter_scale import Scale, squared_norms
+from lightning_fisher.functional.losses.loss import LossFn, OutputGradients, output_gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,9 @@ class Problem:
         loss_fn: The loss; ``None``: cross-entropy.
         logit_norm: ``s`` of ``z ← z / (s‖z‖₂)``.
         tolerance: Relative difference that two evaluations of the same thing may show.
+        scale: What every gradient is multiplied by: the size of its parameter, see `parameter_scale`.
+        groups: The group of each parameter, from 0, where the Gram matrices of groups are asked for; ``None``: their
+            sum only.
     """
 
     module: nn.Module
@@ -34,11 +38,18 @@ class Problem:
     loss_fn: LossFn | None
     logit_norm: float | None
     tolerance: float
+    scale: Scale = "none"
+    groups: tuple[int, ...] | None = None
 
     @cached_property
     def count(self) -> int:
         """N."""
         return num_samples(self.inputs)
+
+    @cached_property
+    def gram_factors(self) -> list[float]:
+        """What the Gram matrix of each parameter is multiplied by as a whole."""
+        return squared_norms(self.parameters) if self.scale == "layer" else [1.0] * len(self.parameters)
 
     @property
     def device(self) -> torch.device:
@@ -53,6 +64,6 @@ class Problem:
         """Run the module."""
         return call_module(self.module, self.inputs)
 
-    def output_gradients(self, outputs: Any) -> tuple[Any, Tensor]:
-        """Unit directions and log-norms of the loss gradients with respect to ``outputs``."""
+    def output_gradients(self, outputs: Any) -> OutputGradients:
+        """The loss gradients with respect to ``outputs``: unit directions and log-norms."""
         return output_gradients(outputs, self.targets, self.loss_fn, self.logit_norm)
