@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from lightning_fisher.arguments import require_choice, require_integer, require_positive
 from lightning_fisher.functional.curvature.norms import frobenius_norm, spectral_radius
 from lightning_fisher.functional.evaluation.samples import num_samples
-from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, RankPolicy, fisher_log_det
+from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, RankPolicy
 from lightning_fisher.functional.gram.matrix import BatchNorm
 from lightning_fisher.functional.gram.rules.parameter_scale import Scale
 from lightning_fisher.functional.losses.loss import LossFn
 from lightning_fisher.metrics.base import SubsetMetric
+from lightning_fisher.metrics.sharing import shared_log_det
 
 PARTS = ("residual", "sensitivity", "magnitude", "direction")  # of ln|ξ|: the third is the sum of the first two
 
@@ -95,7 +96,7 @@ class GramMetric(SubsetMetric):
         size = torch.tensor(num_samples(inputs))
         tolerant = self.non_finite_is_nan(subset_size=size) if self.rank_policy == "pseudo" else nullcontext()
         with torch.inference_mode(False), tolerant:  # states that outlive Lightning's validation loop
-            result = fisher_log_det(
+            result = shared_log_det(
                 module,
                 inputs,
                 targets,

@@ -108,7 +108,7 @@ def measure_subsets(
         normalization: of the images.
         metric: the ``metric`` node.
     """
-    monitor = make_monitor(metric, "gamma")
+    monitor = make_monitor(metric, "curve")
     subsets = [torch.tensor(subset) for subset in monitor.subsets(len(images))]
     found = []
     with warnings.catch_warnings():
