@@ -22,9 +22,9 @@ from lightning_fisher.functional import (
     robustness,
 )
 from lightning_fisher.functional.evaluation.precision import device_types, full_precision
-from lightning_fisher.metrics.gram import gram_quantities
+from lightning_fisher.metrics.gram import PARTS, gram_quantities
 
-NAMES = {"log_det": "gamma", "magnitude": "gamma_magnitude", "direction": "gamma_direction"}  # in rows
+NAMES = {"log_det": "gamma", **{part: f"gamma_{part}" for part in PARTS}}  # in rows
 
 
 @dataclass
@@ -108,7 +108,7 @@ def measure_subsets(
         normalization: of the images.
         metric: the ``metric`` node.
     """
-    monitor = make_monitor(metric, "gamma")
+    monitor = make_monitor(metric, "curve")
     subsets = [torch.tensor(subset) for subset in monitor.subsets(len(images))]
     found = []
     with warnings.catch_warnings():

@@ -97,7 +97,7 @@ def _gradient(
 ) -> Tensor:
     """Gradient of one sample's loss, ``[W]``."""
     outputs = evaluate(module, inputs)
-    directions, log_norms = output_gradients(outputs, targets, loss_fn)
+    directions, log_norms, _ = output_gradients(outputs, targets, loss_fn)
     pairs = [
         (output, direction)
         for output, direction in zip(tree_flatten(outputs)[0], tree_flatten(directions)[0], strict=True)

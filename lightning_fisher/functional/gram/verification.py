@@ -27,6 +27,7 @@ from lightning_fisher.functional.gram.layout import outputs_difference
 from lightning_fisher.functional.gram.operations import Operations
 from lightning_fisher.functional.gram.per_sample_jacobian import differentiable_pairs, output_gradient_rows
 from lightning_fisher.functional.gram.problem import Problem
+from lightning_fisher.functional.gram.rules.parameter_scale import parameter_scale
 
 GRADIENT = 10  # times the tolerance of outputs, for gradients of single samples
 TOTAL = 0.3  # times the tolerance of outputs, for all gradients: in float32 kinks make 0.01 of it
@@ -93,7 +94,10 @@ def compare(
         difference = max(difference, float(outputs_difference(take(outputs, part), seen, len(part))))
         grads = _weighted_gradients(seen, take(directions, part), weights[part], parameters)
         sums = [before + grad for before, grad in zip(sums, grads, strict=True)]
-    norms = {position: s.double().square().sum() for position, s in zip(positions, sums, strict=True)}
+    norms = {
+        position: (s.double() * parameter_scale(parameter, problem.scale)).square().sum()
+        for position, s, parameter in zip(positions, sums, parameters, strict=True)
+    }
     found = torch.stack([weights @ gram @ weights for gram in grams.values()])
     expected = torch.stack([torch.stack([norms[position] for position in group]).sum() for group in grams])
     scales = torch.stack([weights.square() @ gram.diagonal() for gram in grams.values()])
@@ -175,7 +179,7 @@ def _in_float64(problem: Problem) -> Problem:
 def _interaction(problem: Problem) -> InteractionError | NonlinearBackwardError | None:
     """What is wrong with the samples of a batch in float64, if anything is."""
     outputs, parameters = problem.outputs(), problem.parameters
-    directions, _ = problem.output_gradients(outputs)
+    directions = problem.output_gradients(outputs).directions
     weights = torch.linspace(1.0, 2.0, problem.count, dtype=torch.float64, device=problem.device)
     weights[1::2] *= -1.0
     together = torch.cat([g.flatten() for g in _weighted_gradients(outputs, directions, weights, parameters)])

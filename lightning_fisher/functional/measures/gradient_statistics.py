@@ -145,7 +145,7 @@ def gradient_signal_to_noise(
     with differentiable_evaluation(module):
         inputs, targets = differentiable((inputs, targets), module)
         module, inputs, targets, loss_fn, _ = with_loss_inside(module, inputs, targets, loss_fn, None)
-        directions, log_norms = output_gradients(evaluate(module, inputs), targets, loss_fn)
+        directions, log_norms, _ = output_gradients(evaluate(module, inputs), targets, loss_fn)
         offset = log_norms.max() if eps == 0 and bool(log_norms.max() > -math.inf) else 0.0
         scales = (log_norms - offset).exp()  # a common factor cancels at ε = 0, and nothing underflows
         count = num_samples(inputs)
@@ -197,7 +197,7 @@ def fisher_rao_norm(module: nn.Module, inputs: Any, targets: Any, *, loss_fn: Lo
         inputs, targets = differentiable((inputs, targets), module)
         module, inputs, targets, loss_fn, _ = with_loss_inside(module, inputs, targets, loss_fn, None)
         outputs = evaluate(module, inputs)
-        directions, log_norms = output_gradients(outputs, targets, loss_fn)
+        directions, log_norms, _ = output_gradients(outputs, targets, loss_fn)
         pairs = _pairs(outputs, directions)
         if not pairs:
             return torch.zeros((), dtype=torch.float64)
