@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
@@ -25,6 +25,14 @@ def network(module: LightningModule) -> nn.Module:
     return net
 
 
+MEASURED_BY = {
+    "FisherMetric": "gamma",
+    "FrobeniusNormMetric": "frobenius_norm",
+    "SpectralRadiusMetric": "spectral_radius",
+    "RobustnessMetric": "robustness",
+    "HessianSpectralRadiusMetric": "hessian_spectral_radius",
+}
+NEEDS_INITIAL = "distance_from_initialization"
 GRAM_OPTIONS = ("logit_norm", "batch_norm", "chunk_size", "residual", "scale")  # of the ``metric`` node
 
 
@@ -45,25 +53,36 @@ def make_metrics(metric: DictConfig, which: str, initial: Mapping[str, Tensor] |
         found = list(local_minima_metrics(**options, hessian=metric.hessian).values())
     groups = [[type(m).__name__ for m in found if isinstance(m, GramMetric)]]
     groups += [[type(m).__name__] for m in found if not isinstance(m, GramMetric)]
-    wanted = metric.measures if isinstance(metric.measures, str) else list(metric.measures)
-    if wanted:
-        found.append(_measures(metric, wanted, found, initial))
-        groups.append([type(found[-1]).__name__])
+    further = make_measures(metric, {MEASURED_BY.get(type(one).__name__, "") for one in found}, initial)
+    if further is not None:
+        found.append(further)
+        groups.append([type(further).__name__])
     return SharingCollection(found, compute_groups=groups)
 
 
-def _measures(
-    metric: DictConfig, wanted: str | list[str], found: list[Metric], initial: Mapping[str, Tensor] | None
-) -> MeasureMetric:
-    """The measures asked for beside those that are there."""
-    there = {"FisherMetric": "gamma", "FrobeniusNormMetric": "frobenius_norm", "RobustnessMetric": "robustness"}
-    there |= {"SpectralRadiusMetric": "spectral_radius", "HessianSpectralRadiusMetric": "hessian_spectral_radius"}
-    known = {there.get(type(one).__name__) for one in found}
+def make_measures(
+    metric: DictConfig,
+    known: Collection[str] = tuple(MEASURED_BY.values()),
+    initial: Mapping[str, Tensor] | None = None,
+) -> MeasureMetric | None:
+    """Make the metric of ``metric.measures``; None where none is asked for.
+
+    Args:
+        metric: the ``metric`` node of the config.
+        known: measures that are there already.
+        initial: the weights before training, where they are known.
+
+    Raises:
+        ConfigError: if a measure is unknown, or needs the weights before training.
+    """
+    wanted = metric.measures if isinstance(metric.measures, str) else list(metric.measures)
+    if not wanted:
+        return None
     try:
         names = [measure.name for measure in select_measures(wanted) if measure.name not in known]
-        if initial is None and "distance_from_initialization" not in wanted:
-            names = [name for name in names if name != "distance_from_initialization"]
-        return MeasureMetric(names, initial=initial, logit_norm=metric.logit_norm)
+        if initial is None and NEEDS_INITIAL not in wanted:
+            names = [name for name in names if name != NEEDS_INITIAL]
+        return MeasureMetric(names, initial=initial, logit_norm=metric.logit_norm) if names else None
     except ValueError as error:
         raise ConfigError(name_option("metric", error)) from error
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ JUDGED = (*METRICS, *HESSIAN_METRICS, *MEASURES, *BASELINES[:2])
 AGAINST = "test_error"
 FIT = 1.0  # per cent: networks with a larger training error are another question
 FEW_SEEDS = 5  # fewer are no clusters to draw from
+RESAMPLES = 500  # of a bootstrap: two for each of some forty measures
 MATTERS = 3.0  # times the spread over seeds that an option moves the test error
 
 
@@ -155,12 +157,13 @@ def judge(rows: Sequence[Row], key: str, options: Sequence[str]) -> Judged | Non
     x, y = sign * _column(has, key), _column(has, AGAINST)
     seeds = [row["seed"] for row in has]
     clusters = seeds if len(set(seeds)) >= FEW_SEEDS else None
-    interval = bootstrap_interval(kendall_tau, x, y, clusters=clusters)
+    how: dict[str, Any] = {"clusters": clusters, "num_resamples": RESAMPLES}
+    interval = bootstrap_interval(kendall_tau, x, y, **how)
     given = _controls(has, key)
     partial = partial_low = partial_high = math.nan
     if given is not None:
         partial = float(partial_kendall_tau(x, y, given))
-        found = bootstrap_interval(partial_kendall_tau, x, y, clusters=clusters, given=given)
+        found = bootstrap_interval(partial_kendall_tau, x, y, given=given, **how)
         partial_low, partial_high = float(found.low), float(found.high)
     named: Mapping[str, list[str]] = {option: [repr(value(row, option)) for row in has] for option in options}
     granulated = granulated_kendall(x, y, named)
@@ -201,10 +204,3 @@ def _controls(rows: Sequence[Row], key: str) -> Tensor | None:
 def _seconds(rows: Sequence[Row], key: str) -> float | None:
     times = [row["measure_seconds"][key] for row in rows if key in row.get("measure_seconds", {})]
     return fmean(times) if times else None
-
-
-def seed_spread(rows: Sequence[Row], options: Sequence[str]) -> float:
-    """Mean over the settings of the standard deviation of the test error over seeds, in points."""
-    groups = [[row[AGAINST] for row in members] for members in grouped(rows, options).values()]
-    spreads = [stdev(errors) for errors in groups if len(errors) > 1]
-    return fmean(spreads) if spreads else math.nan
