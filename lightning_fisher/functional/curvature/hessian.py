@@ -19,7 +19,7 @@ from lightning_fisher.functional.evaluation.differentiable import differentiable
 from lightning_fisher.functional.evaluation.independence import random_order, require_same_outputs
 from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot, dense
 from lightning_fisher.functional.evaluation.precision import require_full_precision
-from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take
+from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take, with_sample_dimension
 from lightning_fisher.functional.losses.denominator import PartWeights
 from lightning_fisher.functional.losses.loss import LossFn, losses_of
 from lightning_fisher.functional.losses.loss_parameters import loss_parameters, refuse_foreign_parameters
@@ -214,6 +214,8 @@ class _Grouping:
 
 def _of_samples(samples: int, leaf: Any) -> Any:
     """What holds the samples in dimension 0; a loss, say, that the module returns itself doesn't."""
+    if samples == 1:  # some modules squeeze a batch of one away
+        leaf = with_sample_dimension(leaf)
     return leaf.detach() if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == samples else None
 
 

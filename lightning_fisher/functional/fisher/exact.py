@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
 from lightning_fisher.functional.evaluation.module_copy import in_float64, requires_float64
-from lightning_fisher.functional.evaluation.samples import num_samples, ordinary, take
+from lightning_fisher.functional.evaluation.samples import num_samples, ordinary, take, with_sample_dimension
 from lightning_fisher.functional.fisher.log_determinant import RankPolicy
 from lightning_fisher.functional.losses.loss import LossFn, output_gradients
 from lightning_fisher.functional.losses.loss_parameters import refuse_loss_parameters
@@ -96,7 +96,7 @@ def _gradient(
     module: nn.Module, parameters: list[nn.Parameter], inputs: Any, targets: Any, loss_fn: LossFn | None
 ) -> Tensor:
     """Gradient of one sample's loss, ``[W]``."""
-    outputs = evaluate(module, inputs)
+    outputs = with_sample_dimension(evaluate(module, inputs))
     directions, log_norms, _ = output_gradients(outputs, targets, loss_fn)
     pairs = [
         (output, direction)

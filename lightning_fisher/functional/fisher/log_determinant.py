@@ -20,7 +20,7 @@ from lightning_fisher.functional.losses.loss import LossFn
 
 RankPolicy = Literal["error", "pseudo"]
 NOISE = 8  # times √N ε: what passes of machine epsilon ε make of zero eigenvalues of C, measured up to 1.3 times √N ε
-ACCURACY = 1e-6  # of ln|C| and the magnitude together
+ACCURACY = 1e-6  # of ln|ξ|, or of a nat where that is more
 DOUBLE = torch.finfo(torch.float64).eps
 
 
@@ -228,7 +228,8 @@ class _Cosines:
             return False
         values, log_norms = self.values[self.kept], self.log_norms[self.nonzero]
         error = math.sqrt(2) * eps * torch.linalg.vector_norm(1 / values)
-        return bool(error <= ACCURACY * (values.log().sum().abs() + 2 * log_norms.sum().abs()))
+        log_det = values.log().sum() + 2 * log_norms.sum()
+        return bool(error <= ACCURACY * log_det.abs().clamp_min(1.0))
 
 
 def _in_float64(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any]) -> ScaledGram | None:

@@ -83,11 +83,13 @@ def gram_matrix(
     as functions, for raw parameters in sums, products and matrix products, and for layers with a rule of your own
     (`register_rule`). Any other parameter costs one forward and backward pass a sample. The first call for a module
     and samples of one structure takes about one pass more: ξ is verified, ``sᵀ ξ s = ‖Jᵀ s‖²`` for random weights s,
-    against ordinary backward passes. So is every call where rows are chosen by data (sorted, gathered, routed). What
-    was found out is kept as long as the module lives.
+    against ordinary backward passes. So is every call where samples may affect each other depending on their data (rows
+    sorted, picked or routed by it, a norm or maximum over the batch, values read). What was found out is kept as long
+    as the module lives.
 
     Args:
-        module: Any module; called as ``module(x)``, ``module(*inputs)`` for a tuple, ``module(**inputs)`` for a dict.
+        module: Any module; called as ``module(x)``, ``module(*inputs)`` for a tuple or list, ``module(**inputs)``
+            for a dict.
         inputs: N samples; every tensor has them in dimension 0.
         targets: Class indices ``[N]`` or class probabilities ``[N, K]``, or what ``loss_fn`` takes.
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy of each sample. A

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.functional.evaluation.module_state import BufferSnapshot
 from lightning_fisher.functional.evaluation.outputs import without
-from lightning_fisher.functional.evaluation.samples import call_module, num_samples, take
+from lightning_fisher.functional.evaluation.samples import call_module, num_samples, take, with_sample_dimension
 from lightning_fisher.functional.gram.rules.parameter_scale import Scale, squared_norms
 from lightning_fisher.functional.losses.loss import LossFn, OutputGradients, output_gradients
 
@@ -71,7 +71,8 @@ class Problem:
         if self.state is not None:
             self.state.restore_moved()
         outputs = call_module(self.module, self.inputs)
-        return without(outputs, self.unused)
+        outputs = without(outputs, self.unused)
+        return with_sample_dimension(outputs) if self.count == 1 else outputs
 
     def output_gradients(self, outputs: Any) -> OutputGradients:
         """The loss gradients with respect to ``outputs``: unit directions and log-norms."""

@@ -3,8 +3,8 @@
 For random weights s, ``sᵀ ξ s = ‖Jᵀ s‖²``, and ``Jᵀ s`` is what one backward pass from the output gradients
 ``s_j ∂ℓ_j/∂z_j`` gives. The weights are continuous, so any error of ξ shows but for a set of measure zero
 (Freivalds 1979, for matrix products); they are scaled by the rows' norms, so that small rows count as much as large
-ones. The samples run in another order and in two parts: outputs or gradients that depend on the rest of the batch
-differ.
+ones. The samples run in another order and in two parts, and one of them alone: outputs or gradients that depend on the
+rest of the batch differ.
 """
 
 from __future__ import annotations
@@ -94,6 +94,10 @@ def compare(
         difference = max(difference, float(outputs_difference(take(outputs, part), seen, len(part))))
         grads = _weighted_gradients(seen, take(directions, part), weights[part], parameters)
         sums = [before + grad for before, grad in zip(sums, grads, strict=True)]
+    if shuffled and count > 2:  # something in either half may affect the others there in the same way
+        one = order[:1].to(squares.device)
+        seen = problem.take(one).outputs()
+        difference = max(difference, float(outputs_difference(take(outputs, one), seen, 1)))
     norms = {
         position: (s.double() * parameter_scale(parameter, problem.scale)).square().sum()
         for position, s, parameter in zip(positions, sums, parameters, strict=True)

@@ -37,6 +37,7 @@ class LossGradient(NamedTuple):
 
     loss: float
     vector: Tensor
+    at_outputs: bool
 
     @property
     def finite(self) -> bool:
@@ -86,6 +87,10 @@ class PartGradients:
         if both is None:
             return nothing
         joint = self._of_outputs(both) if self._at_outputs else self._of_parameters(both)
+        if not self._at_outputs:  # since one of the parts, perhaps
+            one, other = (
+                self._of_parameters(part) if own.at_outputs else own for part, own in ((first, one), (second, other))
+            )
         if joint is None or not math.isfinite(joint.loss):
             return nothing
         usable = other.finite and bool(other.vector.any())
@@ -129,7 +134,7 @@ class PartGradients:
                 return None
             rows = [torch.zeros(part.samples, 1)] if not used else [g.reshape(part.samples, -1) for _, g in used]
             self._in_double = double
-            return LossGradient(float(loss.detach()), torch.cat(rows, 1).flatten())
+            return LossGradient(float(loss.detach()), torch.cat(rows, 1).flatten(), True)
         return None
 
     def _of_parameters(self, part: Part) -> LossGradient:
@@ -142,7 +147,7 @@ class PartGradients:
             (torch.zeros_like(p) if g is None else dense(g)).flatten().double()
             for g, p in zip(found, parameters, strict=True)
         ]
-        return LossGradient(float(loss.detach()), torch.cat(flat))
+        return LossGradient(float(loss.detach()), torch.cat(flat), False)
 
 
 def _gradients(loss: Tensor, variables: list[Any]) -> list[Tensor | None]:
@@ -198,7 +203,7 @@ def _joined(first: Part, second: Part) -> Part | None:
 
 def _cat(x: Any, y: Any, first: int, second: int) -> Any:
     """Side by side, with the mark of what had a graph; what holds no samples as it is in the first."""
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor)) or x.ndim == 0 or (len(x), len(y)) != (first, second):
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)) or (x.shape[:1], y.shape[:1]) != ((first,), (second,)):
         return x
     if x.shape[1:] != y.shape[1:]:
         return None

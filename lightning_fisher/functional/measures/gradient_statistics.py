@@ -240,7 +240,7 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
 
 def _pairs(outputs: Any, directions: Any) -> list[tuple[Tensor, Tensor]]:
     return [
-        (output, direction)
+        (output, direction.reshape(output.shape))  # some modules squeeze a batch of one away
         for output, direction in zip(tree_flatten(outputs)[0], tree_flatten(directions)[0], strict=True)
         if isinstance(output, Tensor) and output.requires_grad
     ]

@@ -32,7 +32,7 @@ class Net(nn.Module):
         return self.out(self.bend(self.body(x)))
 
 
-FIRST, LATER = [2, N, N // 2, N // 2], [N]  # a few, all, all to verify
+FIRST, LATER = [2, N, N // 2, N // 2, 1], [N]  # a few, all, all and one to verify
 
 
 def batch(seed=0, n=N):
@@ -131,7 +131,7 @@ def test_a_hook_on_a_parameter_makes_a_new_plan(module):
 
 def test_samples_of_another_structure_have_a_plan_of_their_own(module):
     sizes_of_a_call(module)
-    assert sizes_of_a_call(module, *batch(1, n=7)) == [2, 7, 4, 3]
+    assert sizes_of_a_call(module, *batch(1, n=7)) == [2, 7, 4, 3, 1]
     assert sizes_of_a_call(module) == LATER
     assert sizes_of_a_call(module, *batch(2, n=7)) == [7]
 
