@@ -88,6 +88,7 @@ def require_trainable(trainer: Trainer, pl_module: LightningModule) -> None:
         )
     for optimizer in used:
         _require_gradients(optimizer, name)
+    _refuse_steps_in_backward(pl_module, parameters)
     for parameter in parameters:
         _require_perturbable(parameter, name)
     if trainer.world_size > 1:
@@ -115,6 +116,19 @@ def _require_gradients(optimizer: torch.optim.Optimizer, name: str) -> None:
             f"{name}.configure_optimizers steps on `{found[0]}` (per-sample or separate gradients), where it would be "
             "lost; use an optimizer that steps on `.grad`."
         )
+
+
+def _refuse_steps_in_backward(pl_module: LightningModule, stepped: list[torch.nn.Parameter]) -> None:
+    """Check that no parameter is stepped by a hook in the backward pass instead of by an optimizer of the Trainer."""
+    known = {id(p) for p in stepped}
+    for name, parameter in pl_module.named_parameters():
+        hooked = parameter.requires_grad and bool(parameter._post_accumulate_grad_hooks)  # type: ignore[attr-defined]
+        if hasattr(parameter, "_in_backward_optimizers") or (hooked and id(parameter) not in known):
+            raise ValueError(
+                f"FisherRegularizer perturbs the parameters that the optimizers of the Trainer step, but {name!r} of "
+                f"{type(pl_module).__name__} is stepped by a hook in the backward pass; return its optimizer from "
+                "`configure_optimizers`."
+            )
 
 
 def refuse_per_sample_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lightning_fisher.exceptions import ConfigError
-from lightning_fisher.experiment import context, signals
+from lightning_fisher.experiment import AGAIN, context, signals
 from lightning_fisher.experiment.complete import show_complete_card, show_complete_row
 from lightning_fisher.experiment.config.compose import CONFIG_DIR, CONFIG_NAME, ROOT, config_groups, known_options
 from lightning_fisher.experiment.config.error_messages import explain
@@ -26,7 +26,7 @@ from lightning_fisher.experiment.config.resolvers import register_resolvers
 from lightning_fisher.experiment.config.score_request import checkpoints, is_scoring, quoted_paths
 from lightning_fisher.experiment.config.validation import check_config
 from lightning_fisher.experiment.records import run_folders
-from lightning_fisher.experiment.sweep import jobs
+from lightning_fisher.experiment.sweep import job_record, jobs
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -63,13 +63,13 @@ def answer(job: Job) -> None:
     if is_scoring(job.cfg):
         if not show_complete_card(job):
             check_files(job.cfg)
-            from lightning_fisher.experiment.scoring.command import score
-
+            with signals.ending_at_once(_interrupted):
+                from lightning_fisher.experiment.scoring.command import score
             score(job)
     elif not show_complete_row(job):
         check_files(job.cfg)
-        from lightning_fisher.experiment.training.train import train
-
+        with signals.ending_at_once(_interrupted):
+            from lightning_fisher.experiment.training.train import train
         train(job)
 
 
@@ -109,12 +109,14 @@ def _interrupted() -> str:
     command = context.current()
     folder = command.folder
     if command.leave_sweep() is not None:
+        if command.record is not None:
+            job_record.end(command.record)
         return "Interrupted. The same command goes on with the jobs that are not complete."
     if folder is not None and any(folder.glob("checkpoints/*.ckpt")):
         return "Interrupted. The same command continues from the last checkpoint."
     if folder is not None:
         run_folders.discard(folder)
-    return "Interrupted before the first checkpoint. The same command starts again."
+    return AGAIN
 
 
 def _check_flags() -> None:
@@ -143,11 +145,6 @@ def _let_workers_find_the_package() -> None:
 
 def main() -> None:
     """Compose, run and answer; exits with 1 on an error, and if a job of a sweep failed."""
-    with signals.listening():
-        _main()
-
-
-def _main() -> None:
     command = context.begin(debug=_debug_wanted(sys.argv[1:]))
     before = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"  # Hydra raises to the handlers below instead of printing its own report

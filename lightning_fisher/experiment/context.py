@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+CHECKED = "LIGHTNING_FISHER_CHECKED"  # set for the job of a sweep: the hash of its config, which was checked
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # as Lightning reads them
 
 
@@ -19,16 +20,20 @@ class Command:
         folder: the folder that Hydra made for the job, or for the sweep; None before.
         started: whether the job or the sweep was reached: a failure before is one of composing, or of that folder.
         sweep: the folder of the sweep that this process runs; None in a process that runs a job.
+        record: where the sweep notes how its jobs end; None without one.
         errors: what the job raised; Hydra would print a line of its own about it first.
         defaults: composed configs by their group choices, see `config.compose.defaults`.
+        fingerprints: of data sets, by name and place: made once.
     """
 
     debug: bool = False
     folder: Path | None = None
     started: bool = False
     sweep: Path | None = None
+    record: Path | None = None
     errors: list[Exception] = field(default_factory=list)
     defaults: dict[Any, Any] = field(default_factory=dict)
+    fingerprints: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
     def enter(self, folder: Path) -> None:
         """Note the folder that Hydra made, and that the job or the sweep was reached."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -20,6 +22,7 @@ class Interrupted(KeyboardInterrupt):
 class _State:
     signum: int | None = None
     owner: int = 0  # the process that listens; those it forks do not
+    last_words: Callable[[], str] | None = None  # while modules are imported: what is said before the end
 
 
 _state = _State()
@@ -35,9 +38,37 @@ def _handle(signum: int, frame: FrameType | None) -> None:
     if os.getpid() != _state.owner:  # forked, such as the worker of a data loader
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)
+    elif _state.last_words is not None:
+        _end(signum, _state.last_words)
     elif _state.signum is None:  # later ones are repetitions: a terminal's and a parent's
         _state.signum = signum
         raise Interrupted(signum)
+
+
+def _end(signum: int, last_words: Callable[[], str]) -> None:
+    """End the process at once, in one line."""
+    with contextlib.suppress(Exception):
+        line = last_words()
+        sys.stdout.flush()
+        os.write(2, f"\n{line}\n".encode())
+    os._exit(128 + signum)
+
+
+@contextmanager
+def ending_at_once(last_words: Callable[[], str]) -> Iterator[None]:
+    """End the process right at a signal, instead of raising: around imports.
+
+    An exception in the middle of an import may be swallowed, or come out as another one, depending on whose module it
+    is. Nothing is being written then.
+
+    Args:
+        last_words: makes the line that is printed.
+    """
+    _state.last_words = last_words
+    try:
+        yield
+    finally:
+        _state.last_words = None
 
 
 def listen() -> None:

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     )
     from lightning_fisher.functional.fisher.exact import exact_gamma
     from lightning_fisher.functional.fisher.gradient_norms import log_gradient_norms
+    from lightning_fisher.functional.fisher.layers import (
+        LayeredLogDet,
+        LayerFisher,
+        layer_gram_matrices,
+        layer_log_dets,
+    )
     from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, fisher_log_det, log_det
     from lightning_fisher.functional.fisher.spectrum import log_spectrum
     from lightning_fisher.functional.gram.matrix import ScaledGram, gram_matrix, scaled_gram
@@ -56,6 +62,8 @@ __all__ = [
     "HessianFrobeniusNorm",
     "HessianSpectralRadius",
     "Interval",
+    "LayerFisher",
+    "LayeredLogDet",
     "NonFiniteError",
     "Penalty",
     "RegularizedGradient",
@@ -84,6 +92,8 @@ __all__ = [
     "jacobian_penalty",
     "kendall_tau",
     "large_margin_loss",
+    "layer_gram_matrices",
+    "layer_log_dets",
     "log_bound_term",
     "log_det",
     "log_ellipsoid_height",

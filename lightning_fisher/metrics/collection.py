@@ -6,6 +6,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_fisher.functional.fisher.log_determinant import RankPolicy
 from lightning_fisher.functional.gram.matrix import BatchNorm
+from lightning_fisher.functional.gram.rules.parameter_scale import Scale
 from lightning_fisher.functional.losses.loss import LossFn
 from lightning_fisher.metrics.curvature import FrobeniusNormMetric, SpectralRadiusMetric
 from lightning_fisher.metrics.fisher import FisherMetric
@@ -20,6 +21,8 @@ def local_minima_metrics(
     chunk_size: int | None = None,
     loss_fn: LossFn | None = None,
     rank_policy: RankPolicy = "pseudo",
+    residual: bool = True,
+    scale: Scale = "none",
     hessian: bool = False,
     prefix: str | None = None,
     postfix: str | None = None,
@@ -36,6 +39,8 @@ def local_minima_metrics(
         chunk_size: Samples in a pass, at least 2, of all metrics; ``None``: a whole subset (with ``"batch"``: 10).
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy.
         rank_policy: ``"pseudo"`` or ``"error"`` for singular Gram matrices.
+        residual: ``False``: the Gram matrix at equal outputs, in the three metrics of it; see `FisherMetric`.
+        scale: Of the gradients, in the three metrics of the Gram matrix; see `FisherMetric`.
         hessian: Add the Frobenius norm and the spectral radius of the true Hessian: some 50 further
             Hessian-vector products a subset.
         prefix: In front of every key.
@@ -43,7 +48,7 @@ def local_minima_metrics(
 
     Returns:
         A ``MetricCollection``: ``update(module, inputs, targets)`` adds a subset, ``compute()`` returns ``gamma``,
-        ``gamma_std``, ``gamma_magnitude``, ``gamma_direction``, and ``frobenius_norm``, ``spectral_radius``,
+        ``gamma_std`` and the parts of `FisherMetric`, and ``frobenius_norm``, ``spectral_radius``,
         ``robustness`` (with ``hessian`` also ``hessian_frobenius_norm`` and ``hessian_spectral_radius``), each with
         its ``…_std``.
 
@@ -57,12 +62,12 @@ def local_minima_metrics(
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
         >>> for _ in range(3):
         ...     metrics.update(net, torch.randn(8, 4), torch.randint(3, (8,)))
-        >>> [key for key in sorted(metrics.compute()) if not key.endswith("_std")]
-        ['frobenius_norm', 'gamma', 'gamma_direction', 'gamma_magnitude', 'robustness', 'spectral_radius']
+        >>> [key for key in sorted(metrics.compute()) if not key.endswith("_std") and "gamma_" not in key]
+        ['frobenius_norm', 'gamma', 'robustness', 'spectral_radius']
     """
     names = ["FisherMetric", "FrobeniusNormMetric", "SpectralRadiusMetric"]
     metrics: list[Metric] = [
-        kind(logit_norm, batch_norm, chunk_size, loss_fn, rank_policy)
+        kind(logit_norm, batch_norm, chunk_size, loss_fn, rank_policy, residual, scale)
         for kind in (FisherMetric, FrobeniusNormMetric, SpectralRadiusMetric)
     ]
     metrics.append(RobustnessMetric(chunk_size=chunk_size))

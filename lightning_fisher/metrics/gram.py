@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from lightning_fisher.arguments import require_choice, require_integer, require_positive
 from lightning_fisher.functional.curvature.norms import frobenius_norm, spectral_radius
 from lightning_fisher.functional.evaluation.samples import num_samples
-from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, RankPolicy, fisher_log_det
+from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, RankPolicy
 from lightning_fisher.functional.gram.matrix import BatchNorm
+from lightning_fisher.functional.gram.rules.parameter_scale import Scale
 from lightning_fisher.functional.losses.loss import LossFn
 from lightning_fisher.metrics.base import SubsetMetric
+from lightning_fisher.metrics.sharing import shared_log_det
+
+PARTS = ("residual", "sensitivity", "magnitude", "direction")  # of ln|ξ|: the third is the sum of the first two
 
 
 class GramMetric(SubsetMetric):
@@ -35,6 +39,9 @@ class GramMetric(SubsetMetric):
         rank_policy: What happens when a Gram matrix is singular. ``"pseudo"``: a warning, and only the
             non-zero eigenvalues count; where it is not finite or zero altogether, the subset counts as ``nan``.
             ``"error"``: a ``ValueError``, in both cases.
+        residual: ``False``: the Gram matrix at equal outputs, see `gram_matrix`.
+        scale: ``"none"``, or ``"layer"``, ``"filter"``, ``"element"``: of gradients with respect to relative changes of
+            layers, units or weights, see `gram_matrix`.
         kwargs: Arguments of :class:`torchmetrics.Metric` (``sync_on_compute``, ``process_group``, …).
 
     Raises:
@@ -45,6 +52,8 @@ class GramMetric(SubsetMetric):
         "log_det",
         "magnitude",
         "direction",
+        "residual",
+        "sensitivity",
         "frobenius_norm",
         "spectral_radius",
         "subset_size",
@@ -57,6 +66,8 @@ class GramMetric(SubsetMetric):
         chunk_size: int | None = None,
         loss_fn: LossFn | None = None,
         rank_policy: RankPolicy = "pseudo",
+        residual: bool = True,
+        scale: Scale = "none",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -64,11 +75,14 @@ class GramMetric(SubsetMetric):
         require_choice("batch_norm", batch_norm, get_args(BatchNorm))
         require_choice("rank_policy", rank_policy, get_args(RankPolicy))
         require_integer("chunk_size", chunk_size, 2, or_none=True)
+        require_choice("scale", scale, get_args(Scale))
         self.logit_norm = logit_norm
         self.batch_norm: BatchNorm = batch_norm
         self.chunk_size = chunk_size
         self.loss_fn = loss_fn
         self.rank_policy: RankPolicy = rank_policy
+        self.with_residual = residual  # a state is called by the part's name
+        self.scale: Scale = scale
 
     def update(self, module: nn.Module, inputs: Any, targets: Any) -> None:
         """Add one subset; ``module`` is left unchanged.
@@ -82,7 +96,7 @@ class GramMetric(SubsetMetric):
         size = torch.tensor(num_samples(inputs))
         tolerant = self.non_finite_is_nan(subset_size=size) if self.rank_policy == "pseudo" else nullcontext()
         with torch.inference_mode(False), tolerant:  # states that outlive Lightning's validation loop
-            result = fisher_log_det(
+            result = shared_log_det(
                 module,
                 inputs,
                 targets,
@@ -90,6 +104,8 @@ class GramMetric(SubsetMetric):
                 batch_norm=self.batch_norm,
                 chunk_size=self.chunk_size,
                 logit_norm=self.logit_norm,
+                residual=self.with_residual,
+                scale=self.scale,
                 rank_policy=self.rank_policy,
             )
             self.add_subset(**gram_quantities(result), subset_size=size)
@@ -107,6 +123,8 @@ def gram_quantities(result: FisherLogDet) -> dict[str, Tensor]:
         "log_det": result.log_det,
         "magnitude": result.magnitude,
         "direction": result.direction,
+        "residual": result.residual,
+        "sensitivity": result.sensitivity,
         "frobenius_norm": frobenius_norm(gram),
         "spectral_radius": spectral_radius(gram),
     }

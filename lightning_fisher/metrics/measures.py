@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,11 +13,14 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_positive
 from lightning_fisher.exceptions import NonFiniteError, UndefinedMeasureError
-from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, fisher_log_det
+from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, decided_gram, log_det_of, total_of
 from lightning_fisher.functional.fisher.spectrum import log_spectrum
+from lightning_fisher.functional.gram.rules.parameter_scale import Scale, squared_norms
 from lightning_fisher.functional.measures import MEASURES, Measure, fold_batch_norm, output_margin, select_measures
 from lightning_fisher.functional.measures.folding import matrices_of_folded
+from lightning_fisher.functional.measures.registry import RESCALED
 from lightning_fisher.metrics.base import SubsetMetric, mean_and_std
+from lightning_fisher.metrics.sharing import shared_log_det
 
 
 class MeasureMetric(SubsetMetric):
@@ -35,7 +39,7 @@ class MeasureMetric(SubsetMetric):
 
     Args:
         measures: Names of measures, or of groups: ``"recommended"`` (cheap, and unchanged by every rescaling that
-            leaves the function unchanged), ``"paper"`` (the four of Sec. 7.1), ``"all"``.
+            leaves the function unchanged), ``"paper"`` (the four of Sec. 7.1), ``"forms"`` (of γ̂), ``"all"``.
         initial: The network before training, or its ``state_dict()``, for ``distance_from_initialization``. Without it
             a group leaves that measure out.
         options: Keyword arguments of the functions, by measure: ``{"average_sharpness_l2": {"rho": 0.1}}``.
@@ -45,6 +49,7 @@ class MeasureMetric(SubsetMetric):
 
     Attributes:
         measures: The measures chosen.
+        seconds: Time that each took so far, in seconds; what several share counts for the first of them.
 
     Raises:
         ValueError: If a measure or an option is unknown, or ``initial`` is missing.
@@ -78,6 +83,7 @@ class MeasureMetric(SubsetMetric):
         if isinstance(initial, nn.Module):
             initial = initial.state_dict()
         # Not a submodule or a buffer, which would be converted with the metric.
+        self.seconds: dict[str, float] = dict.fromkeys(self.states, 0.0)
         self._initial = None if initial is None else {k: v.detach().cpu().clone() for k, v in initial.items()}
 
     @property
@@ -97,7 +103,12 @@ class MeasureMetric(SubsetMetric):
         """
         with torch.inference_mode(False):
             subset = _Subset(module, inputs, targets, self._initial, self.logit_norm)
-            self.add_subset(**{measure.name: self._value(measure, subset) for measure in self.measures})
+            values = {}
+            for measure in self.measures:
+                started = time.perf_counter()
+                values[measure.name] = self._value(measure, subset).detach().cpu()
+                self.seconds[measure.name] += time.perf_counter() - started
+            self.add_subset(**values)
 
     def compute(self) -> dict[str, Tensor]:
         """Mean and spread of every measure over all subsets of all processes."""
@@ -147,7 +158,42 @@ class _Subset:
 
     @cached_property
     def fisher(self) -> FisherLogDet:
-        return fisher_log_det(self.module, self.inputs, self.targets, logit_norm=self._logit_norm, rank_policy="pseudo")
+        return shared_log_det(self.module, self.inputs, self.targets, logit_norm=self._logit_norm, rank_policy="pseudo")
+
+    @cached_property
+    def _rescaled(self) -> tuple[FisherLogDet, FisherLogDet]:
+        """Unweighted, and weighted by layers at equal outputs, from one pass that keeps the parameters apart."""
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        numbers = tuple(range(len(parameters)))
+        how: dict[str, Any] = {"logit_norm": RESCALED, "groups": numbers}
+        apart = decided_gram(self.module, self.inputs, self.targets, how, None)
+        norms = torch.tensor(squared_norms(parameters), dtype=torch.float64, device=apart.gram.device)
+        layers = apart._replace(
+            gram=torch.einsum("p,pij->ij", norms, apart.gram),
+            log_scales=apart.log_scales - apart.log_residuals,
+            log_residuals=torch.zeros_like(apart.log_residuals),
+        )
+        return log_det_of(total_of(apart), rank_policy="pseudo"), log_det_of(layers, rank_policy="pseudo")
+
+    @property
+    def rescaled(self) -> FisherLogDet:
+        return self._rescaled[0]
+
+    @property
+    def rescaled_layer(self) -> FisherLogDet:
+        return self._rescaled[1]
+
+    @cached_property
+    def rescaled_filter(self) -> FisherLogDet:
+        return self._scaled("filter")
+
+    @cached_property
+    def rescaled_element(self) -> FisherLogDet:
+        return self._scaled("element")
+
+    def _scaled(self, scale: Scale) -> FisherLogDet:
+        how: dict[str, Any] = {"logit_norm": RESCALED, "residual": False, "scale": scale, "rank_policy": "pseudo"}
+        return shared_log_det(self.module, self.inputs, self.targets, **how)
 
     @cached_property
     def gram(self) -> Tensor:

@@ -8,7 +8,7 @@ from torchmetrics import Accuracy
 
 from lightning_fisher import FisherRegularizer
 from lightning_fisher.functional.multipass.sub_batches import draw_perturbed
-from tests.callbacks.tiny import Classifier, conv_bn_net, image_batches, mlp, seeded, sgd
+from tests.callbacks.tiny import Classifier, Ledger, conv_bn_net, image_batches, mlp, seeded, sgd
 from tests.reference.regularized_forms import train_form
 
 BATCHES = image_batches([16] * 5)
@@ -53,7 +53,7 @@ def test_equals_the_oracle(fit, assert_close_states, gradient, passes, perturbed
 
 def test_every_n_counts_optimizer_steps(fit, make_trainer):
     """With accumulation all batches of a step are regularized or none is."""
-    regularized = []
+    regularized = Ledger()
     module = Classifier(seeded(mlp))
     step = module.training_step
     module.training_step = lambda batch, batch_idx: regularized.append(len(batch[1])) or step(batch, batch_idx)

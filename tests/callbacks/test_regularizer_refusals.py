@@ -76,6 +76,57 @@ def test_backward_on_the_loss_itself_in_manual_optimization(fit, start):
     fit(DirectBackward(), BATCHES)
 
 
+class OwnGradient(Manual):
+    """Sets the gradients by itself."""
+
+    def training_step(self, batch, batch_idx):
+        loss = CountingClassifier.training_step(self, batch, batch_idx)
+        for p, g in zip(self.parameters(), torch.autograd.grad(loss, list(self.parameters())), strict=True):
+            p.grad = g
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+
+class OnlyReturnsTheLoss(Manual):
+    def training_step(self, batch, batch_idx):
+        return CountingClassifier.training_step(self, batch, batch_idx)
+
+
+class DoesNothing(Manual):
+    def training_step(self, batch, batch_idx):
+        CountingClassifier.training_step(self, batch, batch_idx)
+
+
+@pytest.mark.parametrize(
+    ("cls", "start"),
+    [(OwnGradient, 0), (OwnGradient, 99), (OnlyReturnsTheLoss, 0), (OnlyReturnsTheLoss, 99), (DoesNothing, 0)],
+)
+def test_manual_steps_without_manual_backward(fit, cls, start):
+    module = cls()
+    before = [p.detach().clone() for p in module.parameters()]
+    with pytest.raises(ValueError, match=rf"{cls.__name__}\.training_step does not call it") as caught:
+        fit(module, BATCHES, FisherRegularizer(num_sub_batches=4, start=start), max_epochs=2)
+    assert_one_line(caught.value, "manual_backward", "automatic_optimization")
+    if start == 0:
+        assert all(torch.equal(a, b) for a, b in zip(module.parameters(), before, strict=True))
+
+
+class TrainsNowAndThen(Manual):
+    """The first batch of three only fills a buffer."""
+
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx % 3 == 0 else super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("start", [0, 99])
+def test_manual_steps_that_skip_batches(fit, start):
+    data = image_batches([8] * 7)
+    plain, module = TrainsNowAndThen(), TrainsNowAndThen()
+    fit(plain, data)
+    fit(module, data, FisherRegularizer(1e-30, num_sub_batches=4, start=start))
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), plain.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("options", [{"gradient": "shared"}, {"passes": "vmap"}])
 def test_forms_that_manual_optimization_has_not(fit, options):
     (key,) = options

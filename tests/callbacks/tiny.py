@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -108,18 +109,18 @@ class Classifier(LightningModule):
 class Ledger(collections.UserList):
     """What a test's module counts in: whatever a module holds is put back after the extra passes, this is not.
 
-    The items are in a table of this file, out of sight; a copy shares them.
+    The items are in a table of the standard library's, out of sight; a copy shares them.
     """
 
     __slots__ = ()
 
     @property
     def data(self):
-        return _ITEMS.setdefault(self, [])
+        return sys._tests_ledgers.setdefault(self, [])
 
     @data.setter
     def data(self, items):
-        _ITEMS[self] = list(items)
+        sys._tests_ledgers[self] = list(items)
 
     __hash__ = object.__hash__
 
@@ -138,7 +139,7 @@ class _ByIdentity(dict):
         super().__setitem__(id(key), value)
 
 
-_ITEMS = _ByIdentity()
+sys._tests_ledgers = _ByIdentity()
 
 
 class CountingClassifier(Classifier):

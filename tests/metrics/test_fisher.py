@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_fisher.metrics import FisherMetric
 from tests.metrics.subsets import N, network, subsets, updated
+from tests.reference.gamma_forms import rows_at_equal_outputs, weight_sizes
 from tests.reference.jacobian import gram, jacobian
 
 
@@ -23,12 +24,28 @@ def test_equals_naive_loops(logit_norm):
     result = updated(FisherMetric(logit_norm=logit_norm), parts).compute()
     expected, rows = log_dets(parts, logit_norm=logit_norm)
     magnitude = torch.stack([2 * j.norm(dim=1).log().sum() for j in rows])
-    assert list(result) == ["gamma", "gamma_std", "gamma_magnitude", "gamma_direction"]
+    parts = ["gamma_residual", "gamma_sensitivity", "gamma_magnitude", "gamma_direction"]
+    assert list(result) == ["gamma", "gamma_std", *parts]
     assert all(value.dtype == torch.float64 for value in result.values())
     torch.testing.assert_close(result["gamma"], expected.mean(), rtol=1e-9, atol=0)
     torch.testing.assert_close(result["gamma_std"], expected.std(), rtol=1e-7, atol=0)
     torch.testing.assert_close(result["gamma_magnitude"], magnitude.mean(), rtol=1e-9, atol=0)
     torch.testing.assert_close(result["gamma_direction"], (expected - magnitude).mean(), rtol=1e-8, atol=0)
+    residuals = [rows_at_equal_outputs(network(), *part, logit_norm=logit_norm)[1] for part in subsets(4)]
+    residual = torch.stack([2 * r.log().sum() for r in residuals]).mean()
+    torch.testing.assert_close(result["gamma_residual"], residual, rtol=1e-9, atol=0)
+    torch.testing.assert_close(result["gamma_sensitivity"], magnitude.mean() - residual, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("scale", ["none", "layer", "filter", "element"])
+def test_equal_outputs(scale):
+    parts = subsets(3)
+    result = updated(FisherMetric(logit_norm=0.04, residual=False, scale=scale), parts).compute()
+    rows = [rows_at_equal_outputs(network(), *part, logit_norm=0.04)[0] for part in parts]
+    rows = [row * weight_sizes(network(), scale) for row in rows]
+    expected = torch.stack([torch.linalg.slogdet(gram(j)).logabsdet for j in rows])
+    torch.testing.assert_close(result["gamma"], expected.mean(), rtol=1e-9, atol=0)
+    assert float(result["gamma_residual"]) == 0.0
 
 
 def test_options_reach_the_gram_matrix():
@@ -86,6 +103,7 @@ def test_declared_properties():
         ({"logit_norm": math.inf}, "`logit_norm` to be a positive number or None, but got inf"),
         ({"batch_norm": "train"}, r"`batch_norm` to be one of \('eval', 'batch'\), but got 'train'"),
         ({"chunk_size": 1}, "`chunk_size` to be an integer of at least 2 or None, but got 1"),
+        ({"scale": "unit"}, r"`scale` to be one of \('none', 'layer', 'filter', 'element'\), but got 'unit'"),
         ({"rank_policy": "skip"}, r"`rank_policy` to be one of \('error', 'pseudo'\), but got 'skip'"),
     ],
 )

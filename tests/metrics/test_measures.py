@@ -72,7 +72,7 @@ def test_all_measures_leave_the_module_as_it_was():
 
 def test_what_several_measures_need_is_computed_once(monkeypatch):
     calls = []
-    for name in ("fold_batch_norm", "fisher_log_det", "output_margin"):
+    for name in ("fold_batch_norm", "shared_log_det", "decided_gram", "output_margin"):
         function = getattr(module_under_test, name)
 
         def counted(*args, function=function, name=name, **kwargs):
@@ -81,7 +81,8 @@ def test_what_several_measures_need_is_computed_once(monkeypatch):
 
         monkeypatch.setattr(module_under_test, name, counted)
     updated(everything(), subsets(1))
-    assert sorted(calls) == ["fisher_log_det", "fold_batch_norm", "output_margin"]
+    # γ̂ as it is, by filters and by weights; at rescaled logits, with and without the sizes of layers, one pass.
+    assert sorted(calls) == ["decided_gram", "fold_batch_norm", "output_margin", *["shared_log_det"] * 3]
 
 
 def test_directions():

@@ -7,11 +7,13 @@ two of the four epochs of four steps.
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.resume.killing import NOTE, Call, Event
 from tests.resume.runs import OPTIONS, assert_same, begin, complete, result, state
@@ -105,6 +107,28 @@ def test_the_last_checkpoint_knows_the_best(whole: Path) -> None:
     states = state(whole)["callbacks"]
     (best,) = [value["best_model_score"] for key, value in states.items() if "val_error" in key]
     assert best == min(float(record["val_error"]) for record in result(whole)["history"])
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_folder_with_another_path_knows_the_best_too(how: str, whole: Path, tmp_path: Path) -> None:
+    """Lightning's own callback takes the next epoch for the best one then, however bad it is."""
+    begun, run = tmp_path / "begun", tmp_path / "elsewhere" / "run"
+    kill(begun, Call(STEP, 3, batch=10))
+    last = begun / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    (key,) = [key for key in content["callbacks"] if "val_error" in key]
+    assert content["callbacks"][key]["best_model_score"] > 0
+    best = content["callbacks"][key]
+    best["best_model_score"] = best["kth_value"] = torch.tensor(-1.0)  # no later epoch is better
+    best["best_k_models"] = dict.fromkeys(best["best_k_models"], torch.tensor(-1.0))
+    torch.save(content, last)
+    was = state(begun, "best.ckpt")
+    run.parent.mkdir()
+    shutil.move(begun, run) if how == "moved" else shutil.copytree(begun, run)
+    complete(run)
+    assert state(run)["callbacks"][key]["best_model_path"] == str(run / "checkpoints" / "best.ckpt")
+    assert state(run, "best.ckpt")["epoch"] == was["epoch"] < state(run)["epoch"]
+    assert result(run) == result(whole)
 
 
 @pytest.mark.slow

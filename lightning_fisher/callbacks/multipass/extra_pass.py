@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lightning_fisher.callbacks.multipass.logged_values import silenced
 from lightning_fisher.callbacks.multipass.state.attributes import AttributeSnapshot
+from lightning_fisher.callbacks.multipass.state.hooks import GradientHooks
+from lightning_fisher.callbacks.multipass.state.stand_ins import LostStateError
 from lightning_fisher.callbacks.multipass.state.tensors import SPARE, ChangedTensors, TensorSnapshot
 
 THOROUGH = 2  # the first steps, in which everything that might change is compared
@@ -28,6 +30,7 @@ class ExtraPasses:
     Attributes:
         thorough: How many steps are still looked at closely.
         changed: Tensors that the step changes in place.
+        deep: Large containers and arrays in which it changes something.
         promote: Whether the step relies on autocast for half-precision inputs or frozen layers.
         succeeded: Whether a step's extra passes have run to their end.
     """
@@ -35,6 +38,7 @@ class ExtraPasses:
     def __init__(self) -> None:
         self.thorough = THOROUGH
         self.changed = ChangedTensors()
+        self.deep: dict[int, Any] = {}
         self.promote = False
         self.succeeded = False
 
@@ -59,17 +63,20 @@ class StepState:
         own = module.named_parameters()
         self._apart = [(n, p) for n, p in own if p.requires_grad and id(p) not in self._perturbed_ids]
         self._limit = max(SPARE, 4 * sum(p.nbytes for p in perturbed))
+        self._compared = True  # in the first pass of every step
         self._start = self._take()
         self._moved: list[tuple[Tensor, Tensor, Tensor]] = []  # weight, before and after the last training pass
 
     def _take(self) -> tuple[AttributeSnapshot, TensorSnapshot]:
-        schedulers = [config.scheduler for config in self._trainer.lr_scheduler_configs]
-        others = [("an optimizer", o) for o in self._trainer.optimizers] + [("a scheduler", s) for s in schedulers]
-        thorough = self._passes.thorough > 0
-        attributes = AttributeSnapshot(self._module, others, thorough)
+        trainer, thorough = self._trainer, self._passes.thorough > 0
+        others: list[tuple[str, Any]] = [("an optimizer", o) for o in trainer.optimizers]
+        others += [("a scheduler", config.scheduler) for config in trainer.lr_scheduler_configs]
+        others += [("a callback", callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+        attributes = AttributeSnapshot(self._module, others, _around(trainer), thorough, self._passes.deep)
         tensors = [*self._module.named_parameters(), *attributes.tensors]
         distinct = {id(t): (name, t) for name, t in tensors if id(t) not in self._perturbed_ids}
-        return attributes, TensorSnapshot(distinct.values(), self._passes.changed, thorough, self._limit)
+        compared = thorough or self._compared
+        return attributes, TensorSnapshot(distinct.values(), self._passes.changed, True, compared, self._limit)
 
     @contextmanager
     def extra_pass(self) -> Iterator[None]:
@@ -132,23 +139,37 @@ class StepState:
     @contextmanager
     def _pass(self) -> Iterator[None]:
         attributes, tensors = self._start
-        weights = TensorSnapshot(self._perturbed, self._passes.changed, self._passes.thorough > 0, self._limit)
+        compared, self._compared = self._passes.thorough > 0 or self._compared, False
+        weights = TensorSnapshot(self._perturbed, self._passes.changed, compared, compared, self._limit)
         attributes.exchange()
         for _, parameter in self._apart:  # put back with the tensors: a pass without their gradients is enough
             parameter.requires_grad_(False)
+        hooks = GradientHooks(self._module)
         stop, loggers = self._trainer.should_stop, self._trainer.loggers
         try:
             self._trainer.loggers = [DummyLogger() for _ in loggers]
             with silenced(self._module):
                 yield
         finally:
+            hooked = hooks.remove_new()
             self._trainer.loggers, self._trainer.should_stop = loggers, stop
             attributes.restore()
             tensors.restore()
             weights.restore()
+        if hooked:
+            raise LostStateError(
+                "registers gradient hooks on parameters", "register them in `configure_optimizers` or `on_fit_start`"
+            )
         attributes.refuse_lost()
         tensors.refuse_lost()
         weights.refuse_lost()
+
+
+def _around(trainer: Trainer) -> list[Any]:
+    """What a step may set attributes of, but that isn't looked into: the Trainer, the data."""
+    found: list[Any] = [trainer, trainer.datamodule]  # type: ignore[attr-defined]
+    found += [getattr(loader, "dataset", None) for loader in (trainer.train_dataloader,)]
+    return [item for item in found if hasattr(item, "__dict__")]
 
 
 def _restore(state: tuple[AttributeSnapshot, TensorSnapshot]) -> None:

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_fisher.data.sources.fingerprint import fingerprint
+from lightning_fisher.experiment import context
 from lightning_fisher.experiment.config.compose import flatten
 from lightning_fisher.experiment.config.score_request import fingerprints, is_scoring
 from lightning_fisher.experiment.records.result import is_as_before
 
 # What can change without changing the result: it stays out of the hash.
 NOT_HASHED = ("logger.", "debug", "restart", "hydra.", "study.", "study")
-NOT_HASHED_ENDINGS = (".root", ".num_workers", ".pin_memory", ".enable_progress_bar", "reg.passes")
+NOT_HASHED_ENDINGS = (".num_workers", ".pin_memory", ".enable_progress_bar", "reg.passes")
 
-
-# Options of the machine that were hashed once: as they were by default then, whatever they are.
-HASHED_AS = {"data.download": False}
+# Options of the machine and of what is shown: hashed as they are by default, whatever they are.
+HASHED_AS = {
+    "data.download": False,
+    "trainer.accelerator": "auto",
+    "trainer.log_every_n_steps": 10,
+    "trainer.num_sanity_val_steps": 0,
+    "trainer.benchmark": None,
+    "trainer.deterministic": None,
+    "trainer.enable_model_summary": False,
+}
+# Where the user's own data lie, by the name of the data set: their content is hashed instead. Of the others, which are
+# the same for everybody, the place is hashed as it is by default.
+PLACES = {"arrays": "data.path", "imagenet": "data.data_dir"}
+DEFAULT_PLACE = ("data.data_dir", "data")
 
 
 def flat_config(cfg: DictConfig) -> dict[str, Any]:
@@ -33,11 +47,19 @@ def flat_config(cfg: DictConfig) -> dict[str, Any]:
     return flat
 
 
+def is_hashed(key: str, value: str) -> bool:
+    """Whether an override can change the result; a group's choice can, but for `trainer=cpu`."""
+    machine = key in HASHED_AS or key.startswith(NOT_HASHED) or key.endswith(NOT_HASHED_ENDINGS)
+    return not machine and (key, value) != ("trainer", "cpu")
+
+
 def config_hash(cfg: DictConfig) -> str:
     """Hash everything that determines the result: 8 hexadecimal digits of SHA-256.
 
-    Loggers, progress bars, worker counts, the folder of the data set and whether it may be fetched are left out: a run
-    continues, and counts as complete, when only those change; so are options that came later, at what there was before.
+    Loggers, progress bars, worker counts, the accelerator, the place of the data set and whether it may be fetched are
+    left out: a run continues, and counts as complete, when only those change; so are options that came later, at what
+    there was before. The content of the user's own data is part of it
+    (:mod:`lightning_fisher.data.sources.fingerprint`).
     Of a command that scores, the content of the checkpoints is part of it; of one that trains, the options of scoring
     are not.
     """
@@ -48,7 +70,24 @@ def config_hash(cfg: DictConfig) -> str:
         for key, value in flat_config(cfg).items()
         if not key.startswith(left_out) and not key.endswith(NOT_HASHED_ENDINGS) and not is_as_before(key, value)
     }
+    place = PLACES.get(str(flat.get("data.name")))
+    if place is not None and flat.pop(place, None) is not None:
+        flat["data.fingerprint"] = data_fingerprint(cfg)
+    elif DEFAULT_PLACE[0] in flat:
+        flat.update([DEFAULT_PLACE])
     if scoring:
         flat["score.checkpoint.sha256"] = fingerprints(cfg)
     text = json.dumps(flat, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def data_fingerprint(cfg: DictConfig) -> str | None:
+    """The fingerprint of the user's own data, made once a command; None of data that are the same for everybody."""
+    name, known = str(OmegaConf.select(cfg, "data.name")), context.current().fingerprints
+    place = PLACES.get(name)
+    if place is None:
+        return None
+    key = (name, str(Path(str(OmegaConf.select(cfg, place))).absolute()))
+    if key not in known:
+        known[key] = fingerprint(name, {place.removeprefix("data."): key[1]})
+    return known[key]

@@ -70,6 +70,11 @@ def _name(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"\w[\w.+-]*", value) is not None
 
 
+def _names(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return all(isinstance(name, str) and name for name in values)
+
+
 RULES: dict[str, Allowed] = {
     "seed": SEED,
     "restart": one_of(True, False),
@@ -78,6 +83,9 @@ RULES: dict[str, Allowed] = {
     "metric.subset_size": at_least(2),
     "metric.logit_norm": or_null(number(lambda v: v > 0, "a positive number")),
     "metric.batch_norm": one_of("eval", "batch"),
+    "metric.residual": one_of(True, False),
+    "metric.scale": one_of("none", "layer", "filter", "element"),
+    "metric.measures": Allowed(_names, "a name of a measure or a group, or a list of them, such as [forms,path_norm]"),
     "metric.chunk_size": at_least(2, or_null=True),
     "metric.seed": SEED,
     "metric.every_n_validations": at_least(1, or_null=True),

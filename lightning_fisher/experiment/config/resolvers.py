@@ -3,40 +3,58 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_fisher.experiment.config.comparison import compared
-from lightning_fisher.experiment.config.config_hash import config_hash
+from lightning_fisher.experiment.config.config_hash import config_hash, is_hashed
 from lightning_fisher.experiment.config.help_page import help_page
 from lightning_fisher.experiment.config.score_request import is_scoring, labels
+from lightning_fisher.experiment.records import run_folders
+from lightning_fisher.experiment.records.comparison import compared
+
+UNNAMED = ("logger", "debug", "restart", "data.download", "data.data_dir")
+STUDY = ("experiment", "size")  # named where they vary
+SKIPPED = (*UNNAMED, *STUDY)
 
 
-def slug(overrides: list[str], skip: tuple[str, ...]) -> str:
+def slug(overrides: list[str], skip: Sequence[str]) -> str:
     """Make a readable folder name of overrides: ``confusion_size=200_seed=1``; at most 80 characters."""
     parts = []
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        root = key.split(".")[0]
-        if root not in skip:
-            parts.append(f"{key.rpartition('.')[2]}={value}")
+        if key in skip or key.split(".")[0] in skip or not is_hashed(key, value):
+            continue
+        if key == "data.path":  # the content is what counts, not the place
+            value = PurePath(value.strip("'\"")).stem
+        parts.append(f"{key.rpartition('.')[2]}={value}")
     return re.sub(r"[^\w=.+-]+", "-", "_".join(parts)).strip("-")[:80]
 
 
-def run_name(*, _root_: DictConfig) -> str:
+def run_name(folder: str = "", *, _root_: DictConfig) -> str:
     """Name a run by its overrides and its config hash, the same for the same command.
 
-    Used as ``${run_name:}`` in ``hydra.run.dir`` and ``hydra.sweep.subdir``.
+    Of a job of a sweep, only what the sweep varies is in the name. A run of the same hash that is in the folder already
+    keeps its name, whatever the command looks like: ``data.path=a.npz`` and ``data.path=./a.npz`` are one run.
+
+    Used as ``${run_name:FOLDER}`` in ``hydra.run.dir`` and ``hydra.sweep.subdir``.
+
+    Args:
+        folder: in which the run's own stands; empty: it is not looked into.
     """
     overrides = [str(o) for o in _root_.hydra.overrides.task]
-    skip = ("experiment", "size", "logger", "debug", "restart")
     if is_scoring(_root_):
         named = re.sub(r"[^\w=.+-]+", "-", "-vs-".join(labels(_root_)))[:80]
         overrides = [o for o in overrides if not o.startswith(("score.checkpoint=", "score.module="))]
-        name = "_".join(filter(None, (named, slug(overrides, skip))))
-    else:
-        name = slug(overrides, skip)
-    return f"{name or 'default'}-{config_hash(_root_)}"
+        name = "_".join(filter(None, (named, slug(overrides, SKIPPED))))
+        return f"{name}-{config_hash(_root_)}"
+    fixed = OmegaConf.select(_root_, "hydra.job.config.override_dirname.exclude_keys") or []
+    sweeps = OmegaConf.select(_root_, "hydra.mode") == RunMode.MULTIRUN
+    name = (slug(overrides, (*UNNAMED, *fixed)) if sweeps else "") or slug(overrides, SKIPPED) or "default"
+    digest = config_hash(_root_)
+    return run_folders.of_hash(Path(folder), digest, f"{name}-{digest}") if folder else f"{name}-{digest}"
 
 
 def run_group(*, _root_: DictConfig) -> str:

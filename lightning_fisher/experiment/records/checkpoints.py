@@ -29,6 +29,30 @@ class RunCheckpointIO(AtomicCheckpointIO):
         super().replace(temporary, target)
 
 
+class RunCheckpoint(ModelCheckpoint):
+    """A checkpoint of a run whose folder may be moved or copied and then continued: files go by their names.
+
+    Lightning's own forgets which checkpoint was the best when the folder has another path than before.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What `state_dict` gave, in the folder as it is now."""
+        old, new = state_dict.get("dirpath"), self.dirpath
+
+        def moved(path: Any) -> Any:
+            return str(Path(str(new)) / Path(path).name) if path and Path(path).parent == Path(str(old)) else path
+
+        if old is not None and new is not None:
+            paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+            state_dict = {
+                **state_dict,
+                "dirpath": str(new),
+                **{key: moved(state_dict[key]) for key in paths if key in state_dict},
+                "best_k_models": {moved(path): score for path, score in state_dict.get("best_k_models", {}).items()},
+            }
+        super().load_state_dict(state_dict)
+
+
 def checkpoint_callbacks(folder: Path, has_validation: bool) -> list[Callback]:
     """Make the callbacks that keep the last epoch's and, with a validation split, the best checkpoint.
 
@@ -41,11 +65,11 @@ def checkpoint_callbacks(folder: Path, has_validation: bool) -> list[Callback]:
         "enable_version_counter": False,
         "auto_insert_metric_name": False,
     }
-    last = ModelCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, every_n_epochs=1, **common)
+    last = RunCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, every_n_epochs=1, **common)
     if not has_validation:
         return [last]
     # The best first: the last checkpoint's copy of its state, with which a run continues, then knows this epoch too.
-    return [ModelCheckpoint(filename="best", monitor="val_error", mode="min", **common), last]
+    return [RunCheckpoint(filename="best", monitor="val_error", mode="min", **common), last]
 
 
 def resumable(folder: Path) -> Path | None:

@@ -72,6 +72,57 @@ def _table(*quantities: Quantity) -> dict[str, Quantity]:
     return {quantity.key: quantity for quantity in quantities}
 
 
+# The measures of `lightning_fisher.functional.measures` that are no quantity otherwise, which can be shown without
+# importing torch: whether lower values are better, by name.
+MEASURES: dict[str, bool | None] = {
+    **dict.fromkeys(("gamma_rescaled", "gamma_equal_outputs", "gamma_layer", "gamma_filter", "gamma_element"), True),
+    **dict.fromkeys(("sensitivity", "layer_sensitivity", "direction"), True),
+    **dict.fromkeys(("parameter_norm", "folded_norm", "distance_from_initialization"), True),
+    **dict.fromkeys(("spectral_product", "spectral_product_over_margin"), True),
+    **dict.fromkeys(("frobenius_product", "frobenius_product_over_margin"), True),
+    **dict.fromkeys(("path_norm", "path_norm_over_margin"), True),
+    **dict.fromkeys(("output_margin", "input_margin", "feature_margin"), False),
+    **dict.fromkeys(("pac_bayes_flatness", "pac_bayes_magnitude_flatness"), True),
+    **dict.fromkeys(("average_sharpness_l2", "average_sharpness_linf"), True),
+    **dict.fromkeys(("worst_sharpness_l2", "worst_sharpness_linf"), True),
+    **dict.fromkeys(("relative_flatness", "fisher_rao_norm", "weighted_hessian_trace", "hessian_trace"), True),
+    "gauss_newton_trace": True,
+    "gradient_signal_to_noise": False,
+    "gradient_noise_scale": None,
+    "participation_ratio": None,
+    "evidence_log_det": True,
+}
+WORDS = {
+    "gamma": "γ̂",
+    "pac": "PAC-Bayes",
+    "bayes": "",
+    "hessian": "Hessian",
+    "linf": "ℓ∞",
+    "l2": "ℓ2",
+    "gauss": "Gauss–Newton",
+    "newton": "",
+    "fisher": "Fisher–Rao",
+    "rao": "",
+    "frobenius": "Frobenius",
+}
+FORMS = {
+    "gamma_rescaled": "γ̂, s = 0.04",
+    "gamma_equal_outputs": "γ̂ at equal outputs",
+    "gamma_layer": "γ̂ at equal outputs, by layers",
+    "gamma_filter": "γ̂ at equal outputs, by filters",
+    "gamma_element": "γ̂ at equal outputs, by weights",
+    "sensitivity": "sensitivity part, s = 0.04",
+    "layer_sensitivity": "sensitivity part by layers",
+    "direction": "direction part, s = 0.04",
+}
+
+
+def measure_name(key: str) -> str:
+    """The name of a measure in tables."""
+    words = (WORDS.get(word, word) for word in key.split("_"))
+    return FORMS.get(key) or " ".join(filter(None, words))
+
+
 QUANTITIES = _table(
     Quantity("train_loss", "training loss", "nats", detail="{:.5f}", lower_is_better=True),
     Quantity("train_error", "training error", "%", "{:.2f}", lower_is_better=True),
@@ -83,8 +134,10 @@ QUANTITIES = _table(
     Quantity("test_error_top5", "test error, top-5", "%", "{:.2f}", lower_is_better=True),
     Quantity("test_calibration_error", "calibration error", "%", "{:.2f}", lower_is_better=True),
     Quantity("gamma", "γ̂", "nats", "{:.1f}", "{:.2f}", r"$\hat\gamma$", True),
-    Quantity("gamma_magnitude", "γ̂, magnitude part", "nats", "{:.1f}", "{:.2f}", r"$\hat\gamma$, magnitude part", True),
-    Quantity("gamma_direction", "γ̂, direction part", "nats", "{:.1f}", "{:.2f}", r"$\hat\gamma$, direction part", True),
+    *(
+        Quantity(f"gamma_{part}", f"γ̂, {part} part", "nats", "{:.1f}", "{:.2f}", rf"$\hat\gamma$, {part} part", True)
+        for part in ("residual", "sensitivity", "magnitude", "direction")
+    ),
     Quantity("robustness", "robustness", detail="{:.4g}", lower_is_better=True),
     Quantity("frobenius_norm", "Frobenius norm", detail="{:.4g}", lower_is_better=True),
     Quantity("spectral_radius", "spectral radius", detail="{:.4g}", lower_is_better=True),
@@ -96,6 +149,7 @@ QUANTITIES = _table(
     Quantity("step_ms_plain", "plain step", "ms", "{:.1f}", lower_is_better=True),
     Quantity("step_ms_regularized", "regularized step", "ms", "{:.1f}", lower_is_better=True),
     Quantity("peak_memory_mib", "peak memory", "MiB", "{:.0f}", lower_is_better=True),
+    *(Quantity(key, measure_name(key), form="{:.4g}", lower_is_better=lower) for key, lower in MEASURES.items()),
     # of an epoch
     Quantity("lr", "learning rate"),
     Quantity("fisher/penalty", "penalty", "nats", "{:.2e}", symbol=r"$R_\alpha$", lower_is_better=True),
@@ -104,5 +158,6 @@ QUANTITIES = _table(
 """By the names of the values in rows and records."""
 
 # Sec. 7.1, and what γ̂ is made of.
-METRICS = ("gamma", "gamma_magnitude", "gamma_direction", "robustness", "frobenius_norm", "spectral_radius")
+PARTS = ("gamma_residual", "gamma_sensitivity", "gamma_magnitude", "gamma_direction")
+METRICS = ("gamma", *PARTS, "robustness", "frobenius_norm", "spectral_radius")
 HESSIAN_METRICS = ("hessian_frobenius_norm", "hessian_spectral_radius")

@@ -15,13 +15,16 @@ FORMAT = 1
 
 # Options that came after others had run: runs made before are found again, and compared with those made since. By
 # option: one that has been beside it from the start, and the value that says what there was before.
-LATER = {
+LATER: dict[str, tuple[str, Any]] = {
     "reg.scaling": ("reg.beta", "linear"),
     "reg.difference": ("reg.beta", "backward"),
     "reg.step": ("reg.beta", "fixed"),
     "reg.strength": ("reg.beta", 1.0),
-    "model.manual_optimization": ("model.label_smoothing", False),
     "comparison": ("seed", None),
+    "model.manual_optimization": ("model.label_smoothing", False),
+    "metric.residual": ("metric.subset_size", True),
+    "metric.scale": ("metric.subset_size", "none"),
+    "metric.measures": ("metric.subset_size", []),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -87,6 +88,21 @@ def check_same(folder: Path, config_hash: str) -> None:
         )
 
 
+def of_hash(parent: Path, config_hash: str, name: str) -> str:
+    """The name of the folder of a run: the one it has, if the run was begun under another name.
+
+    Args:
+        parent: the folder that its own stands in.
+        config_hash: of the run; folder names end with it.
+        name: of a run that was not begun.
+    """
+    if not (parent / name).is_dir() and parent.is_dir():
+        for folder in sorted(parent.glob(f"*-{config_hash}")):
+            if _header(folder) == HEADER + config_hash:
+                return folder.name
+    return name
+
+
 @contextmanager
 def unlocked() -> Iterator[None]:
     """Do nothing: for the processes that do not write."""
@@ -99,7 +115,7 @@ def lock(folder: Path, patience: float = 5.0) -> Iterator[None]:
 
     Args:
         folder: the run folder.
-        patience: seconds to wait for another process, which may be about to end.
+        patience: seconds to wait for another process, which may be about to end; infinite: as long as it takes.
 
     Raises:
         ConfigError: if another process holds the folder.
@@ -108,7 +124,14 @@ def lock(folder: Path, patience: float = 5.0) -> Iterator[None]:
 
     held = FileLock(folder / LOCK)
     try:
-        held.acquire(timeout=patience, poll_interval=0.2)
+        if math.isinf(patience):
+            with suppress(Timeout):
+                held.acquire(timeout=0)
+            if not held.is_locked:
+                print(f"Another process is training in {folder}: waiting for it.", flush=True)
+                held.acquire(poll_interval=0.5)
+        else:
+            held.acquire(timeout=patience, poll_interval=0.2)
     except Timeout:
         raise ConfigError(f"Another process is training in {folder}: wait for it, or end it.") from None
     try:

@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_fisher.experiment.records.quantities import HESSIAN_METRICS, METRICS, QUANTITIES
+from lightning_fisher.experiment.records.quantities import HESSIAN_METRICS, MEASURES, METRICS, QUANTITIES
 from lightning_fisher.experiment.report.rows import Row, value
 from lightning_fisher.experiment.report.tables import MISSING, markdown
 from lightning_fisher.functional.ranking import bootstrap_interval, kendall_tau, spearman_rho
 
 LEVEL = 0.95
-RANKED = (*METRICS, *HESSIAN_METRICS, "train_loss")
+BASELINES = ("train_loss", "epochs")  # and the parameter norm, one of the measures
+RANKED = (*METRICS, *HESSIAN_METRICS, *MEASURES, *BASELINES)
 
 
 class Correlation(NamedTuple):
@@ -29,6 +30,8 @@ class Correlation(NamedTuple):
 def correlations(rows: Sequence[Row], metric: str, against: str = "test_error") -> list[Correlation]:
     """Kendall's tau-b and Spearman's rho of a metric with the test error over runs.
 
+    A metric of which higher values are better is turned, so that 1 is the right order for all.
+
     Args:
         rows: the runs; those that lack either value are left out.
         metric: name of the metric.
@@ -42,6 +45,7 @@ def correlations(rows: Sequence[Row], metric: str, against: str = "test_error") 
     if len(pairs) < 3:
         return []
     x, y = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
+    x = -x if QUANTITIES[metric].lower_is_better is False else x
     found = []
     for name, statistic in (("Kendall τ", kendall_tau), ("Spearman ρ", spearman_rho)):
         interval = bootstrap_interval(statistic, x, y, level=LEVEL)

@@ -21,11 +21,14 @@ from lightning_fisher.experiment.report.figures import plot_lines, plot_ranking,
 from lightning_fisher.experiment.report.method_figures import plot_groups, plot_pairs
 from lightning_fisher.experiment.report.paired_table import differences_table
 from lightning_fisher.experiment.report.rank_table import all_correlations, ranking_table
-from lightning_fisher.experiment.report.rows import Row, grouped, load_rows, numbers, require_known, varied
+from lightning_fisher.experiment.report.rows import Row, grouped, load_rows, numbers, require_known, value, varied
 from lightning_fisher.experiment.report.tables import TABLES, summary
+from lightning_fisher.experiment.report.zoo.figure import plot_zoo
+from lightning_fisher.experiment.report.zoo.judgement import varied_options
+from lightning_fisher.experiment.report.zoo.page import parts
 
 MOST_COLORS = 6  # of a figure: more values of an option are not told apart
-KINDS = ("scenario", "groups", "ranking", "methods", *TABLES)
+KINDS = ("scenario", "groups", "ranking", "methods", "zoo", *TABLES)
 MAIN = ("test_error", "gamma")  # the quantities of figures that show no other
 
 
@@ -80,6 +83,8 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any]) -> Report:
         if any(kind_of(row) in COMPARED for row in rows):
             made.figures.append(plot_methods(rows, folder / "methods.png"))
         return made
+    if kind == "zoo":
+        return make_zoo(rows, folder, made)
     if kind in TABLES:
         made.parts.append((TABLES[kind].__doc__.splitlines()[0], TABLES[kind](rows)))  # type: ignore[union-attr]
     made.parts.append(("All runs, mean ± standard deviation", summary(rows, form["keys"], wanted)))
@@ -113,6 +118,17 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any]) -> Report:
         )
     elif by == "reg" or x == "reg":
         made.figures.append(plot_pairs(rows, "test_error", folder / "test_error.png"))
+    return made
+
+
+def make_zoo(rows: Sequence[Row], folder: Path, made: Report) -> Report:
+    """Judge every measure on networks that differ in several options."""
+    found, done, options = parts(rows)
+    keys = ["variation", *(key for key in varied_options(rows) if key == "data.confusion_size")]
+    keys = [key for key in keys if any(value(row, key) is not None for row in rows)] or ["model"]
+    made.parts += [*found, ("All runs, mean ± standard deviation", summary(rows, keys)), ("Made by", provenance(rows))]
+    if done:
+        made.figures.append(plot_zoo(done, options, folder / "zoo.png"))
     return made
 
 

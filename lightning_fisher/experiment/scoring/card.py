@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_fisher.experiment.records.quantities import HESSIAN_METRICS, METRICS, QUANTITIES, Quantity
+from lightning_fisher.experiment.records.quantities import HESSIAN_METRICS, MEASURES, METRICS, QUANTITIES, Quantity
 from lightning_fisher.experiment.report.rows import Spread
 from lightning_fisher.experiment.scoring.gradient_influence import Influence
 from lightning_fisher.experiment.scoring.network import Subject
@@ -51,7 +51,7 @@ class Card:
 
     def measured(self) -> list[Quantity]:
         """The metrics that were measured, in the order of the table."""
-        return [QUANTITIES[key] for key in (*METRICS, *HESSIAN_METRICS) if key in self.subsets.values]
+        return [QUANTITIES[key] for key in (*METRICS, *HESSIAN_METRICS, *MEASURES) if key in self.subsets.values]
 
     def quantities(self) -> dict[str, float]:
         """Losses, errors and metrics by the names that rows use, with the spreads of the metrics."""
@@ -93,6 +93,17 @@ def to_json(card: Card) -> dict[str, Any]:
         "ranks": card.subsets.ranks.tolist(),
         "log_eigenvalues": card.subsets.log_eigenvalues.tolist(),
         "cosine_eigenvalues": card.subsets.cosine_eigenvalues.tolist(),
+        "layers": {
+            name: {
+                "parameters": layer.parameters,
+                "share": layer.share.tolist(),
+                "log_trace": layer.log_trace.tolist(),
+                "log_det": layer.log_det.tolist(),
+                "ranks": layer.ranks.tolist(),
+                "log_eigenvalues": layer.log_eigenvalues.tolist(),
+            }
+            for name, layer in card.subsets.layers.items()
+        },
         "influence": card.influence.summary(card.top),
         "classes": card.classes,
         **card.made,

@@ -21,6 +21,11 @@ from lightning_fisher.experiment.scoring.gradient_influence import precision_at
 
 LOG10 = math.log(10)
 COLUMNS = 8  # of the image grid
+BARS = (
+    ("gamma_residual", r"residual, $\sum_j 2\ln\Vert\partial\ell_j/\partial q_j\Vert$", style.BLUE, ""),
+    ("gamma_sensitivity", r"sensitivity, $\sum_j \ln G_{jj}$", style.GREEN, "..."),
+    ("gamma_direction", r"direction, $\ln|C|$", style.ORANGE, "///"),
+)
 
 
 def decades(axis: Axes, vertical: bool = True) -> None:
@@ -54,15 +59,15 @@ def spectrum_band(axis: Axes, logs: Tensor, look: int, label: str) -> None:
 
 
 def _parts(axis: Axes, card: Card) -> None:
-    values = {key: card.subsets.values[key].numpy() for key in ("gamma", "gamma_magnitude", "gamma_direction")}
+    values = {key: card.subsets.values[key].numpy() for key in ("gamma", *(key for key, *_ in BARS))}
     x = np.arange(1, len(values["gamma"]) + 1)
-    magnitude, direction = values["gamma_magnitude"], values["gamma_direction"]
-    stacked = np.where(np.sign(magnitude) == np.sign(direction), magnitude, 0.0)
-    axis.bar(x, magnitude, color=style.BLUE, width=0.7, label=r"magnitude, $\sum_j 2\ln\Vert\nabla\ell_j\Vert$")
-    axis.bar(
-        x, direction, bottom=stacked, color=style.ORANGE, width=0.7, hatch="///", edgecolor="white", linewidth=0,
-        label=r"direction, $\ln|C|$",
-    )  # fmt: skip
+    above, below = np.zeros(len(x)), np.zeros(len(x))
+    for key, label, color, hatch in BARS:
+        heights = values[key]
+        bottom = np.where(heights >= 0, above, below)
+        axis.bar(x, heights, bottom=bottom, color=color, width=0.7, hatch=hatch, edgecolor="white", linewidth=0,
+                 label=label)  # fmt: skip
+        above, below = above + np.clip(heights, 0, None), below + np.clip(heights, None, 0)
     axis.plot(x, values["gamma"], "D", color=style.BLACK, markersize=4, label="sum")
     axis.axhline(float(values["gamma"].mean()), color=style.BLACK, linestyle=":", linewidth=1.2, label=r"$\hat\gamma$")
     axis.axhline(0, color=style.GRAY, linewidth=0.8)
@@ -71,7 +76,7 @@ def _parts(axis: Axes, card: Card) -> None:
 
 
 def plot_spectrum(card: Card, path: Path) -> Path:
-    """Plot the eigenvalues of ξ and of C over the subsets, and the two parts of every subset's ``ln|ξ|``."""
+    """Plot the eigenvalues of ξ and of C over the subsets, and the parts of every subset's ``ln|ξ|``."""
     with matplotlib.rc_context(style.RC):
         figure, axes = style.grid(3, width=3.9, height=3.1)
         spectrum_band(axes[0], card.subsets.log_eigenvalues / LOG10, 0, "median and range of the subsets")
@@ -87,7 +92,7 @@ def plot_spectrum(card: Card, path: Path) -> Path:
             axis.legend(frameon=False, loc="lower left")
         _parts(axes[2], card)
         handles, names = axes[2].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower right", ncols=4, frameon=False, columnspacing=1.2)
+        figure.legend(handles, names, loc="outside lower right", ncols=5, frameon=False, columnspacing=1.2)
         return style.save(figure, path)
 
 

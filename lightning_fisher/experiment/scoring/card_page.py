@@ -11,6 +11,7 @@ import torch
 from lightning_fisher.experiment.records.quantities import QUANTITIES
 from lightning_fisher.experiment.report.tables import markdown
 from lightning_fisher.experiment.scoring.card import Card, percent, spread_of
+from lightning_fisher.experiment.scoring.layers.words import layer_reading, layer_table
 
 HEADINGS = ("lower is better", "mean ± std", "over")
 MISFIT = 2.0  # per cent: a larger training error is pointed out
@@ -68,7 +69,9 @@ def reading(card: Card) -> list[str]:
     sentences = [
         f"The eigenvalues of ξ span {decades:.1f} decades; those of the cosine Gram matrix C, the same gradients at "
         f"unit length, {float((cosines[:, 0] / smallest).log10().mean()):.1f}. γ̂ is the sum of the logarithms of the "
-        "former: of the logarithms of the squared norms (magnitude), and of those of the latter (direction).",
+        "former: of the logarithms of the squared norms (residual and sensitivity), and of those of the latter "
+        "(direction). The residual says how far the losses went down; γ̂ without it, at equal outputs, is the sum of "
+        "the other two.",
     ]
     ranks, size = card.subsets.ranks, logs.shape[1]
     if int(ranks.min()) < size:
@@ -102,7 +105,7 @@ def influence_reading(card: Card) -> list[str]:
 
 def to_markdown(card: Card, figures: list[Path]) -> str:
     """The card as a Markdown page: the table, the figures, the influential images, what it was made with."""
-    spectrum, influential, gradients = (f"![{figure.stem}]({figure.name})" for figure in figures)
+    spectrum, layers, influential, gradients = (f"![{figure.stem}]({figure.name})" for figure in figures)
     found = card.influence.summary(card.top)["top"]
     rows = [
         [
@@ -125,6 +128,10 @@ def to_markdown(card: Card, figures: list[Path]) -> str:
         "## Spectrum",
         spectrum,
         " ".join(reading(card)),
+        "## Layers",
+        layers,
+        " ".join(layer_reading(card)),
+        layer_table(card),
         "## Most influential training images",
         influential,
         gradients,

@@ -28,17 +28,18 @@ from lightning_fisher.experiment.scoring.card_figures import plot_gradients, plo
 from lightning_fisher.experiment.scoring.compare import print_comparison, write_comparison
 from lightning_fisher.experiment.scoring.gradient_influence import measure_influence, training_images
 from lightning_fisher.experiment.scoring.inputs import check_network, class_names, device, load_images
+from lightning_fisher.experiment.scoring.layers.figure import plot_layers
 from lightning_fisher.experiment.scoring.network import Subject, check_same_images, make_subject
 from lightning_fisher.experiment.scoring.subset_metrics import evaluate, measure_subsets
 
 BATCH = 250  # images in an evaluation pass
-METRIC_OPTIONS = ("num_subsets", "subset_size", "logit_norm", "batch_norm", "chunk_size", "seed")
+METRIC_OPTIONS = ("num_subsets", "subset_size", "logit_norm", "residual", "scale", "batch_norm", "chunk_size", "seed")
 
 
 def score(job: Job) -> None:
     """Measure the networks of ``score`` and write their cards into the run folder.
 
-    One network: ``card.md``, ``card.json``, three figures, and the row ``result.json`` for reports over a sweep. Two: a
+    One network: ``card.md``, ``card.json``, four figures, and the row ``result.json`` for reports over a sweep. Two: a
     folder of that kind for each, and the comparison over the same subsets.
 
     Args:
@@ -122,6 +123,7 @@ def write(card: Card, data: ImageDataModule, folder: Path) -> Sequence[Path]:
     trained: LabeledImages = training_images(data.clean_set, data.train_set)
     figures = [
         plot_spectrum(card, folder / "spectrum.png"),
+        plot_layers(card, folder / "layers.png"),
         plot_influential(card, trained, folder / "influential.png"),
         plot_gradients(card, folder / "gradients.png"),
     ]
@@ -158,6 +160,6 @@ def print_card(card: Card, folder: Path) -> None:
     print_table(card_page.HEADINGS, card_page.table(card))
     for sentence in (*card_page.reading(card), *card_page.influence_reading(card)):
         print(textwrap.fill(sentence, WIDTH))
-    for name in (CARD, "spectrum.png", "influential.png", "gradients.png"):
+    for name in (CARD, "spectrum.png", "layers.png", "influential.png", "gradients.png"):
         print(f"card    {shown(folder / name)}")
     print(flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,18 +13,20 @@ from torch.nn import functional as F
 
 from lightning_fisher.data import LabeledImages, Normalization
 from lightning_fisher.experiment.display.terminal import track
-from lightning_fisher.experiment.training.final_metrics import make_monitor
+from lightning_fisher.experiment.training.final_metrics import GRAM_OPTIONS, make_measures, make_monitor
 from lightning_fisher.functional import (
-    fisher_log_det,
+    LayeredLogDet,
+    LayerFisher,
     hessian_frobenius_norm,
     hessian_spectral_radius,
+    layer_log_dets,
     log_spectrum,
     robustness,
 )
 from lightning_fisher.functional.evaluation.precision import device_types, full_precision
-from lightning_fisher.metrics.gram import gram_quantities
+from lightning_fisher.metrics.gram import PARTS, gram_quantities
 
-NAMES = {"log_det": "gamma", "magnitude": "gamma_magnitude", "direction": "gamma_direction"}  # in rows
+NAMES = {"log_det": "gamma", **{part: f"gamma_{part}" for part in PARTS}}  # in rows
 
 
 @dataclass
@@ -53,12 +55,35 @@ class SubsetMeasurement:
         log_eigenvalues: of ξ, natural logarithms, descending, ``[T, N′]``.
         cosine_eigenvalues: of C, descending, ``[T, N′]``.
         ranks: of ξ, ``[T]``.
+        layers: what each layer contributes, by name.
     """
 
     values: dict[str, Tensor]
     log_eigenvalues: Tensor
     cosine_eigenvalues: Tensor
     ranks: Tensor
+    layers: dict[str, LayerMeasurement] = field(default_factory=dict)
+
+
+@dataclass
+class LayerMeasurement:
+    """What one layer contributes to ξ, over T subsets.
+
+    Attributes:
+        parameters: trainable ones.
+        share: of γ̂, ``[T]``; see `LayerFisher`.
+        log_trace: ``ln tr ξ_l``, ``[T]``.
+        log_det: over the non-zero eigenvalues, ``[T]``.
+        ranks: of ξ_l, ``[T]``.
+        log_eigenvalues: natural logarithms, descending, ``[T, N′]``.
+    """
+
+    parameters: int
+    share: Tensor
+    log_trace: Tensor
+    log_det: Tensor
+    ranks: Tensor
+    log_eigenvalues: Tensor
 
 
 def fetch(
@@ -108,7 +133,8 @@ def measure_subsets(
         normalization: of the images.
         metric: the ``metric`` node.
     """
-    monitor = make_monitor(metric, "gamma")
+    monitor = make_monitor(metric, "curve")
+    further = make_measures(metric)
     subsets = [torch.tensor(subset) for subset in monitor.subsets(len(images))]
     found = []
     with warnings.catch_warnings():
@@ -116,27 +142,37 @@ def measure_subsets(
         for positions in track(subsets, "metrics of the subsets"):
             inputs, labels = fetch(images, positions, normalization, net)
             found.append(_measure_one(net, inputs, labels, metric))
+            if further is not None:
+                further.update(net, inputs, labels)
     names = found[0][0]
+    values = {name: torch.stack([values[name].cpu() for values, *_ in found]) for name in names}
+    if further is not None:
+        values |= {name: further.subsets(name).cpu() for name in further.states}
     return SubsetMeasurement(
-        {name: torch.stack([values[name].cpu() for values, *_ in found]) for name in names},
+        values,
         torch.stack([logs.cpu() for _, logs, _, _ in found]),
         torch.stack([cosines.cpu() for _, _, cosines, _ in found]),
-        torch.stack([rank.cpu() for *_, rank in found]),
+        torch.stack([result.total.rank.cpu() for *_, result in found]),
+        _layers([result.layers for *_, result in found]),
     )
+
+
+def _layers(found: list[dict[str, LayerFisher]]) -> dict[str, LayerMeasurement]:
+    def stacked(name: str, which: str) -> Tensor:
+        return torch.stack([getattr(layers[name], which).cpu() for layers in found])
+
+    quantities = ("share", "log_trace", "log_det", "rank", "log_eigenvalues")
+    return {
+        name: LayerMeasurement(layer.num_parameters, *(stacked(name, which) for which in quantities))
+        for name, layer in found[0].items()
+    }
 
 
 def _measure_one(
     net: nn.Module, inputs: Tensor, labels: Tensor, metric: DictConfig
-) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
-    result = fisher_log_det(
-        net,
-        inputs,
-        labels,
-        logit_norm=metric.logit_norm,
-        batch_norm=metric.batch_norm,
-        chunk_size=metric.chunk_size,
-        rank_policy="pseudo",
-    )
+) -> tuple[dict[str, Tensor], Tensor, Tensor, LayeredLogDet]:
+    layered = layer_log_dets(net, inputs, labels, **{name: metric[name] for name in GRAM_OPTIONS})
+    result = layered.total
     values = {NAMES.get(name, name): value for name, value in gram_quantities(result).items()}
     values["robustness"] = robustness(net, inputs, chunk_size=metric.chunk_size)
     if metric.hessian:
@@ -145,4 +181,4 @@ def _measure_one(
         values["hessian_spectral_radius"] = hessian_spectral_radius(net, inputs, labels, **how).value
     logs = log_spectrum(result.gram, result.log_norms, rank=int(result.rank))
     cosines = torch.linalg.eigvalsh(result.gram.cpu()).flip(0)
-    return {name: value.detach().double() for name, value in values.items()}, logs, cosines, result.rank
+    return {name: value.detach().double() for name, value in values.items()}, logs, cosines, layered

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
+
+from lightning_fisher.exceptions import ConfigError
 
 
 class ComposedOnce:
@@ -14,12 +17,18 @@ class ComposedOnce:
     The sweeper composes every job's config before the first one starts, so that a mistake in the last one is found at
     once, and drops it; the launcher composes it again. A launcher's worker in another process composes by itself.
 
+    A job whose groups bring a sweep of their own (``-m experiment=table1,table2``) would run without it: refused.
+
     Args:
         loader: Hydra's.
+        params: the sweep that the configs of the command hold.
+        fixed: the options that the command itself doesn't sweep.
     """
 
-    def __init__(self, loader: ConfigLoader) -> None:
+    def __init__(self, loader: ConfigLoader, params: Mapping[str, Any], fixed: Sequence[str]) -> None:
         self.loader = loader
+        self.fixed = fixed
+        self.params = params
         self.made: dict[tuple[str, ...], DictConfig] = {}
 
     def __call__(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
@@ -28,9 +37,28 @@ class ComposedOnce:
         found = self.made.pop(key, None)
         if found is not None and OmegaConf.is_missing(found.hydra.job, "num"):  # of no job yet: two may be the same
             return found
-        self.made[key] = type(self.loader).load_sweep_config(self.loader, master_config, sweep_overrides)
-        return self.made[key]
+        made = type(self.loader).load_sweep_config(self.loader, master_config, sweep_overrides)
+        self._check(made, sweep_overrides)
+        self.made[key] = made
+        return made
+
+    def _check(self, made: DictConfig, overrides: list[str]) -> None:
+        """Refuse a job whose configs hold another sweep than those of the command.
+
+        Raises:
+            ConfigError: naming the group that brings it.
+        """
+        params = OmegaConf.select(made, "hydra.sweeper.params")
+        own = dict(OmegaConf.to_container(params)) if params is not None else {}  # type: ignore[call-overload]
+        if own == dict(self.params):
+            return
+        swept = [o.partition("=") for o in overrides if o.partition("=")[0] not in self.fixed]
+        group, _, value = next((o for o in swept if o[0] in ("experiment", "size")), swept[0])
+        raise ConfigError(
+            f"Expected option `{group}` to be one value, but got several: `{value}` holds a sweep of its own "
+            f"({', '.join(own) or 'none'}), which would not run. Give one command for each."
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: without the configs."""
-        return {"loader": self.loader, "made": {}}
+        return {"loader": self.loader, "params": self.params, "fixed": self.fixed, "made": {}}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,21 +14,21 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment import context
 from lightning_fisher.experiment.config.error_messages import one_line
 from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.config.validation import check_config
-from lightning_fisher.experiment.records.result import complete_row, write_atomically
-from lightning_fisher.experiment.sweep import kept_report
+from lightning_fisher.experiment.records.result import complete_row
+from lightning_fisher.experiment.sweep import job_record, kept_report
 from lightning_fisher.experiment.sweep.composed_once import ComposedOnce
 
-JOBS = ".jobs"  # in the sweep's folder: how each of its jobs ended
 PARENT = "LIGHTNING_FISHER_PARENT"
-CHECKED = "LIGHTNING_FISHER_CHECKED"  # the hash of the config that a sweep has checked for its job
+CHECKED = context.CHECKED
 GRACE_SECONDS = 15.0
 
 
@@ -38,19 +36,37 @@ class SweepCallback(Callback):
     """Note where a sweep begins. Hydra calls it in the process of the command, not in those of the jobs."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Forget how the jobs of an earlier sweep in this folder ended; every job stands in this one folder.
+        """Begin the record of how the jobs end; every job stands in this one folder, named by what the sweep varies.
 
         The name of the folder may be made of what the sweep varies (the network, say): it is that of the command.
         """
         folder = Path(config.hydra.sweep.dir).absolute()
+        record, fixed = job_record.begin(folder), fixed_options(config)
         with read_write(config):
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(config.hydra.sweep.dir)}")
-        shutil.rmtree(folder / JOBS, ignore_errors=True)
+            config.hydra.overrides.hydra.extend(
+                [
+                    f"hydra.sweep.dir={_quoted(config.hydra.sweep.dir)}",
+                    f"+hydra.job.env_set.{job_record.RECORD}={_quoted(record)}",
+                    f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(_quoted, fixed))}]",
+                ]
+            )
         loader = GlobalHydra.instance().config_loader()
-        loader.load_sweep_config = ComposedOnce(loader)  # type: ignore[method-assign]
+        loader.load_sweep_config = ComposedOnce(loader, swept_params(config), fixed)  # type: ignore[method-assign]
         command = context.current()
-        command.sweep = folder
+        command.sweep, command.record = folder, record
         command.enter(folder)
+
+
+def swept_params(config: DictConfig) -> dict[str, Any]:
+    """The sweep that the configs of a command hold: options with their values."""
+    params = OmegaConf.select(config, "hydra.sweeper.params")
+    return dict(OmegaConf.to_container(params)) if params is not None else {}  # type: ignore[call-overload]
+
+
+def fixed_options(config: DictConfig) -> list[str]:
+    """The options and groups that a command sets to one value for all jobs."""
+    given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+    return [override.key_or_group for override in given if not override.is_sweep_override()]
 
 
 def own_configs() -> list[str]:
@@ -89,6 +105,7 @@ def job_environment(jobs_at_once: int = 1) -> dict[str, str]:
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait are not to take a core from another job
     environment.pop("HYDRA_FULL_ERROR", None)  # set by `main` for its own process
     environment["PYTHONUNBUFFERED"] = "1"
+    environment["PYTHONIOENCODING"] = "utf-8"  # what the terminal has not is replaced where it is printed
     environment[PARENT] = str(os.getpid())
     if "SLURM_JOB_ID" in environment:
         # The job starts its own ranks: Lightning is not to take the launcher's single task for them.
@@ -108,18 +125,18 @@ def run_in_own_process(job: Job) -> None:
     folder = job.folder
     if not job.cfg.restart and complete_row(folder, job.config_hash) is not None:
         print(f"[{label(folder)}] complete already", flush=True)
-        _note(folder, "complete already", 0, 0.0)
+        job_record.note(folder, "complete already", 0, 0.0)
         return
     start = time.monotonic()
     try:
         check_config(job.cfg, job.overrides)
     except ConfigError as error:
         _say(folder, f"Error: {one_line(error)}\n")
-        _note(folder, "failed", 1, time.monotonic() - start)
+        job_record.note(folder, "failed", 1, time.monotonic() - start)
         return
     code = _run(job_command([*own_configs(), *job.overrides], folder), folder, job.config_hash)
     complete = code == 0 and complete_row(folder, job.config_hash) is not None
-    _note(folder, "complete" if complete else "failed", code, time.monotonic() - start)
+    job_record.note(folder, "complete" if complete else "failed", code, time.monotonic() - start)
 
 
 def is_checked(job: Job) -> bool:
@@ -129,9 +146,9 @@ def is_checked(job: Job) -> bool:
 
 
 def label(folder: Path) -> str:
-    """Shorten the name of a job's folder for the lines of its output: without the hash, 40 characters."""
+    """Shorten the name of a job's folder for the lines of its output: without the hash, 60 characters."""
     name = folder.name.rpartition("-")[0]
-    return name if len(name) <= 40 else f"{name[:39]}…"
+    return name if len(name) <= 60 else f"{name[:57]}..."
 
 
 def jobs_at_once() -> int:
@@ -143,6 +160,7 @@ def jobs_at_once() -> int:
 def _say(folder: Path, line: str) -> None:
     """Put a line of a job onto the terminal and into its ``run.log``."""
     print(f"[{label(folder)}] {line}", end="", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)  # a job that refuses its config removes it
     with open(folder / "run.log", "a", encoding="utf-8") as log:
         log.write(line)
 
@@ -159,7 +177,7 @@ def _run(command: list[str], folder: Path, checked: str) -> int:
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         env={**job_environment(jobs_at_once()), CHECKED: checked},
     )
@@ -185,28 +203,18 @@ def _stop(process: subprocess.Popen[str]) -> None:
             process.kill()
 
 
-def _note(folder: Path, state: str, code: int, seconds: float) -> None:
-    record = {"folder": folder.name, "state": state, "exit_code": code, "seconds": round(seconds, 2)}
-    jobs = folder.parent / JOBS
-    jobs.mkdir(parents=True, exist_ok=True)
-    write_atomically(jobs / f"{folder.name}.json", json.dumps(record))
-
-
-def read_jobs(folder: Path) -> list[dict[str, Any]]:
-    """Return how the jobs of the last sweep in a folder ended, in order of their names."""
-    return [json.loads(path.read_text()) for path in sorted((folder / JOBS).glob("*.json"))]
-
-
 def finish() -> bool:
     """Sum up the sweep of this process and write its report.
 
     Returns:
         Whether a job failed; False where this process ran no sweep.
     """
-    folder = context.current().leave_sweep()
-    if folder is None or not (folder / JOBS).is_dir():
+    command = context.current()
+    folder = command.leave_sweep()
+    if folder is None or command.record is None or not command.record.is_dir():
         return False
-    jobs = read_jobs(folder)
+    jobs = job_record.read(command.record)
+    job_record.end(command.record)
     failed = [job for job in jobs if job["state"] == "failed"]
     skipped = sum(job["state"] == "complete already" for job in jobs)
     complete = f"{len(jobs) - len(failed)} of {len(jobs)} jobs complete ({skipped} before this command)"

@@ -160,9 +160,11 @@ def build(cfg: DictConfig, folder: Path, study: str | None, config_hash: str) ->
     regularizer = made("reg", cfg.reg, Callback) if OmegaConf.select(cfg, "reg._target_") else None
     stop = made("stop", cfg.stop, StopAtConvergence) if cfg.stop is not None else None
     every = cfg.metric.every_n_validations
-    monitor = make_monitor(cfg.metric, "gamma", every) if every is not None else None
+    monitor = make_monitor(cfg.metric, "curve", every) if every is not None else None
     at_end = cfg.metric.at_end
-    measurement = FinalMeasurement(make_monitor(cfg.metric, at_end)) if at_end != "none" else None
+    initial = {name: value.clone() for name, value in module.net.state_dict().items()} if cfg.metric.measures else None
+    final = make_monitor(cfg.metric, at_end, initial=initial)
+    measurement = FinalMeasurement(final) if at_end != "none" else None
     history = History(folder, regularizer, monitor)
     ranks = Ranks()
     callbacks: list[Callback | None] = [ranks, RandomState(), PlateauStep(), FiniteLoss()]

@@ -86,6 +86,7 @@ def make_row(job: Job, run: Run) -> dict[str, Any]:
         "config_hash": job.config_hash,
         **errors(run),
         **(run.measurement.values if run.measurement is not None else {}),
+        **_measure_seconds(run),
         "epochs": len(run.history.records),
         "steps": run.history.records[-1]["step"] if run.history.records else 0,
         "max_epochs": run.trainer.max_epochs,
@@ -103,6 +104,11 @@ def make_row(job: Job, run: Run) -> dict[str, Any]:
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "config": flat_config(cfg),
     }
+
+
+def _measure_seconds(run: Run) -> dict[str, dict[str, float]]:
+    found = run.measurement.measure_seconds if run.measurement is not None else {}
+    return {"measure_seconds": found} if found else {}
 
 
 def flat_study(cfg: DictConfig) -> dict[str, Any] | None:

@@ -8,31 +8,84 @@ from typing import Any, Literal
 
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from omegaconf import DictConfig
 
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.error_messages import listing
 
-MODES = ("auto", "online", "offline")
+MODES = ("auto", "online", "offline", "disabled")
+SERVER = "https://api.wandb.ai"
+SECONDS = 5.0  # that a server has to answer: wandb itself waits for two minutes, and then fails
 
 
 def has_wandb_key() -> bool:
     """Whether Weights & Biases would find a key: in the environment, or in the netrc file of `wandb login`."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    return netrc.is_file() and "wandb" in netrc.read_text(errors="ignore")
+    try:
+        netrc = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+        return netrc.is_file() and "wandb" in netrc.read_text(errors="ignore")
+    except (OSError, RuntimeError):  # no home, or a file that may not be read
+        return False
 
 
-def wandb_mode(mode: str) -> Literal["online", "offline"]:
-    """Decide the mode of ``wandb.init``; ``"auto"`` is online where there is a key.
+def answers(server: str) -> bool:
+    """Whether a server answers at all, through the proxy that the environment names if there is one."""
+    import urllib.error
+    import urllib.request
+
+    try:
+        urllib.request.urlopen(server, timeout=SECONDS).close()
+    except urllib.error.HTTPError:  # an answer
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def wandb_mode(mode: str) -> Literal["online", "offline", "disabled"]:
+    """Decide the mode of ``wandb.init``; ``"auto"`` is that of ``WANDB_MODE``, or online where there is a key.
+
+    Where the server does not answer, it is offline, and one line says so.
 
     Raises:
-        ConfigError: if ``mode`` is none of the three.
+        ConfigError: if ``mode``, or ``WANDB_MODE``, is none of the modes.
     """
-    if mode not in MODES:
-        raise ConfigError(f"Expected option `logger.wandb.mode` to be {listing(MODES)}, but got `{mode}`.")
-    return "offline" if mode == "offline" or (mode == "auto" and not has_wandb_key()) else "online"
+    wanted, option = mode, "logger.wandb.mode"
+    if mode == "auto" and os.environ.get("WANDB_MODE"):
+        wanted, option = os.environ["WANDB_MODE"], "WANDB_MODE"
+        wanted = {"dryrun": "offline", "run": "online", "shared": "online"}.get(wanted, wanted)
+    if wanted not in MODES:
+        raise ConfigError(f"Expected option `{option}` to be {listing(MODES)}, but got `{wanted}`.")
+    if wanted == "auto":
+        wanted = "online" if has_wandb_key() else "offline"
+    server = os.environ.get("WANDB_BASE_URL") or SERVER
+    if wanted == "online" and not answers(server):
+        print(f"Weights & Biases: {server} does not answer; logging offline (`wandb sync` uploads later).", flush=True)
+        wanted = "offline"
+    return wanted  # type: ignore[return-value]
+
+
+class LastingWandbLogger(WandbLogger):
+    """Logs offline where the server refuses the run: a training is not lost to its logger."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run of Weights & Biases, made when it is first asked for."""
+        import wandb
+
+        try:
+            return super().experiment
+        except wandb.errors.Error as error:
+            if self._offline or self._experiment is not None:
+                raise
+            reason = " ".join(str(error).split())
+            print(f"Weights & Biases: {reason}; logging offline (`wandb sync` uploads later).", flush=True)
+            self._offline = True
+            self._wandb_init |= {"id": None, "resume": None, "mode": "offline"}
+            return super().experiment
 
 
 def wandb_logger(
@@ -52,16 +105,22 @@ def wandb_logger(
         study: name of the study, the default of ``group``.
         run_id: the same for the same run, so that a resumed run continues its own curve.
         name: what the run is called.
-        mode: ``"auto"``: online where there is a key, else offline; ``"online"``; ``"offline"``.
+        mode: ``"auto"``: that of ``WANDB_MODE``, else online where there is a key, else offline; ``"online"``: offline
+            only where the server does not answer; ``"offline"``; ``"disabled"``: nothing is written.
         group: the runs of one group are shown together.
         **kwargs: passed to ``wandb.init``.
 
     Raises:
-        ConfigError: if ``mode`` is none of the three.
+        ConfigError: if ``mode`` is none of these.
     """
-    offline = wandb_mode(mode) == "offline"
-    resume: dict[str, Any] = {} if offline else {"id": run_id, "resume": "allow"}  # the server joins what has one id
-    return WandbLogger(save_dir=str(save_dir), name=name, group=group or study, offline=offline, **resume, **kwargs)
+    decided = wandb_mode(mode)
+    if decided == "disabled":
+        kwargs["mode"] = "disabled"
+    # the server joins what has one id
+    resume: dict[str, Any] = {"id": run_id, "resume": "allow"} if decided == "online" else {}
+    return LastingWandbLogger(
+        save_dir=str(save_dir), name=name, group=group or study, offline=decided == "offline", **resume, **kwargs
+    )
 
 
 def make_loggers(nodes: DictConfig, folder: Path, study: str | None, config_hash: str) -> list[Logger]:

@@ -150,7 +150,7 @@ def _check_monitor(run: Run, scheduler: Any) -> None:
     if run.datamodule.validation_size:
         logged += ["val_loss", "val_error", "val_error_top5"]
     if run.monitor is not None and run.monitor.every_n_validations == 1:
-        logged += ["gamma", "gamma_magnitude", "gamma_direction"]
+        logged += ["gamma", "gamma_residual", "gamma_sensitivity", "gamma_magnitude", "gamma_direction"]
     name = run.module.scheduler_monitor
     if isinstance(scheduler, ReduceLROnPlateau) and name not in logged:
         raise ConfigError(f"Expected option `model.scheduler_monitor` to be {listing(logged)}, but got `{name}`.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from lightning_fisher.experiment.config.error_messages import explain, name_opti
 from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.records import run_folders
 from lightning_fisher.experiment.records.checkpoints import resumable
-from lightning_fisher.experiment.records.result import write_atomically, write_row
+from lightning_fisher.experiment.records.result import complete_row, write_atomically, write_row
 from lightning_fisher.experiment.records.run_folders import CHECKPOINTS
 from lightning_fisher.experiment.report.training_figure import dashboard
 from lightning_fisher.experiment.training import loggers
@@ -55,7 +57,12 @@ def train(job: Job) -> dict[str, Any] | None:
     cfg, folder, digest = job.cfg, job.folder, job.config_hash
     first = context.rank() == 0
     quieten()
-    with run_folders.lock(folder) if first else run_folders.unlocked():
+    patience = math.inf if context.CHECKED in os.environ else 5.0  # another sweep may have the same job
+    with run_folders.lock(folder, patience) if first else run_folders.unlocked():
+        row = complete_row(folder, digest) if first and not cfg.restart else None
+        if row is not None:
+            print_row(row, folder, "Complete already: another process has trained it.")
+            return row
         if first:
             run_folders.check_own(folder)
             run_folders.clear(folder) if cfg.restart else run_folders.remove_leftovers(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from lightning_fisher.functional.evaluation.differentiable import differentiable
 from lightning_fisher.functional.evaluation.independence import random_order, require_same_outputs
 from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot, dense
 from lightning_fisher.functional.evaluation.precision import require_full_precision
-from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take
+from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take, with_sample_dimension
 from lightning_fisher.functional.losses.denominator import PartWeights
 from lightning_fisher.functional.losses.loss import LossFn, losses_of
 from lightning_fisher.functional.losses.loss_parameters import loss_parameters, refuse_foreign_parameters
@@ -130,18 +131,23 @@ def mean_loss_hessian(
 
         parts: list[tuple[slice, float]] = [(slice(0, count), 1.0)]
         if step < count:
-            parts = _weighted_chunks(part, parameters, loss_fn, chunks(count, step))
+            weights = partial(PartWeights, module, loss_fn)
+            parts = _weighted_chunks(part, inputs, parameters, weights, chunks(count, step))
         first = part(parts[0][0])
         refuse_foreign_parameters(module, loss_parameters(*first))
         del first
         yield HessianVectorProduct(parameters, lambda index: part(index)[2].mean(), parts)
 
 
-Part = Callable[[slice | Tensor], tuple[Any, Any, Tensor]]
+Part = Callable[[slice | Tensor], tuple[Any, Any, Tensor]]  # outputs, targets, losses of some samples
 
 
 def _weighted_chunks(
-    part: Part, parameters: list[nn.Parameter], loss_fn: LossFn | None, slices: list[slice]
+    part: Part,
+    inputs: Any,
+    parameters: list[nn.Parameter],
+    weights: Callable[[], PartWeights],
+    slices: list[slice],
 ) -> list[tuple[slice, float]]:
     """Chunks and what they weigh in the loss of all samples, which has to be made of theirs.
 
@@ -153,8 +159,8 @@ def _weighted_chunks(
         ValueError: If they do in the loss.
     """
     order = random_order(slices[-1].stop, parameters[0].device)
-    here = _Grouping(part, parameters, loss_fn, slices, slices)
-    there = _Grouping(part, parameters, loss_fn, [order[index] for index in slices], slices)
+    here = _Grouping(part, inputs, parameters, weights(), slices, slices)
+    there = _Grouping(part, inputs, parameters, weights(), [order[index] for index in slices], slices)
     require_same_outputs(there.outputs, take(here.outputs, order))
     tolerance = 1e-6 if all(p.dtype == torch.float64 for p in parameters) else 1e-3
     difference = float((here.gradient - there.gradient).norm())
@@ -176,18 +182,19 @@ class _Grouping:
     def __init__(
         self,
         part: Part,
+        inputs: Any,
         parameters: list[nn.Parameter],
-        loss_fn: LossFn | None,
+        weights: PartWeights,
         indices: Sequence[slice | Tensor],
         slices: Sequence[slice],
     ) -> None:
-        weights = PartWeights(loss_fn)
         own, gradients, outputs = [], [], []
         for index, chunk in zip(indices, slices, strict=True):
             output, targets, losses = part(index)
             gradients.append(_flat_gradient(losses.mean(), parameters))
-            own.append(weights.add(output, targets, losses.detach(), chunk.stop - chunk.start))
-            outputs.append(tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, output))
+            samples = chunk.stop - chunk.start
+            own.append(weights.add(take(inputs, index), output, targets, losses.detach(), samples))
+            outputs.append(tree_map(partial(_of_samples, samples), output))
         if weights.coupled:
             raise ValueError(
                 "Expected argument `loss_fn` to be a mean over samples where `chunk_size` is given, but its value on "
@@ -200,9 +207,16 @@ class _Grouping:
         self.gradient = torch.stack(counted).sum(0) if counted else gradients[0]
         self.size = sum(float(gradient.norm()) for gradient in counted)
         self.outputs = tree_map(
-            lambda *leaves: torch.cat(leaves) if isinstance(leaves[0], Tensor) and leaves[0].ndim else leaves[0],
+            lambda *leaves: torch.cat(leaves) if all(isinstance(leaf, Tensor) for leaf in leaves) else None,
             *outputs,
         )
+
+
+def _of_samples(samples: int, leaf: Any) -> Any:
+    """What holds the samples in dimension 0; a loss, say, that the module returns itself doesn't."""
+    if samples == 1:  # some modules squeeze a batch of one away
+        leaf = with_sample_dimension(leaf)
+    return leaf.detach() if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == samples else None
 
 
 def _flat_gradient(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:

@@ -43,8 +43,8 @@ def _runs(module: nn.Module, inputs: Any) -> bool:
     """Whether the module takes the inputs: torch's functions complain about dtypes in words."""
     devices = {parameter.device for parameter in module.parameters()}
     few = take(inputs, slice(0, min(2, num_samples(inputs))))
-    with torch.no_grad(), evaluation_mode(module), preserved_buffers(module), preserved_random_state(devices):
-        try:
+    with torch.enable_grad(), evaluation_mode(module), preserved_buffers(module), preserved_random_state(devices):
+        try:  # with gradients: a module may differentiate in its forward pass
             call_module(module, few)
         except (RuntimeError, TypeError) as error:
             return not any(word in str(error) for word in ("dtype", "scalar type", "Input type", "data type"))

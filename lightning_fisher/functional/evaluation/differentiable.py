@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from lightning_fisher.functional.evaluation.module_state import (
     evaluation_mode,
@@ -55,14 +56,18 @@ def differentiable(tree: Any, module: nn.Module) -> Any:
 def evaluate(module: nn.Module, inputs: Any) -> Any:
     """``module(inputs)``, twice differentiable; samples may not interact.
 
+    Under `torch.no_grad` the outputs are the same without their graph: a module may differentiate in its forward pass.
+
     Raises:
         ValueError: If a batch-norm uses the statistics of the batch in spite of evaluation mode.
     """
     # Under any function mode torch's attention leaves its fused kernels, which treat padding differently: another
     # module would be differentiated. Samples that interact are then found by comparing outputs only.
     fused = any(isinstance(submodule, FUSED) for submodule in module.modules())
-    with nullcontext() if fused else _Differentiable():
-        return call_module(module, inputs)
+    wanted = torch.is_grad_enabled()
+    with nullcontext() if fused else _Differentiable(), torch.enable_grad():
+        outputs = call_module(module, inputs)
+    return outputs if wanted else tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, outputs)
 
 
 class _Differentiable(TorchFunctionMode):

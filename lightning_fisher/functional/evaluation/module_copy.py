@@ -1,4 +1,4 @@
-"""Copies of modules, to be changed where the module itself must not be, and copies in float64."""
+"""A module in float64, and copies of modules, to be changed where the module itself must not be."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
+
+from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
+from lightning_fisher.functional.evaluation.graph import leaves
+from lightning_fisher.functional.evaluation.samples import take
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -27,19 +32,71 @@ def copied(module: _Module) -> _Module:
     return copy.deepcopy(module, memo)
 
 
-def float64_copy(module: _Module) -> _Module:
-    """A copy of ``module`` with its parameters and buffers in float64.
+def require_separate_copy(module: nn.Module, inputs: Any) -> None:
+    """Refuse a module whose copy still uses its own parameters: by a function that closes over them, say.
+
+    Args:
+        module: The module.
+        inputs: Samples; one is run.
 
     Raises:
-        ValueError: If the module can't be copied, in the words of what fails.
+        ValueError: With what to do.
     """
-    try:
-        return copied(module).double()
-    except Exception as error:
+    twin = copied(module)
+    with differentiable_evaluation(twin), _all_trainable(module):
+        outputs = evaluate(twin, differentiable(take(inputs, slice(0, 1)), twin))
+        tensors = [leaf for leaf in tree_flatten(outputs)[0] if isinstance(leaf, Tensor)]
+        used = {id(leaf) for tensor in tensors for leaf in leaves(tensor)}
+    if any(id(parameter) in used for parameter in module.parameters()):
         raise ValueError(
-            f"Expected a module that can be copied (to float64), but got {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}"
-        ) from error
+            "Expected a module that can be copied, but the forward pass of its copy uses parameters of the original: "
+            "by a function that closes over it; make that a method."
+        )
+
+
+@contextmanager
+def _all_trainable(module: nn.Module) -> Iterator[None]:
+    frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
+    frozen = [parameter for parameter in frozen if parameter.is_floating_point()]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+@contextmanager
+def in_float64(*modules: Any) -> Iterator[None]:
+    """Parameters, buffers and tensors in attributes in float64 inside, the very same as before afterwards.
+
+    In place, not on a copy: hooks on parameters stay, and functions that close over the modules see it.
+
+    Args:
+        modules: Modules; anything else is left alone.
+    """
+    found = {id(tensor): tensor for module in modules for tensor in _floating(module)}
+    before = [(tensor, tensor.data, tensor.grad) for tensor in found.values() if tensor.dtype != torch.float64]
+    try:
+        for tensor, data, _ in before:
+            tensor.grad = None
+            tensor.data = data.double()
+        yield
+    finally:
+        for tensor, data, gradient in before:
+            tensor.data = data
+            tensor.grad = gradient
+
+
+def _floating(module: Any) -> Iterator[Tensor]:
+    """Parameters, buffers and tensors in attributes that are floating-point and no results of a graph."""
+    for submodule in module.modules() if isinstance(module, nn.Module) else ():
+        attributes = vars(submodule)
+        held = [attributes, dict(submodule._parameters), dict(submodule._buffers)]
+        for leaf in tree_flatten([list(tensors.values()) for tensors in held])[0]:
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.is_leaf and not leaf.is_inference():
+                yield leaf
 
 
 @contextmanager

@@ -1,7 +1,9 @@
-"""Leave a module unchanged: mode, buffers, ``requires_grad`` flags, random state."""
+"""Leave a module unchanged: mode, buffers, attributes, ``requires_grad`` flags, random state."""
 
 from __future__ import annotations
 
+import collections
+import copy
 import random
 import sys
 from collections import defaultdict
@@ -12,6 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+FROZEN = 2  # times as many frozen parameters as trained ones are copied at the most
+LARGE = 20_000  # items of a container that is looked at
+_OF_MODULES = set(vars(nn.Module()))  # parameters, buffers, hooks, modes: looked at by themselves
 
 
 @contextmanager
@@ -74,7 +80,11 @@ def dense(gradient: Tensor) -> Tensor:
 
 
 class BufferSnapshot:
-    """The buffers of a module, bit for bit, also where a forward pass replaces the tensor itself."""
+    """The buffers of a module, bit for bit, also where a forward pass replaces the tensor itself.
+
+    And its frozen parameters, which a forward pass may move too (a momentum encoder), unless they are many times those
+    that are trained: a copy of a large backbone would cost more than the pass.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._owned = [
@@ -85,9 +95,13 @@ class BufferSnapshot:
         for *_, buffer in self._owned:
             if buffer is not None and not buffer.is_inference():  # those can't change
                 self._groups[buffer.dtype, buffer.device].append(buffer.detach())
+        self._frozen = [(parameter, parameter.data) for parameter in _movable(module)]
+        for _, data in self._frozen:
+            self._groups[data.dtype, data.device].append(data)
         self._values = {kind: [torch.empty_like(b) for b in group] for kind, group in self._groups.items()}
         for kind, group in self._groups.items():
             torch._foreach_copy_(self._values[kind], group)
+        self._versions = self._now()
 
     def restore(self) -> None:
         """Put every buffer back; unchanged ones cost a copy, nothing else."""
@@ -96,14 +110,92 @@ class BufferSnapshot:
                 torch._foreach_copy_(group, self._values[kind])
         for submodule, name, buffer in self._owned:
             submodule._buffers[name] = buffer
+        for parameter, data in self._frozen:  # `data` has a version of its own: no graph notices that it was copied to
+            if parameter.data.data_ptr() != data.data_ptr():
+                parameter.data = data
+        self._versions = self._now()
+
+    def restore_moved(self) -> None:
+        """`restore` if anything was changed in place or replaced, as far as that shows without a look at values."""
+        if self._now() != self._versions:
+            self.restore()
+
+    def _now(self) -> list[tuple[int, int]]:
+        buffers = [submodule._buffers.get(name) for submodule, name, _ in self._owned]
+        tensors = [*buffers, *(parameter for parameter, _ in self._frozen)]
+        return [
+            (id(tensor), 0 if tensor is None or tensor.is_inference() else tensor._version) for tensor in tensors
+        ] + [(data.data_ptr(), parameter.data_ptr()) for parameter, data in self._frozen]
+
+
+def _movable(module: nn.Module) -> list[nn.Parameter]:
+    """The frozen parameters, where they are at most twice as many as those that are trained."""
+    frozen = [p for p in module.parameters() if not p.requires_grad and not p.is_inference()]
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    small = sum(p.numel() for p in frozen) <= FROZEN * trained
+    return [p for p in frozen if p.layout is torch.strided and p.is_leaf] if small else []
+
+
+class _Attributes:
+    """What submodules hold under which name, and what is in their lists, dictionaries and sets."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._held = [(submodule, type(submodule), _own(vars(submodule))) for submodule in module.modules()]
+        self._containers = [
+            (value, copy.copy(value))
+            for *_, held in self._held
+            for value in held.values()
+            if type(value) in (list, dict, set, collections.deque) and len(value) <= LARGE
+        ]
+
+    def restore(self) -> None:
+        """Put everything back; what is new goes."""
+        for submodule, kind, held in self._held:
+            if type(submodule) is not kind:  # a lazy layer has become what it is
+                continue
+            attributes = vars(submodule)
+            now = _own(attributes)
+            if len(now) != len(held) or any(now.get(name, _Attributes) is not value for name, value in held.items()):
+                for name in now.keys() - held.keys():
+                    del attributes[name]
+                attributes.update(held)
+        for container, before in self._containers:
+            if not _same(container, before):
+                container.clear()
+                container.update(before) if isinstance(container, (dict, set)) else container.extend(before)
+
+
+def _same(now: Any, before: Any) -> bool:
+    """The same items, by identity: tensors have no truth."""
+    if len(now) != len(before):
+        return False
+    if isinstance(before, set):
+        return bool(now == before)
+    one, other = (iter(c.items()) if isinstance(c, dict) else ((0, item) for item in c) for c in (now, before))
+    return all(a is b and (k is j or k == j) for (k, a), (j, b) in zip(one, other, strict=True))
+
+
+def _own(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if name not in _OF_MODULES}
+
+
+@contextmanager
+def preserved_attributes(module: nn.Module) -> Iterator[None]:
+    """Restore on the way out what a forward pass keeps in attributes: activations, counters, lists of them."""
+    attributes = _Attributes(module)
+    try:
+        yield
+    finally:
+        attributes.restore()
 
 
 @contextmanager
 def preserved_buffers(module: nn.Module) -> Iterator[BufferSnapshot]:
-    """Restore all buffers (batch-norm statistics and counters, spectral norm) on the way out."""
+    """Restore buffers (batch-norm statistics and counters, spectral norm), and attributes, on the way out."""
     snapshot = BufferSnapshot(module)
     try:
-        yield snapshot
+        with preserved_attributes(module):
+            yield snapshot
     finally:
         snapshot.restore()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from torch.utils._pytree import register_pytree_node, tree_map
+from torch.utils._pytree import register_pytree_node, tree_flatten, tree_map, tree_unflatten
 
 
 class Fields:
@@ -55,3 +56,11 @@ def as_returned(tree: Any) -> Any:
         tree,
         is_leaf=lambda node: isinstance(node, Fields),
     )
+
+
+def without(tree: Any, positions: frozenset[int]) -> Any:
+    """The same with nan in place of the leaves at ``positions``."""
+    if not positions:
+        return tree
+    leaves, spec = tree_flatten(tree)
+    return tree_unflatten([math.nan if i in positions else leaf for i, leaf in enumerate(leaves)], spec)

@@ -42,7 +42,8 @@ def num_samples(inputs: Any, name: str = "inputs") -> int:
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         raise ValueError(
             f"Expected every tensor in argument `{name}` to have the samples, at least one, in dimension 0, "
-            f"but got sizes {sorted(map(str, sizes))}."
+            f"but got sizes {sorted(map(str, sizes))} in a {type(inputs).__name__}; a tensor, or a tuple, list or dict "
+            "of tensors, is taken apart."
         )
     return sizes.pop()  # type: ignore[return-value]
 
@@ -92,6 +93,16 @@ def restore_sample_dimension(outputs: Any, like: Any) -> Any:
         return outputs
     pairs = zip(leaves, models, strict=True)
     return tree_unflatten([leaf.unsqueeze(0) if _is_squeezed(leaf, model) else leaf for leaf, model in pairs], spec)
+
+
+def with_sample_dimension(outputs: Any) -> Any:
+    """Outputs of one sample with the dimension that a ``squeeze`` took away, as far as their shape shows it."""
+
+    def restored(leaf: Any) -> Any:
+        squeezed = isinstance(leaf, Tensor) and (leaf.ndim == 0 or leaf.shape[0] != 1)
+        return leaf.unsqueeze(0) if squeezed else leaf
+
+    return tree_map(restored, outputs)
 
 
 def _is_squeezed(leaf: Any, model: Any) -> bool:

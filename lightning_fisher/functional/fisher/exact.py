@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
-from lightning_fisher.functional.evaluation.module_copy import float64_copy, requires_float64
-from lightning_fisher.functional.evaluation.samples import num_samples, ordinary, take
+from lightning_fisher.functional.evaluation.module_copy import in_float64, requires_float64
+from lightning_fisher.functional.evaluation.samples import num_samples, ordinary, take, with_sample_dimension
 from lightning_fisher.functional.fisher.log_determinant import RankPolicy
 from lightning_fisher.functional.losses.loss import LossFn, output_gradients
 from lightning_fisher.functional.losses.loss_parameters import refuse_loss_parameters
@@ -67,13 +67,12 @@ def exact_gamma(
             f"Expected argument `rank_policy` to be one of {get_args(RankPolicy)}, but got {rank_policy!r}."
         )
     refuse_loss_parameters(module, ordinary(inputs), ordinary(targets), loss_fn)
-    module = float64_copy(module)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     size = sum(parameter.numel() for parameter in parameters)
     if size == 0:
         raise ValueError("Expected argument `module` to have parameters that require gradients, but got none.")
     count = num_samples(inputs)
-    with differentiable_evaluation(module):
+    with in_float64(module, loss_fn), differentiable_evaluation(module):
         inputs, targets = differentiable((inputs, targets), module)
         rows = []
         for j in range(count):
@@ -97,8 +96,8 @@ def _gradient(
     module: nn.Module, parameters: list[nn.Parameter], inputs: Any, targets: Any, loss_fn: LossFn | None
 ) -> Tensor:
     """Gradient of one sample's loss, ``[W]``."""
-    outputs = evaluate(module, inputs)
-    directions, log_norms = output_gradients(outputs, targets, loss_fn)
+    outputs = with_sample_dimension(evaluate(module, inputs))
+    directions, log_norms, _ = output_gradients(outputs, targets, loss_fn)
     pairs = [
         (output, direction)
         for output, direction in zip(tree_flatten(outputs)[0], tree_flatten(directions)[0], strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from typing import Any, Literal, NamedTuple, get_args
@@ -11,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice
-from lightning_fisher.exceptions import InteractionError
+from lightning_fisher.exceptions import first_line
+from lightning_fisher.functional.evaluation.module_copy import in_float64
 from lightning_fisher.functional.evaluation.precision import epsilon_of
-from lightning_fisher.functional.evaluation.samples import ordinary
+from lightning_fisher.functional.evaluation.samples import num_samples, ordinary
 from lightning_fisher.functional.gram.matrix import BatchNorm, ScaledGram, scaled_gram
+from lightning_fisher.functional.gram.rules.parameter_scale import Scale
 from lightning_fisher.functional.losses.loss import LossFn
-from lightning_fisher.functional.losses.loss_parameters import LossParametersError
 
 RankPolicy = Literal["error", "pseudo"]
 NOISE = 8  # times √N ε: what passes of machine epsilon ε make of zero eigenvalues of C, measured up to 1.3 times √N ε
-ACCURACY = 1e-6  # of ln|C| and the magnitude together
+ACCURACY = 1e-6  # of ln|ξ|, or of a nat where that is more
 DOUBLE = torch.finfo(torch.float64).eps
 
 
@@ -28,12 +28,15 @@ class FisherLogDet(NamedTuple):
     """Log-determinant of a Gram matrix of per-sample gradients, and what it is made of.
 
     Attributes:
-        log_det: ``ln|ξ| = magnitude + direction``, in nats. Compare only at equal N.
-        magnitude: ``Σ_j 2 ln‖∇ℓ_j‖``: the part that gradient norms make.
+        log_det: ``ln|ξ| = residual + sensitivity + direction``, in nats. Compare only at equal N.
+        magnitude: ``Σ_j 2 ln‖∇ℓ_j‖ = residual + sensitivity``: the part that gradient norms make.
         direction: ``ln|C| ≤ 0``, C the cosine similarities of the gradients: the part that their angles make.
         rank: Rank of ξ; N unless deficient.
         log_norms: ``ln‖∇ℓ_j‖``, ``[N]``; ``−inf`` where the gradient is exactly zero.
         gram: C, ``[N, N]``, unit diagonal.
+        residual: ``Σ_j 2 ln‖∂ℓ_j/∂q_j‖``, q the logits, rescaled if they are: how far each loss went down. Zero
+            where it is left out.
+        sensitivity: ``Σ_j ln G_jj``, G the Gram matrix at equal outputs: how the outputs react to the weights.
     """
 
     log_det: Tensor
@@ -42,6 +45,8 @@ class FisherLogDet(NamedTuple):
     rank: Tensor
     log_norms: Tensor
     gram: Tensor
+    residual: Tensor
+    sensitivity: Tensor
 
 
 def log_det(gram: Tensor, *, rank_policy: RankPolicy = "error", tol: float | None = None) -> Tensor:
@@ -78,8 +83,9 @@ def log_det(gram: Tensor, *, rank_policy: RankPolicy = "error", tol: float | Non
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] == 0:
         raise ValueError(f"Expected argument `gram` to be a square matrix, but got shape {tuple(gram.shape)}.")
     double = gram.double()
-    scaled = ScaledGram(double, torch.zeros_like(double[0]), epsilon_of(gram))
-    return _measure(_Cosines(scaled, tol), rank_policy).log_det
+    nothing = torch.zeros_like(double[0])
+    scaled = ScaledGram(double, nothing, epsilon_of(gram), nothing)
+    return log_det_of(scaled, rank_policy=rank_policy, tol=tol).log_det
 
 
 def fisher_log_det(
@@ -91,15 +97,22 @@ def fisher_log_det(
     batch_norm: BatchNorm = "eval",
     chunk_size: int | None = None,
     logit_norm: float | None = None,
+    residual: bool = True,
+    scale: Scale = "none",
     rank_policy: RankPolicy = "error",
     tol: float | None = None,
 ) -> FisherLogDet:
     """``ln|ξ|`` of N samples, one term of γ̂ (Eq. 6): lower indicates better generalization.
 
+    ``ln|ξ| = Σ_j 2 ln‖∂ℓ_j/∂q_j‖ + Σ_j ln G_jj + ln|C|``, exactly: residual, sensitivity and direction, where G is the
+    Gram matrix of the gradients of ``⟨u_j, q_j(w)⟩``, q the logits, rescaled if ``logit_norm`` is given, u_j the unit
+    vector of ``∂ℓ_j/∂q_j``, and C the cosine similarities. With ``residual=False`` it is ``ln|G|``, γ̂ at equal outputs,
+    as the paper's comparison has them; see the page on the forms of γ̂ for what each is unchanged by.
+
     The gradient of each loss with respect to the output is formed in float64 and scaled to unit length before it enters
     the backward pass; its log-norm is added back. Float32 passes then give the float64 answer at any loss. Costs what
     `gram_matrix` costs; where C is so ill-conditioned that the error of float32 passes decides its rank, or more than
-    1e-6 of the result, the passes are repeated on a float64 copy of the module, with a warning.
+    1e-6 of the result, the passes are repeated with the module in float64, with a warning.
 
     Args:
         module: See `gram_matrix`.
@@ -109,6 +122,8 @@ def fisher_log_det(
         batch_norm: See `gram_matrix`.
         chunk_size: See `gram_matrix`.
         logit_norm: See `gram_matrix`.
+        residual: See `gram_matrix`.
+        scale: See `gram_matrix`.
         rank_policy: See `log_det`.
         tol: See `log_det`.
 
@@ -132,11 +147,45 @@ def fisher_log_det(
         "batch_norm": batch_norm,
         "chunk_size": chunk_size,
         "logit_norm": logit_norm,
+        "residual": residual,
+        "scale": scale,
     }
-    found = _Cosines(scaled_gram(module, inputs, targets, **how), tol)
-    if found.undecided:
-        found = _in_float64(module, inputs, targets, how) or found
-    return _measure(found, rank_policy)
+    scaled = decided_gram(module, inputs, targets, how, tol)
+    return log_det_of(scaled, rank_policy=rank_policy, tol=tol)
+
+
+def decided_gram(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any], tol: float | None) -> ScaledGram:
+    """`scaled_gram`, from passes in float64 where those in float32 don't decide the log-determinant.
+
+    Args:
+        module: See `gram_matrix`.
+        inputs: See `gram_matrix`.
+        targets: See `gram_matrix`.
+        how: Keyword arguments of `scaled_gram`.
+        tol: See `log_det`.
+    """
+    scaled = scaled_gram(module, inputs, targets, **how)
+    if not _Cosines(total_of(scaled), tol).undecided:
+        return scaled
+    return _in_float64(module, inputs, targets, how) or scaled
+
+
+def total_of(scaled: ScaledGram) -> ScaledGram:
+    """That of all groups together."""
+    return scaled if scaled.gram.ndim == 2 else scaled._replace(gram=scaled.gram.sum(0))
+
+
+def log_det_of(
+    scaled: ScaledGram, *, rank_policy: RankPolicy | Literal["silent"] = "error", tol: float | None = None
+) -> FisherLogDet:
+    """The log-determinant of a Gram matrix with its scales apart.
+
+    Args:
+        scaled: The matrix.
+        rank_policy: See `log_det`; ``"silent"`` is ``"pseudo"`` without the warning.
+        tol: See `log_det`.
+    """
+    return _measure(_Cosines(scaled, tol), rank_policy)
 
 
 class _Cosines:
@@ -145,6 +194,7 @@ class _Cosines:
     Attributes:
         cosine: C, with zeros where a gradient is.
         log_norms: ``ln‖∇ℓ_j‖``.
+        log_residuals: ``ln‖∂ℓ_j/∂q_j‖``.
         nonzero: Which gradients aren't zero.
         values: Eigenvalues of C.
         kept: Which of them count.
@@ -152,7 +202,7 @@ class _Cosines:
     """
 
     def __init__(self, scaled: ScaledGram, tol: float | None) -> None:
-        gram, log_scales, eps = scaled
+        gram, log_scales, eps, self.log_residuals = scaled
         if not bool(torch.isfinite(gram).all()):
             raise ValueError("Expected argument `gram` to be finite, but it has infinite or undefined entries.")
         diagonal = gram.diagonal()
@@ -178,46 +228,52 @@ class _Cosines:
             return False
         values, log_norms = self.values[self.kept], self.log_norms[self.nonzero]
         error = math.sqrt(2) * eps * torch.linalg.vector_norm(1 / values)
-        return bool(error <= ACCURACY * (values.log().sum().abs() + 2 * log_norms.sum().abs()))
+        log_det = values.log().sum() + 2 * log_norms.sum()
+        return bool(error <= ACCURACY * log_det.abs().clamp_min(1.0))
 
 
-def _in_float64(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any]) -> _Cosines | None:
-    """The same from a float64 copy of the module.
-
-    ``None`` where there is none: tensors of its own that stay float32, a device without float64.
-    """
+def _in_float64(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any]) -> ScaledGram | None:
+    """The same from passes in float64; ``None``, with a warning, where the module or the device can't."""
+    line = f"The Gram matrix of {num_samples(inputs)} per-sample gradients is too ill-conditioned for float32 passes"
     try:
-        twin, loss_fn = copy.deepcopy((module, how["loss_fn"]))  # together: they may share parameters
-        twin.double()
-        if isinstance(loss_fn, nn.Module):
-            loss_fn.double()
-        inputs, targets = ordinary(inputs, torch.float64), ordinary(targets, torch.float64)
-        found = _Cosines(scaled_gram(twin, inputs, targets, **(how | {"loss_fn": loss_fn})), None)
-    except (InteractionError, LossParametersError, RuntimeError, TypeError, NotImplementedError):
+        with in_float64(module, how["loss_fn"]):
+            double = ordinary(inputs, torch.float64), ordinary(targets, torch.float64)
+            found = scaled_gram(module, *double, **how)
+    except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
+        warnings.warn(
+            f"{line}, and passes in float64 failed ({first_line(error)}): its rank, or more than 1e-6 of its "
+            "log-determinant, is decided by rounding.",
+            stacklevel=4,
+        )
         return None
-    warnings.warn(
-        f"The Gram matrix of {len(found.nonzero)} per-sample gradients is too ill-conditioned for float32 "
-        "passes: its log-determinant is computed from passes in float64.",
-        stacklevel=3,
-    )
+    warnings.warn(f"{line}: its log-determinant is computed from passes in float64.", stacklevel=4)
     return found
 
 
 def _measure(found: _Cosines, rank_policy: str) -> FisherLogDet:
     """Log-determinant, by the rank policy."""
     count, rank = len(found.values), found.kept.sum()
-    if int(rank) < count:
-        _deficient(count, int(rank), found.nonzero, rank_policy)
+    if int(rank) < count and rank_policy != "silent":
+        _deficient(count, int(rank), found, rank_policy)
     direction = torch.where(found.kept, found.values, 1.0).log().sum()
     magnitude = 2 * torch.where(found.nonzero, found.log_norms, 0.0).sum()
+    residual = 2 * torch.where(found.nonzero, found.log_residuals, 0.0).sum()
+    sensitivity = 2 * torch.where(found.nonzero, found.log_norms - found.log_residuals, 0.0).sum()
     if int(rank) == 0:  # an empty sum is no measure of anything
-        magnitude, direction = magnitude * math.nan, direction * math.nan
-    return FisherLogDet(magnitude + direction, magnitude, direction, rank, found.log_norms, found.cosine)
+        magnitude, direction, residual, sensitivity = (
+            part * math.nan for part in (magnitude, direction, residual, sensitivity)
+        )
+    total = magnitude + direction
+    return FisherLogDet(total, magnitude, direction, rank, found.log_norms, found.cosine, residual, sensitivity)
 
 
-def _deficient(count: int, rank: int, nonzero: Tensor, rank_policy: str) -> None:
-    zero = torch.nonzero(~nonzero).flatten().tolist()
-    cause = f"zero gradients of samples {zero[:10]}" if zero else "more samples than parameters, or duplicate samples"
+def _deficient(count: int, rank: int, found: _Cosines, rank_policy: str) -> None:
+    zero = torch.nonzero(~found.nonzero).flatten().tolist()
+    cause = "more samples than parameters, or duplicate samples"
+    if found.undecided:
+        cause += ", as far as float32 tells"
+    if zero:
+        cause = f"zero gradients of samples {zero[:10]}"
     line = f"The Gram matrix of {count} per-sample gradients has rank {rank} ({cause})"
     if rank_policy == "error":
         raise ValueError(
@@ -230,5 +286,5 @@ def _deficient(count: int, rank: int, nonzero: Tensor, rank_policy: str) -> None
     )
     warnings.warn(
         f"{line}: {reported}.",
-        stacklevel=4,
+        stacklevel=5,
     )

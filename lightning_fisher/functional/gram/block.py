@@ -20,20 +20,21 @@ from lightning_fisher.functional.gram.plan import Plan, PlannedUse, Probe, drop_
 from lightning_fisher.functional.gram.problem import Problem
 from lightning_fisher.functional.gram.recorder import Recorder
 from lightning_fisher.functional.gram.verification import Group, compare, settle
+from lightning_fisher.functional.losses.loss import OutputGradients
 
 DRAWS = 4  # of random weights, at the most, until no parameter is found that goes row by row
 MOST = 0.5  # share of the parameters without a rule from which on all of them go row by row, in the same passes
 
 
-def block_gram(problem: Problem, few: Probe | None = None) -> tuple[Tensor, Tensor]:
-    """Gram matrix of the unit output gradients and log-scales of all samples of a problem.
+def block_gram(problem: Problem, few: Probe | None = None) -> tuple[Tensor, OutputGradients]:
+    """Gram matrix of the unit output gradients, and those, of all samples of a problem.
 
     Args:
         problem: Module and samples.
         few: The pass of a few samples, if it was run already.
 
     Returns:
-        ``[N, N]`` and ``[N]``, float64.
+        ``[N, N]``, or ``[g, N, N]`` of the problem's g groups, float64, and the output gradients.
     """
     plan = find_plan(problem)
     if plan is not None:
@@ -97,7 +98,7 @@ class _Block:
         self._passed = passed
         plan.general = passed.general
 
-    def finish(self) -> tuple[Tensor, Tensor]:
+    def finish(self) -> tuple[Tensor, OutputGradients]:
         """Add the parameters without a rule, verify, keep the plan."""
         passed, plan = self._passed, self._plan
         self._grams = dict(passed.grams)
@@ -110,7 +111,7 @@ class _Block:
             if self._keep:
                 plan.uses = [kept for use in plan.uses if (kept := use.without(plan.general)) is not None]
                 keep_plan(self._problem, plan)
-        return self._total(), passed.log_norms
+        return self._total() if self._problem.groups is None else self._by_group(), passed.gradients
 
     @property
     def _tolerance(self) -> float:
@@ -124,6 +125,15 @@ class _Block:
         for gram in others:
             total += gram
         return total
+
+    def _by_group(self) -> Tensor:
+        groups = self._problem.groups
+        assert groups is not None
+        totals = torch.zeros(max(groups) + 1, *next(iter(self._grams.values())).shape, dtype=torch.float64)
+        totals = totals.to(self._problem.device)
+        for positions, gram in self._grams.items():
+            totals[groups[positions[0]]] += gram
+        return totals
 
     def _report(self, difference: float, where: str) -> None:
         """Settle a difference between outputs once."""
@@ -140,40 +150,42 @@ class _Block:
             check_shapes(outputs, problem.count)
             self._plan.trace = self._plan.trace or [None]
             self._plan.general = set(range(len(sizes)))
-            directions, log_norms = problem.output_gradients(outputs)
-            return LayerwiseResult({}, None, log_norms, directions, detached(outputs), self._plan.general)
+            gradients = problem.output_gradients(outputs)
+            return LayerwiseResult({}, None, gradients, detached(outputs), self._plan.general)
         return layerwise_gram(problem, general, lay_out, apart=apart)
 
     def _add_rows(self, indices: Iterable[int]) -> None:
         """The part of some parameters, one pass a sample, each compared with the pass of all."""
-        group = tuple(sorted(indices))
-        if not group:
-            return
 
         def check(outputs: Any, chunk: slice) -> None:
             together = take(self._passed.outputs, chunk)
             difference = float(outputs_difference(together, outputs, chunk.stop - chunk.start))
             self._report(difference, "one by one and together")
 
-        parameters = [self._problem.parameters[i] for i in group]
-        self._grams[group] = row_gram(self._problem, parameters, self._passed.directions, check=check)
+        for group in self._split(indices):
+            parameters = [self._problem.parameters[i] for i in group]
+            self._grams[group] = row_gram(self._problem, parameters, self._passed.gradients.directions, check=check)
+
+    def _split(self, indices: Iterable[int]) -> list[Group]:
+        """Positions of parameters that go row by row together: those of a group of the problem, or all."""
+        groups = self._problem.groups
+        key = {i: 0 if groups is None else groups[i] for i in sorted(indices)}
+        return [tuple(i for i in key if key[i] == group) for group in dict.fromkeys(key.values())]
 
     def _add_hooked_rows(self, indices: set[int]) -> None:
         """The part of parameters with hooks, which may do anything to a gradient: they see it at its own scale."""
-        if not indices:
-            return
-        scales = self._passed.log_norms.exp()
+        scales = self._passed.gradients.log_norms.exp()
 
         def scaled(direction: Any) -> Any:
             if not isinstance(direction, Tensor):
                 return direction
             return direction * scales.to(direction.dtype).view(-1, *[1] * (direction.ndim - 1))
 
-        group = tuple(sorted(indices))
-        parameters = [self._problem.parameters[i] for i in group]
-        gram = row_gram(self._problem, parameters, tree_map(scaled, self._passed.directions))
         inverse = torch.where(scales > 0, 1 / scales, 0.0)
-        self._grams[group] = gram * torch.outer(inverse, inverse)
+        for group in self._split(indices):
+            parameters = [self._problem.parameters[i] for i in group]
+            gram = row_gram(self._problem, parameters, tree_map(scaled, self._passed.gradients.directions))
+            self._grams[group] = gram * torch.outer(inverse, inverse)
 
     def _verify(self, hooked: set[int]) -> None:
         """Compare with ordinary passes; what differs goes row by row, and if that differs too, samples interact."""
@@ -200,7 +212,7 @@ class _Block:
             return set()
         passed = self._passed
         comparison = compare(
-            self._problem, grams, passed.outputs, passed.directions, self._generator, shuffled=shuffled
+            self._problem, grams, passed.outputs, passed.gradients.directions, self._generator, shuffled=shuffled
         )
         self._report(comparison.outputs, "between the batch and parts of it")
         groups = comparison.groups or (list(grams) if comparison.total else [])

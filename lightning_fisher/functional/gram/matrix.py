@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.arguments import require_integer
+from lightning_fisher.arguments import require_choice, require_integer
 from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
 from lightning_fisher.functional.evaluation.memory import available_memory
@@ -31,9 +31,10 @@ from lightning_fisher.functional.gram.interception import plain_kernels
 from lightning_fisher.functional.gram.per_sample_jacobian import collect_outputs, row_gram
 from lightning_fisher.functional.gram.plan import Plan, Probe, find_plan, probe
 from lightning_fisher.functional.gram.problem import Problem
+from lightning_fisher.functional.gram.rules.parameter_scale import Scale
 from lightning_fisher.functional.gram.rules.products import MAX_ELEMENTS
-from lightning_fisher.functional.losses.loss import LossFn
-from lightning_fisher.functional.losses.loss_parameters import with_loss_inside
+from lightning_fisher.functional.losses.loss import LossFn, OutputGradients
+from lightning_fisher.functional.losses.loss_parameters import unused_outputs, with_loss_inside
 
 BatchNorm = Literal["eval", "batch"]
 COUPLED_CHUNK = 10  # of the authors' released code
@@ -44,14 +45,19 @@ class ScaledGram(NamedTuple):
     """``ξ = diag(e^l) G diag(e^l)``: the scales apart, so that neither underflows.
 
     Attributes:
-        gram: ``G``, ``[N, N]`` float64: the gradients of unit output gradients, numbers of order one.
-        log_scales: ``l``, ``[N]`` float64: log-norms of the output gradients.
+        gram: ``G``, ``[N, N]`` float64: the gradients of unit output gradients, numbers of order one. ``[g, N, N]``
+            where the matrices of g groups of parameters were asked for.
+        log_scales: ``l``, ``[N]`` float64: log-norms of the output gradients, without the residuals where those are
+            left out.
         eps: Machine epsilon of the passes.
+        log_residuals: ``ln‖∂ℓ_j/∂q_j‖``, ``[N]`` float64, q the logits, rescaled if they are: what of ``l`` is the
+            residual; zero where it is left out, ``nan`` where the loss has parameters of its own.
     """
 
     gram: Tensor
     log_scales: Tensor
     eps: float
+    log_residuals: Tensor
 
 
 def gram_matrix(
@@ -63,6 +69,8 @@ def gram_matrix(
     batch_norm: BatchNorm = "eval",
     chunk_size: int | None = None,
     logit_norm: float | None = None,
+    residual: bool = True,
+    scale: Scale = "none",
 ) -> Tensor:
     r"""Gram matrix of per-sample gradients, ``ξ = J Jᵀ`` with row j of J ``∇_w ℓ(x_j, y_j; w)`` (Eq. 5).
 
@@ -75,11 +83,13 @@ def gram_matrix(
     as functions, for raw parameters in sums, products and matrix products, and for layers with a rule of your own
     (`register_rule`). Any other parameter costs one forward and backward pass a sample. The first call for a module
     and samples of one structure takes about one pass more: ξ is verified, ``sᵀ ξ s = ‖Jᵀ s‖²`` for random weights s,
-    against ordinary backward passes. So is every call where rows are chosen by data (sorted, gathered, routed). What
-    was found out is kept as long as the module lives.
+    against ordinary backward passes. So is every call where samples may affect each other depending on their data (rows
+    sorted, picked or routed by it, a norm or maximum over the batch, values read). What was found out is kept as long
+    as the module lives.
 
     Args:
-        module: Any module; called as ``module(x)``, ``module(*inputs)`` for a tuple, ``module(**inputs)`` for a dict.
+        module: Any module; called as ``module(x)``, ``module(*inputs)`` for a tuple or list, ``module(**inputs)``
+            for a dict.
         inputs: N samples; every tensor has them in dimension 0.
         targets: Class indices ``[N]`` or class probabilities ``[N, K]``, or what ``loss_fn`` takes.
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy of each sample. A
@@ -91,6 +101,14 @@ def gram_matrix(
             this many samples (two at the least) are in flight; blocks of ξ are then computed pair by pair, for about
             ``2N / chunk_size − 1`` times the work. ``None``: all at once, or as many as the memory available holds.
         logit_norm: ``s`` of ``z ← z / (s‖z‖₂)``, differentiated with the rest (Sec. 7.2.3 uses 0.04); ``None``: as is.
+        residual: ``False``: at equal outputs. Row j is the gradient of ``⟨u_j, q_j(w)⟩``, q the logits, rescaled if
+            they are, and ``u_j = ∂ℓ_j/∂q_j / ‖∂ℓ_j/∂q_j‖`` held constant: how far each loss went down is left out.
+        scale: What every gradient is multiplied by, for gradients with respect to *relative* changes. ``"none"``: 1.
+            ``"layer"``: the Frobenius norm of its tensor, ``ξ = Σ_l ‖W_l‖²_F ξ_l``, every tensor of ``parameters()`` by
+            itself. ``"filter"``: the norm of its output unit's weights in that tensor (dimension 0); a bias, or another
+            tensor with one dimension, has one number for each unit. ``"element"``: its weight. Tensors and weights
+            that are zero drop out. ``"layer"`` costs nothing more and ``"filter"`` little; ``"element"`` forms the
+            per-sample gradients of a layer, as many of them at once as fit a block of memory.
 
     Returns:
         ``[N, N]``, float64, symmetric.
@@ -115,6 +133,8 @@ def gram_matrix(
         batch_norm=batch_norm,
         chunk_size=chunk_size,
         logit_norm=logit_norm,
+        residual=residual,
+        scale=scale,
     )
     scales = scaled.log_scales.exp()
     return made_with(scaled.gram * torch.outer(scales, scales), scaled.eps)
@@ -129,8 +149,26 @@ def scaled_gram(
     batch_norm: BatchNorm = "eval",
     chunk_size: int | None = None,
     logit_norm: float | None = None,
+    residual: bool = True,
+    scale: Scale = "none",
+    groups: tuple[int, ...] | None = None,
 ) -> ScaledGram:
-    """`gram_matrix` with the scale of every sample's output gradient kept apart; same arguments."""
+    """`gram_matrix` with the scale of every sample's output gradient kept apart; same arguments.
+
+    Args:
+        module: See `gram_matrix`.
+        inputs: See `gram_matrix`.
+        targets: See `gram_matrix`.
+        loss_fn: See `gram_matrix`.
+        batch_norm: See `gram_matrix`.
+        chunk_size: See `gram_matrix`.
+        logit_norm: See `gram_matrix`.
+        residual: See `gram_matrix`.
+        scale: See `gram_matrix`.
+        groups: A number from 0 for every parameter that requires gradients, in the order of ``parameters()``: the Gram
+            matrices of the groups are kept apart. ``None``: their sum.
+    """
+    require_choice("scale", scale, get_args(Scale))
     if batch_norm not in ("eval", "batch"):
         raise ValueError(f'Expected argument `batch_norm` to be "eval" or "batch", but got {batch_norm!r}.')
     require_integer("chunk_size", chunk_size, 1, or_none=True)
@@ -146,22 +184,45 @@ def scaled_gram(
         torch.compiler.set_stance("force_eager"),
         full_precision(device_types(module)),
         preserved_random_state({p.device for p in parameters}),
-        preserved_buffers(module),
+        preserved_buffers(module) as state,
         evaluation_mode(module, batch_statistics=batch_norm == "batch"),
         plain_kernels(module),
     ):
         inputs, targets = own_batch(module, inputs, targets)
+        given = module
         module, inputs, targets, loss_fn, logit_norm = with_loss_inside(module, inputs, targets, loss_fn, logit_norm)
-        problem = Problem(module, parameters, inputs, targets, loss_fn, logit_norm, SAME[dtype])
+        through_outputs = module is given
+        if not (residual or through_outputs):
+            raise ValueError(
+                "Expected argument `loss_fn` to use no parameters itself where `residual` is False: its gradient with "
+                "respect to the outputs is not all of the gradient."
+            )
+        unused = unused_outputs(module, inputs, targets, loss_fn)
+        problem = Problem(
+            module, parameters, inputs, targets, loss_fn, logit_norm, SAME[dtype], state, unused, scale, groups
+        )
         if batch_norm == "batch":
-            gram, log_scales = _coupled(problem, COUPLED_CHUNK if chunk_size is None else chunk_size)
+            gram, logs = _coupled(problem, COUPLED_CHUNK if chunk_size is None else chunk_size)
         else:
-            gram, log_scales = _independent(problem, chunk_size)
-    return ScaledGram((gram + gram.T) / 2, log_scales, torch.finfo(dtype).eps)
+            gram, logs = _independent(problem, chunk_size)
+    log_scales, log_residuals = logs
+    if not residual:  # a gradient of exactly zero has no direction
+        log_scales = torch.where(torch.isneginf(log_scales), log_scales, log_scales - log_residuals)
+        log_residuals = torch.zeros_like(log_residuals)
+    if not through_outputs:
+        log_residuals = torch.full_like(log_residuals, torch.nan)
+    return ScaledGram((gram + gram.mT) / 2, log_scales, torch.finfo(dtype).eps, log_residuals)
+
+
+def _logs(gradients: OutputGradients) -> Tensor:
+    return torch.stack([gradients.log_norms, gradients.log_residuals])
 
 
 def _independent(problem: Problem, chunk_size: int | None) -> tuple[Tensor, Tensor]:
-    """ξ of samples that don't interact: at once, or in chunks of the size given or of as many as memory holds."""
+    """ξ of samples that don't interact, and the log-norms ``[2, N]`` of their output gradients and residuals.
+
+    At once, or in chunks of the size given or of as many as memory holds.
+    """
     count, device = problem.count, problem.device
     few = None
     if chunk_size is None:
@@ -170,19 +231,21 @@ def _independent(problem: Problem, chunk_size: int | None) -> tuple[Tensor, Tens
             known = few = probe(problem)
         chunk_size = _samples_that_fit(known.needed, count, available_memory(device))
     if chunk_size >= count:
-        return block_gram(problem, few)
+        gram, gradients = block_gram(problem, few)
+        return gram, _logs(gradients)
     # Blocks (a, b) of ξ need both gradients at once: pass over the two chunks together.
-    gram = torch.zeros(count, count, dtype=torch.float64, device=device)
-    log_scales = torch.zeros(count, dtype=torch.float64, device=device)
+    several = () if problem.groups is None else (max(problem.groups) + 1,)
+    gram = torch.zeros(*several, count, count, dtype=torch.float64, device=device)
+    logs = torch.zeros(2, count, dtype=torch.float64, device=device)
     parts = [torch.arange(count)[part] for part in chunks(count, max(1, chunk_size // 2))]
     for i, first in enumerate(parts):
         for second in parts[i + 1 :]:
             both = torch.cat([first, second]).to(device)
             with samples_of_a_batch(both):
-                block, scales = block_gram(problem.take(both))
-            gram[both.unsqueeze(1), both] = block
-            log_scales[both] = scales
-    return gram, log_scales
+                block, gradients = block_gram(problem.take(both))
+            gram[..., both.unsqueeze(1), both] = block
+            logs[:, both] = _logs(gradients)
+    return gram, logs
 
 
 def _samples_that_fit(needed: float, count: int, room: float) -> int:
@@ -203,7 +266,18 @@ def _samples_that_fit(needed: float, count: int, room: float) -> int:
 
 def _coupled(problem: Problem, chunk_size: int) -> tuple[Tensor, Tensor]:
     """ξ of samples that are coupled within their chunk by the statistics of batch-norm."""
-    directions, log_norms = problem.output_gradients(collect_outputs(problem, chunk_size))
-    gram = row_gram(problem, problem.parameters, directions, chunk_size=chunk_size)
-    require_finite(gram.diagonal(), "per-sample gradients")
-    return gram, log_norms
+    gradients = problem.output_gradients(collect_outputs(problem, chunk_size))
+    numbers = range(1) if problem.groups is None else range(max(problem.groups) + 1)
+    grams = [
+        row_gram(problem, parameters, gradients.directions, chunk_size=chunk_size)
+        for number in numbers
+        for parameters in ([p for p, g in _grouped(problem) if g == number],)
+    ]
+    gram = grams[0] if problem.groups is None else torch.stack(grams)
+    require_finite(gram.diagonal(dim1=-2, dim2=-1), "per-sample gradients")
+    return gram, _logs(gradients)
+
+
+def _grouped(problem: Problem) -> list[tuple[nn.Parameter, int]]:
+    groups = problem.groups or [0] * len(problem.parameters)
+    return list(zip(problem.parameters, groups, strict=True))

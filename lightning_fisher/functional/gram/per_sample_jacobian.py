@@ -18,6 +18,7 @@ from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.precision import RefuseAutocast
 from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take
 from lightning_fisher.functional.gram.problem import Problem
+from lightning_fisher.functional.gram.rules.parameter_scale import column_scales
 from lightning_fisher.functional.gram.rules.products import MAX_ELEMENTS, gram_of_rows
 
 COLUMNS = 2**14  # of J whose products are summed up in its own precision; the sums of those are float64
@@ -46,7 +47,7 @@ def row_gram(
     chunk_size: int = 1,
     check: Callable[[Any, slice], None] | None = None,
 ) -> Tensor:
-    """Gram matrix of ``∇_w ⟨direction_j, z_j⟩`` over ``parameters``, sample j run within its chunk.
+    """Gram matrix of ``∇_w ⟨direction_j, z_j⟩`` over ``parameters``, at the problem's scale, sample j in its chunk.
 
     Every pass runs once as long as a quarter of the memory available holds ``J``, else once for each block of its
     columns.
@@ -72,6 +73,8 @@ def row_gram(
             if check is not None:
                 check(outputs, chunk)
             output_gradient_rows(outputs, take(directions, chunk), block, out=rows[chunk])
+        if problem.scale != "none":
+            rows *= column_scales(block, problem.scale).to(dtype)
         for columns in rows.split(COLUMNS, 1):
             gram += gram_of_rows([columns])
     return gram

@@ -64,7 +64,7 @@ class Plan:
         general: Positions of the parameters that no rule covers.
         uses: The calls that rules cover, with the layout of their samples.
         trace: Every function of the pass; a pass with another trace needs another plan.
-        verify: Whether every call is verified: rows are chosen by data.
+        verify: Whether every call is verified: what the first one shows may depend on its data.
         accepted: Whether differences between passes were found to be rounding.
         needed: Bytes a sample that a pass takes, about.
         tolerance: Relative difference that two evaluations of the same thing may show.
@@ -88,7 +88,7 @@ class Probe:
         uses: Where the parameters were used.
         outputs: What the module returned.
         general: Positions of the parameters that no rule covers.
-        chosen: Whether rows were chosen by data: sorted, gathered, indexed, routed.
+        chosen: Whether samples may affect each other depending on their data, see `Operations`.
         tolerance: That of the problem, or of float32 where the module computes in it by itself.
     """
 
@@ -117,7 +117,7 @@ def probe(problem: Problem) -> Probe:
             if not recorder.inside and id(tensor) in recorder.index:
                 recorder.general.add(recorder.index[id(tensor)])
 
-        operations = Operations(unseen)
+        operations = Operations(unseen, few.inputs, size)
         try:
             with recorded(recorder, problem.module):
                 if watch:

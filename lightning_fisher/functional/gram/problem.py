@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.functional.evaluation.samples import call_module, num_samples, take
-from lightning_fisher.functional.losses.loss import LossFn, output_gradients
+from lightning_fisher.functional.evaluation.module_state import BufferSnapshot
+from lightning_fisher.functional.evaluation.outputs import without
+from lightning_fisher.functional.evaluation.samples import call_module, num_samples, take, with_sample_dimension
+from lightning_fisher.functional.gram.rules.parameter_scale import Scale, squared_norms
+from lightning_fisher.functional.losses.loss import LossFn, OutputGradients, output_gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +28,11 @@ class Problem:
         loss_fn: The loss; ``None``: cross-entropy.
         logit_norm: ``s`` of ``z ← z / (s‖z‖₂)``.
         tolerance: Relative difference that two evaluations of the same thing may show.
+        state: What every pass starts from, where a forward pass moves it.
+        unused: Positions of the outputs that hold no samples and don't enter the loss; nan stands for them.
+        scale: What every gradient is multiplied by: the size of its parameter, see `parameter_scale`.
+        groups: The group of each parameter, from 0, where the Gram matrices of groups are asked for; ``None``: their
+            sum only.
     """
 
     module: nn.Module
@@ -34,11 +42,20 @@ class Problem:
     loss_fn: LossFn | None
     logit_norm: float | None
     tolerance: float
+    state: BufferSnapshot | None = None
+    unused: frozenset[int] = frozenset()
+    scale: Scale = "none"
+    groups: tuple[int, ...] | None = None
 
     @cached_property
     def count(self) -> int:
         """N."""
         return num_samples(self.inputs)
+
+    @cached_property
+    def gram_factors(self) -> list[float]:
+        """What the Gram matrix of each parameter is multiplied by as a whole."""
+        return squared_norms(self.parameters) if self.scale == "layer" else [1.0] * len(self.parameters)
 
     @property
     def device(self) -> torch.device:
@@ -51,8 +68,12 @@ class Problem:
 
     def outputs(self) -> Any:
         """Run the module."""
-        return call_module(self.module, self.inputs)
+        if self.state is not None:
+            self.state.restore_moved()
+        outputs = call_module(self.module, self.inputs)
+        outputs = without(outputs, self.unused)
+        return with_sample_dimension(outputs) if self.count == 1 else outputs
 
-    def output_gradients(self, outputs: Any) -> tuple[Any, Tensor]:
-        """Unit directions and log-norms of the loss gradients with respect to ``outputs``."""
+    def output_gradients(self, outputs: Any) -> OutputGradients:
+        """The loss gradients with respect to ``outputs``: unit directions and log-norms."""
         return output_gradients(outputs, self.targets, self.loss_fn, self.logit_norm)

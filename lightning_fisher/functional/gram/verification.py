@@ -3,8 +3,8 @@
 For random weights s, ``sᵀ ξ s = ‖Jᵀ s‖²``, and ``Jᵀ s`` is what one backward pass from the output gradients
 ``s_j ∂ℓ_j/∂z_j`` gives. The weights are continuous, so any error of ξ shows but for a set of measure zero
 (Freivalds 1979, for matrix products); they are scaled by the rows' norms, so that small rows count as much as large
-ones. The samples run in another order and in two parts: outputs or gradients that depend on the rest of the batch
-differ.
+ones. The samples run in another order and in two parts, and one of them alone: outputs or gradients that depend on the
+rest of the batch differ.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.exceptions import InteractionError, NonlinearBackwardError, first_line
 from lightning_fisher.functional.evaluation.finite import require_finite
-from lightning_fisher.functional.evaluation.module_copy import float64_copy
-from lightning_fisher.functional.evaluation.module_state import dense
+from lightning_fisher.functional.evaluation.module_copy import in_float64
+from lightning_fisher.functional.evaluation.module_state import BufferSnapshot, dense
 from lightning_fisher.functional.evaluation.precision import SAME
 from lightning_fisher.functional.evaluation.samples import ordinary, take
 from lightning_fisher.functional.gram.layout import outputs_difference
 from lightning_fisher.functional.gram.operations import Operations
 from lightning_fisher.functional.gram.per_sample_jacobian import differentiable_pairs, output_gradient_rows
 from lightning_fisher.functional.gram.problem import Problem
+from lightning_fisher.functional.gram.rules.parameter_scale import parameter_scale
 
 GRADIENT = 10  # times the tolerance of outputs, for gradients of single samples
 TOTAL = 0.3  # times the tolerance of outputs, for all gradients: in float32 kinks make 0.01 of it
@@ -93,7 +94,14 @@ def compare(
         difference = max(difference, float(outputs_difference(take(outputs, part), seen, len(part))))
         grads = _weighted_gradients(seen, take(directions, part), weights[part], parameters)
         sums = [before + grad for before, grad in zip(sums, grads, strict=True)]
-    norms = {position: s.double().square().sum() for position, s in zip(positions, sums, strict=True)}
+    if shuffled and count > 2:  # something in either half may affect the others there in the same way
+        one = order[:1].to(squares.device)
+        seen = problem.take(one).outputs()
+        difference = max(difference, float(outputs_difference(take(outputs, one), seen, 1)))
+    norms = {
+        position: (s.double() * parameter_scale(parameter, problem.scale)).square().sum()
+        for position, s, parameter in zip(positions, sums, parameters, strict=True)
+    }
     found = torch.stack([weights @ gram @ weights for gram in grams.values()])
     expected = torch.stack([torch.stack([norms[position] for position in group]).sum() for group in grams])
     scales = torch.stack([weights.square() @ gram.diagonal() for gram in grams.values()])
@@ -153,7 +161,8 @@ def settle(problem: Problem, detail: str) -> None:
             "does the module draw random numbers?"
         )
     try:
-        finding = _interaction(_in_float64(problem))
+        with in_float64(problem.module, problem.loss_fn):
+            finding = _interaction(_in_float64(problem))
     except (RuntimeError, TypeError, ValueError) as error:
         raise InteractionError(f"{detail}; not settled in float64: {first_line(error)}") from error
     if finding is not None:
@@ -164,22 +173,17 @@ def _in_float64(problem: Problem) -> Problem:
     """The same problem in float64; its tolerance is larger where the module computes in less by itself."""
     if problem.tolerance <= SAME[torch.float64]:
         return problem
-    module = float64_copy(problem.module)
-    asked = {id(parameter) for parameter in problem.parameters}
-    pairs = zip(problem.module.parameters(), module.parameters(), strict=True)
-    parameters = tuple(twin for parameter, twin in pairs if id(parameter) in asked)
-    loss_fn = float64_copy(problem.loss_fn) if isinstance(problem.loss_fn, nn.Module) else problem.loss_fn
     inputs, targets = ordinary((problem.inputs, problem.targets), torch.float64)
-    twin = replace(problem, module=module, parameters=parameters, inputs=inputs, targets=targets, loss_fn=loss_fn)
+    double = replace(problem, inputs=inputs, targets=targets, state=BufferSnapshot(problem.module))
     with Operations() as operations:
-        twin.take(slice(0, 1)).outputs()
-    return replace(twin, tolerance=NARROW if operations.narrow else SAME[torch.float64])
+        double.take(slice(0, 1)).outputs()
+    return replace(double, tolerance=NARROW if operations.narrow else SAME[torch.float64])
 
 
 def _interaction(problem: Problem) -> InteractionError | NonlinearBackwardError | None:
     """What is wrong with the samples of a batch in float64, if anything is."""
     outputs, parameters = problem.outputs(), problem.parameters
-    directions, _ = problem.output_gradients(outputs)
+    directions = problem.output_gradients(outputs).directions
     weights = torch.linspace(1.0, 2.0, problem.count, dtype=torch.float64, device=problem.device)
     weights[1::2] *= -1.0
     together = torch.cat([g.flatten() for g in _weighted_gradients(outputs, directions, weights, parameters)])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,20 @@ from lightning_fisher.functional.losses.separable import gradients_of, require_m
 
 LossFn = Callable[[Any, Any], Tensor]
 IGNORE_INDEX = -100  # the default of torch.nn.functional.cross_entropy
+
+
+class OutputGradients(NamedTuple):
+    """Gradient of every sample's loss with respect to its own output: ``∂ℓ_j/∂z_j = exp(log_norms[j]) directions[j]``.
+
+    Attributes:
+        directions: Of unit length, in the structure and dtype of the outputs; zero where the gradient is.
+        log_norms: ``[N]`` float64; ``−inf`` where the gradient is exactly zero.
+        log_residuals: ``ln‖∂ℓ_j/∂q_j‖``, ``[N]`` float64, q the rescaled logits: ``log_norms`` where they aren't.
+    """
+
+    directions: Any
+    log_norms: Tensor
+    log_residuals: Tensor
 
 
 def mean_loss(outputs: Any, targets: Any, loss_fn: LossFn | None) -> Tensor:
@@ -71,10 +85,10 @@ def _class_targets(targets: Any) -> Tensor:
 
 def output_gradients(
     outputs: Any, targets: Any, loss_fn: LossFn | None = None, logit_norm: float | None = None
-) -> tuple[Any, Tensor]:
+) -> OutputGradients:
     """Gradient of every sample's loss with respect to its own output, as unit directions and log-norms.
 
-    ``∂ℓ_j/∂z_j = exp(log_norms[j]) · directions[j]``. Costs operations on the outputs only, in float64.
+    Costs operations on the outputs only, in float64.
 
     Args:
         outputs: What the module returned for N samples: a tensor ``[N, K]`` or ``[N, K, d1, …]`` (the mean over
@@ -85,8 +99,7 @@ def output_gradients(
         logit_norm: ``s`` of ``z ← z / (s‖z‖₂)`` (Sec. 7.2.3), differentiated with the rest; ``None``: not rescaled.
 
     Returns:
-        Directions, in the structure and dtype of ``outputs``, and log-norms ``[N]``, float64 (``−inf`` where the
-        gradient is exactly zero; its direction is zero then).
+        `OutputGradients`.
 
     Raises:
         ValueError: If shapes, class indices or the returned losses don't fit.
@@ -96,32 +109,32 @@ def output_gradients(
         raise ValueError("Expected the module to return logits of shape [N, K] when `logit_norm` is given.")
     if logit_norm is not None and not logit_norm > 0:
         raise ValueError(f"Expected argument `logit_norm` to be a positive number or None, but got {logit_norm}.")
-    if loss_fn is None:
+    seen, norms = outputs, None
+    if logit_norm is not None:
         logits = _checked_logits(outputs)
-        norms = scaled = None
-        if logit_norm is not None:
-            norms = torch.linalg.vector_norm(logits, dim=1, keepdim=True)
-            scaled = logits / (logit_norm * norms)
-        direction, log_norms = _cross_entropy_gradient(logits if scaled is None else scaled, _class_targets(targets))
-        if norms is not None:  # through z/(s‖z‖): the component along z vanishes
-            unit = logits / norms
-            direction = direction - unit * (unit * direction).sum(1, keepdim=True)
-            direction, more = _normalize(direction)
-            log_norms = log_norms + more - torch.log(logit_norm * norms.squeeze(1))
+        norms = torch.linalg.vector_norm(logits, dim=1, keepdim=True)
+        seen = logits / (logit_norm * norms)
+    if loss_fn is None:
+        direction, log_residuals = _cross_entropy_gradient(_checked_logits(seen), _class_targets(targets))
         leaves, spec = [direction], None
     else:
-        leaves, spec = _custom_gradient(outputs, targets, loss_fn, logit_norm)
-        leaves, log_norms = _normalize_jointly(leaves)
+        leaves, spec = _custom_gradient(seen, targets, loss_fn, outputs)
+        leaves, log_residuals = _normalize_jointly(leaves)
+    log_norms = log_residuals
+    if norms is not None:  # through z/(s‖z‖): the component along z vanishes
+        unit, direction = logits / norms, leaves[0]
+        leaves[0], more = _normalize(direction - unit * (unit * direction).sum(1, keepdim=True))
+        log_norms = log_residuals + more - torch.log(logit_norm * norms.squeeze(1))
     # −inf is a gradient of exactly zero.
     require_finite(log_norms.masked_fill(torch.isneginf(log_norms), 0.0), "losses and loss gradients")
     if spec is None:
-        return leaves[0].to(outputs.dtype), log_norms
+        return OutputGradients(leaves[0].to(outputs.dtype), log_norms, log_residuals)
     originals = tree_flatten(outputs)[0]
     # What isn't differentiated keeps its place: structures drop fields that are None.
     cast = [
         original if leaf is None else leaf.to(original.dtype) for leaf, original in zip(leaves, originals, strict=True)
     ]
-    return tree_unflatten(cast, spec), log_norms
+    return OutputGradients(tree_unflatten(cast, spec), log_norms, log_residuals)
 
 
 def _require_logits(outputs: Any) -> Tensor:
@@ -200,14 +213,18 @@ def _cross_entropy_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Te
     return torch.where(true, -direction, direction), log_norms
 
 
-def _custom_gradient(outputs: Any, targets: Any, loss_fn: LossFn, logit_norm: float | None) -> tuple[list[Any], Any]:
-    """Gradient of the sum of the per-sample losses, leaf by leaf; float64 where ``loss_fn`` can."""
+def _custom_gradient(seen: Any, targets: Any, loss_fn: LossFn, outputs: Any) -> tuple[list[Any], Any]:
+    """Gradient of the sum of the per-sample losses with respect to what the loss sees, the outputs or those rescaled.
+
+    Leaf by leaf; float64 where ``loss_fn`` can.
+    """
     if isinstance(loss_fn, nn.Module):
         loss_fn = copy.deepcopy(loss_fn).double()
     try:
-        return _loss_gradient(outputs, targets, loss_fn, logit_norm, double=True)
+        return _loss_gradient(seen, targets, loss_fn, double=True)
     except RuntimeError:  # a loss that carries float32 tensors of its own, class weights say
-        return _loss_gradient(outputs, targets, loss_fn, logit_norm, double=False)
+        narrow = seen if seen is outputs else seen.to(outputs.dtype)
+        return _loss_gradient(narrow, targets, loss_fn, double=False)
 
 
 def as_variables(outputs: Any, *, double: bool) -> tuple[Any, list[Tensor]]:
@@ -238,9 +255,7 @@ def in_double(tree: Any, double: bool = True) -> Any:
     return tree_map(lambda leaf: leaf.double() if double and _is_floating(leaf) else leaf, tree)
 
 
-def _loss_gradient(
-    outputs: Any, targets: Any, loss_fn: LossFn, logit_norm: float | None, *, double: bool
-) -> tuple[list[Any], Any]:
+def _loss_gradient(outputs: Any, targets: Any, loss_fn: LossFn, *, double: bool) -> tuple[list[Any], Any]:
     flat, spec = tree_flatten(outputs)
     chosen = _differentiated(flat)
     with torch.enable_grad():
@@ -248,8 +263,6 @@ def _loss_gradient(
         if not variables:
             raise ValueError("Expected the module to return at least one floating-point tensor.")
         count, targets = variables[0].shape[0], in_double(targets, double)
-        if logit_norm is not None:
-            rebuilt = rebuilt / (logit_norm * torch.linalg.vector_norm(rebuilt, dim=1, keepdim=True))
 
         def losses_at(index: slice | Tensor) -> Tensor:
             return losses_of(fresh(take(rebuilt, index)), take(targets, index), loss_fn)

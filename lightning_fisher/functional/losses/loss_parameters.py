@@ -16,6 +16,7 @@ from lightning_fisher.functional.evaluation.module_state import (
     preserved_buffers,
     preserved_random_state,
 )
+from lightning_fisher.functional.evaluation.outputs import without
 from lightning_fisher.functional.evaluation.samples import call_module, fresh, num_samples, take
 from lightning_fisher.functional.losses.loss import LossFn, as_variables, losses_of, output_gradients
 
@@ -89,6 +90,31 @@ def with_loss_inside(
     inside = ModuleWithLoss(module, loss_fn, logit_norm)
     nothing = torch.zeros(num_samples(inputs), device=found[0].device)
     return inside, (inputs, targets), nothing, lambda losses, _: losses, None
+
+
+def unused_outputs(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn | None) -> frozenset[int]:
+    """Positions of outputs without samples in dimension 0 that the loss doesn't use: a loss of the module's own, say.
+
+    Costs a pass of two samples with a ``loss_fn``.
+    """
+    if loss_fn is None:
+        return frozenset()
+    few = min(2, num_samples(inputs))
+    outputs, targets = _outputs(module, take(inputs, slice(0, few))), take(targets, slice(0, few))
+    foreign = frozenset(
+        i
+        for i, leaf in enumerate(tree_flatten(outputs)[0])
+        if isinstance(leaf, Tensor) and (leaf.ndim == 0 or len(leaf) != few)
+    )
+    if not foreign:
+        return foreign
+    try:
+        with torch.enable_grad(), preserved_random_state(set()):
+            given, blank = (losses_of(fresh(o), targets, loss_fn) for o in (outputs, without(outputs, foreign)))
+    except Exception:  # whatever a loss makes of them: they are used
+        return frozenset()
+    same = given.shape == blank.shape and bool((given == blank).all())
+    return foreign if same else frozenset()
 
 
 class ModuleWithLoss(nn.Module):

@@ -43,6 +43,10 @@ def require_mean_of_samples(
     factors = (whole * alone).sum(1) / alone.square().sum(1).clamp_min(torch.finfo(alone.dtype).tiny)
     collinear = bool(((whole - factors.unsqueeze(1) * alone).norm(dim=1) <= tolerance * whole.norm(dim=1)).all())
     collinear = collinear and bool(alone.any())
+    if bool((alone != 0).any(1).all()):  # weights of a mean add up to one, and so does what they make of the losses
+        terms = factors * losses.detach()[known]
+        averaged = (factors.sum() - 1).abs() <= tolerance
+        collinear = collinear and bool(averaged & ((terms.sum() - value).abs() <= tolerance * terms.abs().sum()))
     weighs = "weighs its samples differently (class weights, `ignore_index`, a mask?)"
     mean = float(total) / len(losses)
     raise ValueError(

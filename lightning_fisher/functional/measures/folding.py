@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
-from lightning_fisher.functional.evaluation.module_copy import copied
+from lightning_fisher.functional.evaluation.module_copy import copied, require_separate_copy
 from lightning_fisher.functional.evaluation.samples import num_samples, take
 
 FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -64,6 +64,7 @@ def fold_batch_norm(module: nn.Module, inputs: Any) -> nn.Module:
     norms = {name: layer for name, layer in folded.named_modules() if isinstance(layer, _BatchNorm)}
     if not norms:
         return folded
+    require_separate_copy(module, inputs)
     few = take(inputs, slice(0, min(SAMPLES, num_samples(inputs))))
     with differentiable_evaluation(folded), torch.no_grad():
         few = differentiable(few, folded)

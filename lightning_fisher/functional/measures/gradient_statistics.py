@@ -17,6 +17,7 @@ from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.precision import require_full_precision
 from lightning_fisher.functional.evaluation.samples import num_samples, take
 from lightning_fisher.functional.losses.loss import LossFn, output_gradients
+from lightning_fisher.functional.losses.loss_parameters import with_loss_inside
 
 
 def participation_ratio(gram: Tensor) -> Tensor:
@@ -143,8 +144,8 @@ def gradient_signal_to_noise(
     parameters = _trainable(module)
     with differentiable_evaluation(module):
         inputs, targets = differentiable((inputs, targets), module)
-        with torch.no_grad():
-            directions, log_norms = output_gradients(evaluate(module, inputs), targets, loss_fn)
+        module, inputs, targets, loss_fn, _ = with_loss_inside(module, inputs, targets, loss_fn, None)
+        directions, log_norms, _ = output_gradients(evaluate(module, inputs), targets, loss_fn)
         offset = log_norms.max() if eps == 0 and bool(log_norms.max() > -math.inf) else 0.0
         scales = (log_norms - offset).exp()  # a common factor cancels at ε = 0, and nothing underflows
         count = num_samples(inputs)
@@ -194,8 +195,9 @@ def fisher_rao_norm(module: nn.Module, inputs: Any, targets: Any, *, loss_fn: Lo
     parameters = _trainable(module)
     with differentiable_evaluation(module):
         inputs, targets = differentiable((inputs, targets), module)
+        module, inputs, targets, loss_fn, _ = with_loss_inside(module, inputs, targets, loss_fn, None)
         outputs = evaluate(module, inputs)
-        directions, log_norms = output_gradients(outputs, targets, loss_fn)
+        directions, log_norms, _ = output_gradients(outputs, targets, loss_fn)
         pairs = _pairs(outputs, directions)
         if not pairs:
             return torch.zeros((), dtype=torch.float64)
@@ -207,7 +209,7 @@ def fisher_rao_norm(module: nn.Module, inputs: Any, targets: Any, *, loss_fn: Lo
         inner = [(g * p.detach()).sum() for g, p in zip(gradients, parameters, strict=True) if g is not None]
         changes = torch.autograd.grad(torch.stack(inner).sum(), cotangents, allow_unused=True, materialize_grads=True)
     products = sum(
-        (change.double() * direction.double()).flatten(1).sum(1)
+        (change.double() * direction.double()).reshape(len(change), -1).sum(1)
         for change, (_, direction) in zip(changes, pairs, strict=True)
     )
     assert isinstance(products, Tensor)
@@ -238,7 +240,7 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
 
 def _pairs(outputs: Any, directions: Any) -> list[tuple[Tensor, Tensor]]:
     return [
-        (output, direction)
+        (output, direction.reshape(output.shape))  # some modules squeeze a batch of one away
         for output, direction in zip(tree_flatten(outputs)[0], tree_flatten(directions)[0], strict=True)
         if isinstance(output, Tensor) and output.requires_grad
     ]

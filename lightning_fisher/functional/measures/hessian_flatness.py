@@ -49,7 +49,7 @@ def relative_flatness(module: nn.Module, inputs: Any, targets: Tensor, *, normal
     with differentiable_evaluation(module), torch.no_grad():
         inputs, targets = differentiable((inputs, targets), module)
         layer = last_linear_layer(module, take(inputs, slice(0, 1)), "relative flatness")
-        handle = layer.register_forward_hook(lambda layer, features, output: received.append(features[0]))
+        handle = layer.register_forward_hook(lambda layer, features, output: received.append(features[0].detach()))
         try:
             logits = require_logits(evaluate(module, inputs), targets)
         finally:

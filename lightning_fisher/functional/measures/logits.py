@@ -46,7 +46,7 @@ def last_linear_layer(module: nn.Module, inputs: Any, measure: str) -> nn.Linear
     linear = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     handles = [layer.register_forward_hook(lambda layer, _, output: made.append((layer, output))) for layer in linear]
     try:
-        with torch.no_grad():
+        with torch.enable_grad():  # without, what comes is a copy
             outputs = evaluate(module, inputs)
     finally:
         for handle in handles:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer, require_positive
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
-from lightning_fisher.functional.evaluation.module_copy import copied
+from lightning_fisher.functional.evaluation.module_copy import copied, require_separate_copy
 from lightning_fisher.functional.measures.folding import fold_batch_norm
 from lightning_fisher.functional.measures.logits import require_logits
 
@@ -70,7 +70,8 @@ def noise_tolerance(
 
     Returns:
         A `NoiseTolerance`, with a warning where the drop was not met: the accuracy is too low to drop that much (σ is
-        near 2 then), or the samples are too few to resolve it. Costs ``num_draws · max_steps`` forward passes at most.
+        near 2 then), or the samples are too few to resolve it. Costs ``num_draws · max_steps`` forward passes at most;
+        a step ends as soon as the draws that are left can't turn it.
 
     Raises:
         ValueError: If an argument is out of range, or outputs or targets don't fit.
@@ -91,6 +92,7 @@ def noise_tolerance(
     require_integer("max_steps", max_steps, 1)
     if not eps >= 0:
         raise ValueError(f"Expected argument `eps` to be a number of at least 0, but got {eps}.")
+    require_separate_copy(module, inputs)
     network = fold_batch_norm(module, inputs) if fold else copied(module)
     if all(parameter.dtype != torch.float64 for parameter in module.parameters()):
         network = network.float()  # accuracies need no more
@@ -105,15 +107,24 @@ def noise_tolerance(
         require_logits(evaluate(network, inputs), targets)
         clean = accuracy()
 
-        def mean_drop(sigma: float) -> Tensor:
-            drops = []
+        def perturb(sigma: float, *, only_draw: bool) -> None:
+            for parameter, weight in zip(network.parameters(), weights, strict=True):
+                noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+                if only_draw:  # the draws of the next step are the same either way
+                    continue
+                deviation = (sigma**2 * weight.square() + eps**2).sqrt() if relative else sigma
+                parameter.copy_(weight + deviation * noise.to(weight.device, weight.dtype))
+
+        def mean_drop(sigma: float, last: bool) -> Tensor:
+            drops: list[Tensor] = []
+            bound: Tensor | None = None
             for _ in range(num_draws):
-                for parameter, weight in zip(network.parameters(), weights, strict=True):
-                    noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
-                    deviation = (sigma**2 * weight.square() + eps**2).sqrt() if relative else sigma
-                    parameter.copy_(weight + deviation * noise.to(weight.dtype))
+                perturb(sigma, only_draw=bound is not None)
+                if bound is not None:
+                    continue
                 drops.append(clean - accuracy())
-            return torch.stack(drops).mean()
+                bound = None if last else _decided(torch.stack(drops), clean, num_draws, accuracy_drop, tol)
+            return torch.stack(drops).mean() if bound is None else bound
 
         return _bisect(mean_drop, accuracy_drop, tol, max_steps)
 
@@ -178,12 +189,25 @@ def pac_bayes_magnitude_flatness(
     return noise_tolerance(module, inputs, targets, relative=True, num_draws=num_draws, seed=seed).sigma ** -2
 
 
+def _decided(drops: Tensor, clean: Tensor, num_draws: int, wanted: float, tol: float) -> Tensor | None:
+    """A bound of the mean drop that tells which way the search goes, whatever the draws that are left; else ``None``.
+
+    An accuracy is between 0 and 1, so that a drop is between ``clean − 1`` and ``clean``.
+    """
+    left = num_draws - len(drops)
+    least, most = ((drops.sum() + left * end) / num_draws for end in (clean - 1, clean))
+    rounding = 1e-9
+    if float(least) > wanted + tol + rounding:
+        return least
+    return most if float(most) < wanted - tol - rounding else None
+
+
 def _bisect(mean_drop: Any, wanted: float, tol: float, max_steps: int) -> NoiseTolerance:
     low, high = 0.0, LARGEST
     sigma = drop = torch.tensor(torch.nan, dtype=torch.float64)
-    for _ in range(max_steps):
+    for step in range(max_steps):
         sigma = torch.tensor((low + high) / 2, dtype=torch.float64)
-        drop = mean_drop(float(sigma))
+        drop = mean_drop(float(sigma), step == max_steps - 1)
         if abs(float(drop) - wanted) < tol:
             return NoiseTolerance(sigma, drop, True)
         if float(drop) > wanted:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_fisher.exceptions import UndefinedMeasureError
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
+from lightning_fisher.functional.evaluation.module_copy import require_separate_copy
 from lightning_fisher.functional.evaluation.samples import take
 from lightning_fisher.functional.measures.folding import fold_batch_norm
 
@@ -46,6 +47,7 @@ def path_norm(module: nn.Module, inputs: Any, margin: Tensor | float | None = No
         >>> path_norm(net, torch.zeros(1, 2))  # (1·3)² + (2·3)²
         tensor(45., dtype=torch.float64)
     """
+    require_separate_copy(module, inputs)
     squared = fold_batch_norm(module, inputs)
     one = take(inputs, slice(0, 1))
     with differentiable_evaluation(squared), torch.no_grad():

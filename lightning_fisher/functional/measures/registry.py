@@ -38,7 +38,8 @@ from lightning_fisher.functional.measures.path_norms import path_norm
 from lightning_fisher.functional.measures.sharpness import average_sharpness, worst_sharpness
 
 Rescaling = Literal["layers", "units", "batch_norm", "logits"]
-GROUPS = ("recommended", "paper", "all")
+GROUPS = ("recommended", "paper", "forms", "all")
+RESCALED = 0.04  # s of the rescaled logits, of Sec. 7.2.3
 FUNCTION: frozenset[Rescaling] = frozenset({"layers", "units", "batch_norm"})  # those that leave the function unchanged
 EVERYTHING: frozenset[Rescaling] = FUNCTION | {"logits"}
 WHOLE_LAYERS: frozenset[Rescaling] = frozenset({"layers", "batch_norm"})
@@ -56,7 +57,8 @@ class Measure:
         needs: What it is called with, by name: ``module``, ``inputs``, ``targets``; ``initial``, the network before
             training; ``folded``, of `fold_batch_norm`; ``matrices``, of `weight_matrices`; ``margin``, of
             `output_margin`; ``fisher``, of `fisher_log_det`; ``gram``, of `gram_matrix`; ``log_eigenvalues``, of
-            `log_spectrum`.
+            `log_spectrum`; ``rescaled``, of `fisher_log_det` at rescaled logits, s = 0.04, and ``rescaled_layer``,
+            ``rescaled_filter``, ``rescaled_element`` of that ``scale`` at equal outputs.
         higher_is_better: Which way its source says it points; ``None``: it doesn't say.
         invariances: Rescalings that leave it unchanged, in exact arithmetic. ``"layers"``: of whole layers of a ReLU
             network (one by c, the next by 1/c); ``"units"``: of single hidden units; ``"batch_norm"``: of weights in
@@ -68,6 +70,7 @@ class Measure:
         fails: What it is known to get wrong.
         recommended: Cheap and unchanged by everything that leaves the function unchanged.
         paper: One of the four of Sec. 7.1.
+        form: A form of γ̂, or a part of it.
         defaults: Keyword arguments that make it this measure.
     """
 
@@ -82,6 +85,7 @@ class Measure:
     fails: str
     recommended: bool = False
     paper: bool = False
+    form: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -108,6 +112,18 @@ def _log_det(fisher: FisherLogDet) -> Tensor:
     return fisher.log_det
 
 
+def _equal_outputs(fisher: FisherLogDet) -> Tensor:
+    return fisher.sensitivity + fisher.direction
+
+
+def _sensitivity(fisher: FisherLogDet) -> Tensor:
+    return fisher.sensitivity
+
+
+def _direction(fisher: FisherLogDet) -> Tensor:
+    return fisher.direction
+
+
 DATA = ("module", "inputs", "targets")
 A_FOLD = "batch-norm folded: a forward pass of 4 samples a layer"
 DRAWS = "up to 150 forward passes"
@@ -121,7 +137,43 @@ MEASURES: dict[str, Measure] = {
         Measure(
             "gamma", _log_det, ("fisher",), False, NOTHING, "ln|ξ|", "Jia & Su 2020", A_GRAM,
             "follows the loss where training losses differ",
-            paper=True,
+            paper=True, form=True,
+        ),
+        Measure(
+            "gamma_rescaled", _log_det, ("rescaled",), False, NOTHING, "ln|ξ|, logits rescaled", "Jia & Su 2020",
+            A_GRAM, "follows the margins where the networks fit", form=True,
+        ),
+        Measure(
+            "gamma_equal_outputs", _equal_outputs, ("rescaled",), False, NOTHING, "ln|G|, logits rescaled", "own",
+            A_GRAM, "scale of weights; a temperature leaves it unchanged", form=True,
+        ),
+        Measure(
+            "gamma_layer", _log_det, ("rescaled_layer",), False, WHOLE_LAYERS | {"logits"},
+            "ln|Σ_l ‖W_l‖_F² G_l|, logits rescaled", "own", "that of gamma_rescaled: the same pass",
+            "weak over augmentations in a prototype", form=True,
+        ),
+        Measure(
+            "gamma_filter", _log_det, ("rescaled_filter",), False, WHOLE_LAYERS | {"logits"},
+            "ln|G|, gradients times ‖w_unit‖₂, logits rescaled", "own", A_GRAM,
+            "the wrong way over augmentations in a prototype", form=True,
+        ),
+        Measure(
+            "gamma_element", _log_det, ("rescaled_element",), False, EVERYTHING,
+            "ln|G|, gradients times |w|, logits rescaled", "own", A_GRAM + ", from per-sample gradients",
+            "the wrong way over augmentations in a prototype", form=True,
+        ),
+        Measure(
+            "sensitivity", _sensitivity, ("rescaled",), False, NOTHING, "Σ_j ln G_jj, logits rescaled", "own", A_GRAM,
+            "scale of weights", form=True,
+        ),
+        Measure(
+            "layer_sensitivity", _sensitivity, ("rescaled_layer",), False, WHOLE_LAYERS | {"logits"},
+            "Σ_j ln Σ_l ‖W_l‖_F² G_l,jj, logits rescaled", "own", "that of gamma_rescaled: the same pass",
+            "changes when units are rescaled", form=True,
+        ),
+        Measure(
+            "direction", _direction, ("rescaled",), False, NOTHING, "ln|C|, logits rescaled", "own", A_GRAM,
+            "the wrong way over batch sizes in a prototype", form=True,
         ),
         Measure(
             "frobenius_norm", frobenius_norm, ("gram",), False, NOTHING, "‖ξ‖_F² / N²", "Wu et al. 2017", A_GRAM,
@@ -275,7 +327,7 @@ def select_measures(names: str | Sequence[str]) -> list[Measure]:
 
     Args:
         names: Names of `MEASURES`, or of groups: ``"recommended"`` (cheap, and unchanged by everything that leaves the
-            function unchanged), ``"paper"`` (the four of Sec. 7.1), ``"all"``.
+            function unchanged), ``"paper"`` (the four of Sec. 7.1), ``"forms"`` (of γ̂), ``"all"``.
 
     Returns:
         The measures.
@@ -304,4 +356,5 @@ def select_measures(names: str | Sequence[str]) -> list[Measure]:
 
 def groups_of(measure: Measure) -> tuple[str, ...]:
     """The names of the groups that a measure is in."""
-    return ("recommended",) * measure.recommended + ("paper",) * measure.paper + ("all",)
+    flags = {"recommended": measure.recommended, "paper": measure.paper, "forms": measure.form, "all": True}
+    return tuple(group for group in GROUPS if flags[group])

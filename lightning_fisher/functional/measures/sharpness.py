@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice, require_integer, require_positive
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
-from lightning_fisher.functional.evaluation.module_copy import copied
 from lightning_fisher.functional.evaluation.precision import require_full_precision
 from lightning_fisher.functional.losses.loss import LossFn, mean_loss
 
@@ -51,7 +50,7 @@ def average_sharpness(
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy.
 
     Returns:
-        A float64 scalar. Costs ``num_draws + 1`` forward passes and a copy of the network. At small ρ the
+        A float64 scalar. Costs ``num_draws + 1`` forward passes and a copy of the weights. At small ρ the
         sampling noise is large.
 
     Raises:
@@ -70,9 +69,9 @@ def average_sharpness(
     _check(rho, norm)
     require_integer("num_draws", num_draws, 1)
     generator = torch.Generator().manual_seed(seed)
-    with _PerturbedLoss(module, inputs, targets, adaptive, normalize_logits, loss_fn) as loss, torch.no_grad():
-        clean = loss(loss.zero)
-        rises = [loss([rho * _draw(w, norm, generator) for w in loss.zero]) - clean for _ in range(num_draws)]
+    with _PerturbedLoss(module, inputs, targets, adaptive, normalize_logits, loss_fn) as loss:
+        clean = loss(loss.zero).detach()
+        rises = [loss([rho * _draw(w, norm, generator) for w in loss.zero]).detach() - clean for _ in range(num_draws)]
     return torch.stack(rises).mean()
 
 
@@ -109,7 +108,7 @@ def worst_sharpness(
 
     Returns:
         A float64 scalar, at least 0: a lower bound of the maximum. Costs ``num_steps + 1`` forward and backward passes
-        and a copy of the network.
+        and a copy of the weights.
 
     Raises:
         ValueError: If an argument is out of range, or outputs don't fit.
@@ -131,7 +130,10 @@ def worst_sharpness(
 
 
 class _PerturbedLoss:
-    """``u ↦ L(w + |w| ∘ u)``, one tensor of u a parameter, on a copy of the network."""
+    """``u ↦ L(w + |w| ∘ u)``, one tensor of u a parameter.
+
+    On the network itself, whose weights are put back: a copy doesn't share its parameters with a loss that uses them.
+    """
 
     def __init__(
         self,
@@ -142,7 +144,7 @@ class _PerturbedLoss:
         normalize_logits: bool,
         loss_fn: LossFn | None,
     ) -> None:
-        self._module = copied(module)
+        self._module = module
         self._parameters = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
         if not self._parameters:
             raise ValueError("Expected argument `module` to have parameters that require gradients, but got none.")
@@ -160,6 +162,9 @@ class _PerturbedLoss:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        with torch.no_grad():
+            for parameter, weight in zip(self._parameters, self._weights, strict=True):
+                parameter.copy_(weight)
         self._evaluation.__exit__(*exception)
 
     def __call__(self, perturbation: list[Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer, require_number
 from lightning_fisher.functional.evaluation.batch import own_batch
+from lightning_fisher.functional.evaluation.module_state import preserved_attributes
 from lightning_fisher.functional.evaluation.samples import has_tensors, num_samples, split
 from lightning_fisher.functional.losses.loss import LossFn
 from lightning_fisher.functional.multipass.difference import FiniteDifference
@@ -173,7 +174,7 @@ def gradient_of_penalty(
     check_penalty_options(method.alpha, num_sub_batches, count)
     check_passes(passes, FIXED)
     trainable = trainable_parameters(module, count, targets)
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), preserved_attributes(module):
         inputs, targets = own_batch(module, inputs, targets)
         sizes = part_sizes(count, num_sub_batches)
         parts = list(zip(split(inputs, sizes), split(targets, sizes), strict=True))

@@ -146,11 +146,13 @@ class _Sums:
         self.losses: list[Tensor] = []
         self.loss_gradient: list[Tensor | None] = [None] * len(passes.parameters)
         self.spread = DivergenceAccumulator()
+        self._parameters = passes.parameters
 
     def spread_of(self, here: Evaluation) -> None:
         """A gradient whose spread counts."""
         if self._divergence:
-            self.spread.add([g for g in here.gradient if g is not None])
+            pairs = zip(here.gradient, self._parameters, strict=True)  # parts may use other parameters each
+            self.spread.add([torch.zeros_like(p) if g is None else g for g, p in pairs])
 
     def add(self, found: Evaluation, weight: float) -> None:
         """A part of the penalty."""

@@ -49,7 +49,7 @@ class PartLosses:
         self._complete = complete
         self._looked = False
         self._last: tuple[int, Any, Tensor] | None = None
-        self.weights = PartWeights(loss_fn)
+        self.weights = PartWeights(module, loss_fn)
 
     def again(self) -> PartLosses:
         """The same, of which nothing is known yet."""
@@ -85,7 +85,7 @@ class PartLosses:
         self._last = None
         inputs, targets = self.parts[index]
         samples = num_samples(inputs)
-        return self.weights.add(outputs, targets, losses, samples) / samples
+        return self.weights.add(inputs, outputs, targets, losses, samples) / samples
 
     def scale(self) -> float:
         """What sums over all parts with these factors are to be multiplied by; nan where the loss of all is."""
@@ -105,7 +105,7 @@ class PartLosses:
             for index, (inputs, targets) in enumerate(self.parts):
                 if self._loss_fn is None:  # the labels are enough
                     samples = num_samples(inputs)
-                    found.append(self.weights.add(None, targets, targets, samples) / samples)
+                    found.append(self.weights.add(None, None, targets, targets, samples) / samples)
                 else:
                     self.loss(index)
                     found.append(self.factor(index))

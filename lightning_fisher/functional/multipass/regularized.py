@@ -165,10 +165,10 @@ def regularized_gradient(
             )
             outputs = call_module(module, inputs)
             values = losses_of(outputs, targets, loss_fn)
-            if not complete:
-                found = _weighed(found, losses, parts, split(outputs, sizes), batches, values)
             value = values.mean()
             found_plain = torch.autograd.grad(value, trainable, allow_unused=True)
+            if not complete:  # afterwards: it may run the module again
+                found = _weighed(found, losses, parts, split(outputs, sizes), batches, values)
             loss, plain = value.detach(), tuple(None if g is None else dense(g) for g in found_plain)
     weight = beta * damping(scaling, scale)
     return RegularizedGradient(
@@ -195,9 +195,9 @@ def _weighed(
     values: Tensor,
 ) -> Penalty:
     """An estimate from some of the parts, with the weights that these have in the loss of all."""
-    for part, output, (_, targets) in zip(parts, outputs, batches, strict=True):
+    for part, output, (inputs, targets) in zip(parts, outputs, batches, strict=True):
         if not part.perturbed:
-            losses.weights.add(output, targets, values.detach(), part.size)
+            losses.weights.add(inputs, output, targets, values.detach(), part.size)
     scale = losses.scale_of_whole()
     if scale == 1:
         return penalty

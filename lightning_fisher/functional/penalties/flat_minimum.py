@@ -78,7 +78,7 @@ def flat_minimum_penalty(
 
     def one(parameters: dict[str, Tensor], sample: Any) -> Tensor:
         batch = torch.utils._pytree.tree_map(lambda leaf: leaf.unsqueeze(0), sample)
-        found = functional_call(_Call(module), {f"module.{n}": p for n, p in parameters.items()}, (batch,)).squeeze(0)
+        found = functional_call(_Call(module), {f"module.{n}": p for n, p in parameters.items()}, (batch,)).reshape(-1)
         return found.softmax(0) if outputs == "probabilities" else found
 
     try:

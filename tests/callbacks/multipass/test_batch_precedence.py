@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import types
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_fisher import FisherRegularizer
-from lightning_fisher.callbacks.multipass.batches.splitting import BatchError, read_batch, split_batch
+from lightning_fisher.callbacks.multipass.batches.splitting import BatchError, fresh, read_batch, split_batch
 from tests.callbacks.tiny import Ledger
 
 X, Y = torch.randn(8, 3), torch.arange(8) % 2
@@ -41,6 +43,10 @@ def boxes(count):
         ({"anchors": torch.ones(9, 4), "x": X, "y": Y}, 8, 8, False),
         ((np.zeros((8, 3)), np.zeros(8), np.float64(1), None), None, 8, False),
         ([X[:1], Y[:1]], None, 1, False),
+        ([X, Y, torch.ones(5)], None, 8, False),  # fields, not three samples
+        ([torch.randn(4, 3), X, torch.randn(5, 3)], None, 3, True),  # point clouds
+        ([torch.randn(4, 3), X, torch.randn(5, 3)], 3, 3, True),
+        ({"ids": {1, 2}, "x": X, "loss": torch.relu}, None, 8, False),
     ],
 )
 def test_how_a_batch_is_read(batch, expected, size, in_lists):
@@ -52,6 +58,7 @@ def test_how_a_batch_is_read(batch, expected, size, in_lists):
     ("batch", "expected"),
     [
         ((torch.randn(5, 8, 3), Y), None),  # time before samples
+        ([torch.randn(5, 8, 3), Y], None),
         ((torch.randn(5, 8, 3), torch.zeros(5, 8)), 8),
         ((X, torch.randn(16, 3)), None),  # two sizes in one loader
         ({"anchors": torch.ones(9, 4), "x": X, "y": Y}, None),
@@ -128,3 +135,33 @@ def test_loaders_of_several_sizes(make_trainer, mode):
     assert module.received[:9] == [{"few": 2, "many": 8}] * 8 + [{"few": 8, "many": 32}]
     few = 2 if mode == "max_size_cycle" else None
     assert module.received[9] == {"few": few, "many": 8}
+
+
+@attrs.frozen
+class Pair:
+    """A class of attrs, frozen and with slots."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    name: str = "a"
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows"),
+    [
+        (Pair(X, Y), lambda part: part.x),
+        ((X.to_sparse(), Y), lambda part: part[0].to_dense()),
+        ((torch.nested.nested_tensor(list(X)), Y), lambda part: torch.stack(part[0].unbind())),
+        ({"x": X, "names": frozenset("ab")}, lambda part: part["x"]),
+    ],
+    ids=["attrs", "sparse", "nested", "set"],
+)
+def test_batches_of_other_kinds(batch, rows):
+    parts = split_batch(batch, [3, 5])
+    assert torch.equal(rows(fresh(parts[0])), X[:3])
+    assert torch.equal(rows(fresh(parts[1])), X[3:])
+
+
+def test_what_cannot_be_copied_is_refused():
+    with pytest.raises(BatchError, match="can be copied, but a part of it can't be"):
+        fresh({"x": X, "more": types.MappingProxyType({})})

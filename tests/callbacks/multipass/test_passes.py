@@ -11,7 +11,7 @@ from torchmetrics import Accuracy
 from lightning_fisher import FisherRegularizer
 from lightning_fisher.callbacks.multipass import pass_choice
 from lightning_fisher.callbacks.multipass.batches.splitting import fresh
-from tests.callbacks.tiny import Classifier, image_batches, mlp, seeded
+from tests.callbacks.tiny import Classifier, Ledger, image_batches, mlp, seeded
 from tests.functional.snapshot import changes, snapshot
 
 BATCHES = image_batches([16] * 5)
@@ -56,7 +56,7 @@ def test_auto_decides_at_the_switch_and_stays(fit, monkeypatch, capsys):
     monkeypatch.setattr(pass_choice, "tries", lambda device: True)
     monkeypatch.setattr(pass_choice, "timed", lambda form, device: (form(), float("loop" in repr(form)))[1])
     module = Classifier(seeded(mlp))
-    calls = []
+    calls = Ledger()
     step = module.training_step
     module.training_step = lambda batch, batch_idx: calls.append(len(batch[1])) or step(batch, batch_idx)
     regularizer = FisherRegularizer(5.0, num_sub_batches=4, start="step:2", passes="auto")

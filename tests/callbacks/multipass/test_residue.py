@@ -139,7 +139,7 @@ def test_only_the_rehearsal_is_patched_before_the_switch(fit):
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_users_own_override_is_kept_and_used(fit, fails):
     """An instance-level ``training_step`` (a notebook's patch, a compiled step) is wrapped, not lost."""
-    module, calls = Classifier(seeded(mlp)), []
+    module, calls = Classifier(seeded(mlp)), Ledger()
     own = type(module).training_step.__get__(module)
 
     def training_step(batch, batch_idx):

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import nn
 
 from lightning_fisher import FisherRegularizer
-from tests.callbacks.tiny import Classifier, image_batches, mlp, seeded
+from tests.callbacks.tiny import Classifier, Ledger, image_batches, mlp, seeded
 
 BATCHES = image_batches([16] * 4)
 
@@ -104,3 +104,33 @@ def test_gradients_of_single_samples_under_another_name(fit):
 
     with pytest.raises(ValueError, match="gradients of single samples in `by_sample`"):
         fit(Grows(seeded(mlp)), BATCHES, FisherRegularizer(num_sub_batches=4, start=0))
+
+
+class StepsInBackward(Classifier):
+    """The first layer is stepped as soon as its gradient is there, as torch's tutorial does to save memory."""
+
+    def __init__(self):
+        super().__init__(seeded(mlp))
+        layer = self.net[1]
+        own = {p: torch.optim.SGD([p], lr=0.1) for p in layer.parameters()}
+        for p in layer.parameters():
+            p.register_post_accumulate_grad_hook(lambda p: own[p].step())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net[3].parameters(), lr=0.1)
+
+
+def test_optimizers_that_step_in_the_backward_pass_are_refused(fit):
+    with pytest.raises(ValueError, match=r"'net.1.weight' of StepsInBackward is stepped by a hook"):
+        fit(StepsInBackward(), BATCHES, FisherRegularizer(num_sub_batches=4))
+
+
+@pytest.mark.parametrize("options", [{"start": 99}, {"start": 0}])
+def test_hooks_on_what_the_optimizer_steps_are_kept(fit, options):
+    """They run once a step, and see the regularized gradient."""
+    calls = Ledger()
+    module = Classifier(seeded(mlp))
+    module.net[1].weight.register_post_accumulate_grad_hook(lambda p: calls.append(p.grad.norm().item()))
+    fit(module, BATCHES, FisherRegularizer(1e6, num_sub_batches=4, **options))
+    assert len(calls) == len(BATCHES)
+    assert len(module.net[1].weight._post_accumulate_grad_hooks) == 1

@@ -11,6 +11,7 @@ import pytest
 from lightning_fisher.experiment.records import quantities
 from lightning_fisher.experiment.records.option_names import OPTIONS, in_words, option_name, value_name
 from lightning_fisher.experiment.records.quantities import HESSIAN_METRICS, METRICS, QUANTITIES, Quantity
+from lightning_fisher.functional.measures import registry
 from lightning_fisher.metrics import local_minima_metrics
 
 EXPERIMENT = Path(quantities.__file__).parents[1]
@@ -86,3 +87,10 @@ def test_options_that_have_names_exist() -> None:
     groups = set(config_groups())
     known = {*known_options([]), *known_options(["data=arrays"]), *groups}
     assert set(OPTIONS) <= known
+
+
+def test_the_measures_are_those_of_the_library() -> None:
+    known = {name: measure.higher_is_better for name, measure in registry.MEASURES.items()}
+    assert set(quantities.MEASURES) | {*METRICS, *HESSIAN_METRICS} >= set(known)
+    for name, lower in quantities.MEASURES.items():
+        assert known[name] is (None if lower is None else not lower), name

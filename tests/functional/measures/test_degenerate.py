@@ -56,7 +56,8 @@ def test_declarations_fit_the_functions(measure):
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     required = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
     assert len(required) <= len(measure.needs) <= len(positional)
-    needs = ["module" if name == "folded" else name for name in measure.needs]
+    same = {"folded": "module", **dict.fromkeys(measure.needs, "fisher")} if measure.form else {"folded": "module"}
+    needs = [same.get(name, name) for name in measure.needs]
     assert needs == positional[: len(needs)]
     assert set(measure.defaults) <= set(measure.options)
     assert all((measure.cost, measure.source, measure.formula, measure.fails))

@@ -62,6 +62,24 @@ class WithMask(nn.Module):
         return {"z": self.net(x), "mask": mask}
 
 
+class OwnLoss(nn.Module):
+    """Returns the mean loss over the tokens that aren't ignored itself, with or without the logits."""
+
+    def __init__(self, alone):
+        super().__init__()
+        self.net = net(lambda: nn.Linear(6, 4), lambda: nn.BatchNorm1d(5), nn.Tanh, lambda: nn.Linear(4, 3))
+        self.eval()
+        self.alone = alone
+
+    def forward(self, x, y):
+        logits = self.net(x)
+        loss = F.cross_entropy(logits.transpose(1, 2), y)
+        return loss if self.alone else {"loss": loss, "logits": logits}
+
+
+TOKENS = labels(N, 5)
+TOKENS[0, 1:] = TOKENS[2, 3:] = TOKENS[5, :4] = -100
+TOKENS[6:] = -100
 MASK = (torch.arange(5) < torch.tensor([5, 1, 2, 2, 0, 4, 3, 1]).unsqueeze(1)).double()
 
 
@@ -126,6 +144,27 @@ CASES = {  # module, inputs, targets, loss_fn, denominator of a part's inputs an
         lambda x, y: float(y[1].sum()),
     ),
     "mask in the outputs": (WithMask(), (normal(N, 5, 6), MASK), labels(N, 5), masked, lambda x, y: float(x[1].sum())),
+    "the module's own loss": (
+        OwnLoss(False),
+        (normal(N, 5, 6), TOKENS),
+        labels(N),
+        lambda outputs, y: outputs["loss"],
+        lambda x, y: count(x[1]),
+    ),
+    "the module's own loss alone": (
+        OwnLoss(True),
+        (normal(N, 5, 6), TOKENS),
+        labels(N),
+        lambda outputs, y: outputs,
+        lambda x, y: count(x[1]),
+    ),
+    "an own loss that is not used": (
+        OwnLoss(False),
+        (normal(N, 5, 6), TOKENS),
+        TOKENS,
+        lambda outputs, y: F.cross_entropy(outputs["logits"].flatten(0, 1), y.flatten()),
+        lambda x, y: count(y),
+    ),
     "a plain mean": (mlp(), normal(N, 6), normal(N, 3, seed=6), F.mse_loss, lambda x, y: 1.0),
     "one a sample": (
         mlp(),

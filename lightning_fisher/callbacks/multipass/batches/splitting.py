@@ -8,7 +8,8 @@ What says how many samples a batch has, in this order of precedence:
 4. the loader's ``batch_size``, where it is the first size of an array or the length of the lists of samples;
 5. the first size that all arrays share;
 6. the length that all outermost lists (and tuples inside another container) share: lists of samples. Where 5 holds as
-   well, the larger of the two, or 5 if the items of the lists differ in dtype or dimensions (inputs and targets);
+   well, the larger of the two, or 5 if the items of the lists differ in dtype or dimensions (inputs and targets). A
+   list of arrays that differ so is never one of samples;
 7. the first size of the array with the most dimensions. Other arrays (class weights, anchors) go whole into each part.
 
 What then remains ambiguous is refused, with `split_fn` as the remedy: arrays of as many dimensions and different first
@@ -23,6 +24,7 @@ import datetime
 import enum
 import pathlib
 import sys
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -30,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
-from lightning_fisher.exceptions import LightningFisherError
+from lightning_fisher.exceptions import LightningFisherError, first_line
 
 Path = tuple[Any, ...]
 _WHOLE = (
@@ -46,6 +48,11 @@ _WHOLE = (
     range,
     enum.Enum,
     pathlib.PurePath,
+    set,
+    frozenset,
+    type,
+    types.FunctionType,
+    types.BuiltinFunctionType,
     datetime.date,
     datetime.timedelta,
 )
@@ -74,7 +81,7 @@ def read_batch(batch: Any, expected: int | None = None, previous: Reading | None
 
     Args:
         batch: Tensors, numpy arrays, packed sequences, torch_geometric's batches of graphs, and lists of samples in
-            tuples, lists, mappings and dataclasses.
+            tuples, lists, mappings, dataclasses and classes of attrs.
         expected: The loader's batch size, if known.
         previous: How an earlier batch of the same loader was read.
 
@@ -100,6 +107,9 @@ def read_batch(batch: Any, expected: int | None = None, previous: Reading | None
         return _by_most_dimensions(batch, expected)
     if rows is None:
         assert lists is not None
+        firsts = {shape[0] for _, shape in arrays}
+        if any(map(_are_fields, _outermost_lists(batch))) or (lists != expected and expected in firsts):
+            return _by_most_dimensions(batch, expected, lists=True)
         return Reading(lists, in_lists=True)
     if lists is not None and lists > rows and not any(_differ(items) for items in _outermost_lists(batch)):
         return Reading(lists, in_lists=True)
@@ -139,8 +149,19 @@ def split_batch(batch: Any, sizes: list[int], reading: Reading | None = None) ->
 
 
 def fresh(batch: Any) -> Any:
-    """A copy that a `training_step` may change; of tensors that are part of a larger batch, their part only."""
-    return copy.deepcopy(batch, {id(tensor): tensor.clone() for tensor in _tensors(batch)})
+    """A copy that a `training_step` may change; of tensors that are part of a larger batch, their part only.
+
+    Raises:
+        BatchError: If the batch holds something that can't be copied.
+    """
+    copies = {id(tensor): tensor.clone() for tensor in _tensors(batch)}
+    try:
+        return copy.deepcopy(batch, copies)
+    except Exception as error:
+        raise BatchError(
+            f"Expected a batch that can be copied, but a part of it can't be ({first_line(error)}); make it of "
+            "tensors, lists, mappings and dataclasses."
+        ) from error
 
 
 def _tensors(item: Any) -> Iterator[Tensor]:
@@ -159,6 +180,13 @@ def _children(item: Any) -> Iterator[tuple[Any, Any]]:
         yield from enumerate(item)
     elif dataclasses.is_dataclass(item) and not isinstance(item, type):
         yield from ((field.name, getattr(item, field.name)) for field in dataclasses.fields(item))
+    elif _is_attrs(item):
+        yield from ((field.name, getattr(item, field.name)) for field in type(item).__attrs_attrs__)
+
+
+def _is_attrs(item: Any) -> bool:
+    """An object of a class of attrs, told by its interface: not a dependency."""
+    return hasattr(type(item), "__attrs_attrs__")
 
 
 def _is_graphs(item: Any) -> bool:
@@ -175,6 +203,8 @@ def _shape(item: Any) -> tuple[int, ...] | None:
     """The shape of what has a row for each sample, by its first size; ``None`` for a container or a scalar."""
     if isinstance(item, PackedSequence):
         return (int(item.batch_sizes[0]),)
+    if isinstance(item, Tensor) and item.is_nested:
+        return (item.size(0),)
     if _is_graphs(item):
         return (item.num_graphs,)
     return tuple(item.shape) or None if _is_array(item) else None
@@ -227,14 +257,19 @@ def _differ(items: Any) -> bool:
     return len({_signature(item) for item in items}) > 1
 
 
+def _are_fields(items: Any) -> bool:
+    """Whether the items of a list are arrays of different kinds: inputs and targets, not samples."""
+    return any(map(_is_array, items)) and _differ(items)
+
+
 def _signature(item: Any) -> Any:
     if _is_array(item):
         return str(item.dtype), item.ndim
     return type(item), tuple((key, _signature(child)) for key, child in _children(item))
 
 
-def _by_most_dimensions(batch: Any, expected: int | None) -> Reading:
-    arrays = list(_arrays(batch, lists=False))
+def _by_most_dimensions(batch: Any, expected: int | None, lists: bool = False) -> Reading:
+    arrays = list(_arrays(batch, lists=lists))
     if not arrays:
         if any(True for _ in _arrays(batch)):
             raise _ambiguous(batch, "its lists and arrays share no size")
@@ -258,8 +293,10 @@ def _take(item: Any, index: slice, reading: Reading, path: Path) -> Any:
     if _is_graphs(item):
         return _take_graphs(item, index) if item.num_graphs == reading.size else item
     if _is_array(item):
-        cut = item.ndim and item.shape[0] == reading.size and path not in reading.whole
-        return item[index] if cut else item
+        shape = _shape(item)
+        if shape is None or shape[0] != reading.size or path in reading.whole:
+            return item
+        return _rows(item, index) if isinstance(item, Tensor) else item[index]
     numpy = sys.modules.get("numpy")
     if isinstance(item, _WHOLE) or (numpy is not None and isinstance(item, numpy.generic)):
         return item
@@ -279,7 +316,25 @@ def _take(item: Any, index: slice, reading: Reading, path: Path) -> Any:
         fields = {field.name: getattr(item, field.name) for field in dataclasses.fields(item) if field.init}
         taken = {name: _take(value, index, reading, (*path, name)) for name, value in fields.items()}
         return dataclasses.replace(item, **taken)
+    if _is_attrs(item):
+        part = copy.copy(item)
+        for name, value in _children(item):  # also where it is frozen
+            object.__setattr__(part, name, _take(value, index, reading, (*path, name)))
+        return part
     raise BatchError(_cannot(item))
+
+
+def _rows(tensor: Tensor, index: slice) -> Tensor:
+    """Rows of a tensor of any layout that has some."""
+    if tensor.is_nested:
+        return torch.nested.as_nested_tensor(list(tensor.unbind())[index], layout=tensor.layout)
+    if tensor.layout is torch.strided:
+        return tensor[index]
+    if tensor.layout is torch.sparse_coo:
+        return tensor.index_select(0, torch.arange(index.start, index.stop, device=tensor.device))
+    raise BatchError(
+        f"Expected tensors that can be cut into rows, but got one of layout {tensor.layout}; give `split_fn`."
+    )
 
 
 def _rebuilt(item: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, Any]:

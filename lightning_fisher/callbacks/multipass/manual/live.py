@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -31,6 +31,7 @@ class StepMemory:
     def __init__(self) -> None:
         self.steps_of: dict[int, list[int]] = {}
         self.accumulates = False
+        self.idle = 0  # batches in a row without a loss
 
 
 class LiveStep:
@@ -91,6 +92,9 @@ class LiveStep:
         with patched([(self._module, "manual_backward", live), *methods]):
             output = self._training_step(batch)
         stepped = {event.optimizer for event in self._recorder.events}
+        self._memory.idle = 0 if self._recorder.number else self._memory.idle + 1
+        if self._memory.idle >= max(2, self._trainer.num_training_batches):
+            raise self._without_loss()
         self._memory.accumulates |= bool(self._recorder.events) and stepped == {-1}
         return output
 
@@ -98,7 +102,7 @@ class LiveStep:
         """See in an extra pass what the step calls, before anything is trained on.
 
         Raises:
-            ManualStepError: If it calls `backward` on the loss itself.
+            ManualStepError: If it calls `backward` on the loss itself, or trains without `manual_backward`.
         """
         calls: list[tuple[str, int]] = []
 
@@ -134,10 +138,22 @@ class LiveStep:
         try:
             Tensor.backward = direct  # type: ignore[method-assign, assignment]
             with self.rewound(), self.extra_pass(), patched([(self._module, BACKWARD, backward), *methods, *zeros]):
-                self.part.run(self._training_step, piece)
+                output = self.part.run(self._training_step, piece)
         finally:
             Tensor.backward = original  # type: ignore[method-assign]
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        meant = any(number >= 0 and name != "zero_grad" for name, number in calls)
+        meant |= isinstance(loss, Tensor) and loss.requires_grad
+        if meant and all(name != BACKWARD for name, _ in calls):  # else it skips the batch
+            raise self._without_loss()
         self._scouted = calls
+
+    def _without_loss(self) -> ManualStepError:
+        return ManualStepError(
+            f"FisherRegularizer needs `self.manual_backward(loss)` in manual optimization, but "
+            f"{type(self._module).__name__}.training_step does not call it; call `self.manual_backward(loss)`, or set "
+            "`automatic_optimization = True` and return the loss."
+        )
 
     @contextmanager
     def rewound(self) -> Iterator[None]:

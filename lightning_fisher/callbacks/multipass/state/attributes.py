@@ -4,88 +4,95 @@ from __future__ import annotations
 
 import array
 import collections
-import copy
 import copyreg
+import ctypes
 import functools
 import pickle
 import sys
+import threading
 import types
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
+from lightning_fisher.callbacks.multipass.state import reach
 from lightning_fisher.callbacks.multipass.state.generators import restorer
+from lightning_fisher.callbacks.multipass.state.records import (
+    OF_MODULES,
+    PLAIN,
+    Assigned,
+    Entries,
+    Items,
+    Members,
+    Memory,
+    MetricState,
+    Namespace,
+    Nested,
+    Record,
+    Restored,
+    Tables,
+    Values,
+)
 from lightning_fisher.callbacks.multipass.state.stand_ins import LostStateError, stand_in
 
-_PLAIN = {bool, int, float, complex, str, bytes, type(None), range, slice, torch.dtype, torch.device, torch.Size}
-_CODE = (
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.ModuleType,
-    property,
-    staticmethod,
-    classmethod,
-    functools.partial,
-)
+_CODE = (types.BuiltinFunctionType, types.ModuleType, property, staticmethod, classmethod)
 _LIBRARIES = {
-    "torch",
-    "lightning",
-    "pytorch_lightning",
-    "lightning_fabric",
-    "torchmetrics",
-    "builtins",
-    "threading",
-    "_thread",
+    *("lightning", "pytorch_lightning", "lightning_fabric", "lightning_fisher", "torchmetrics"),
+    *("builtins", "threading", "_thread", "logging", "asyncio", "concurrent", "socket", "subprocess", "re"),
 }
-_OF_MODULES = set(vars(nn.Module())) - {"training"}  # hooks, parameters, buffers, submodules: looked at by themselves
-LARGE = 20_000  # items of a container beyond which only its ends are compared
-SMALL = 2**20  # bytes of an array of which a copy is taken
-DEEP = 1_000  # items beyond which what is in them is not looked at
+# Of torch's objects those that a training loop changes; others (processes, graphs, loaders) are left alone.
+_OF_TORCH = ("torch.optim", "torch.quasirandom", "torch.distributions", "torch.amp", "torch.cuda.amp")
+SMALL = 2**20  # bytes of an array of which a copy is taken every step
+COMPARED = 2**26  # and beyond which it is only fingerprinted
+DEEP = 1_000  # items beyond which what is in them is looked at in the first steps only, unless it changes there
 
 
 class AttributeSnapshot:
     """The attributes of every module in a tree, and of what they hold: objects, containers, metrics, generators.
 
-    Numbers, strings, numpy arrays, lists, deques, dictionaries, sets, objects of Python classes, hyperparameters,
-    learning rates and schedulers, random generators and metrics are put back, nested or not; containers and objects
-    keep their identity. Iterators, files and loggers are exchanged during the pass. Tensors are listed in `tensors`.
-    What is in closures, module-level variables and objects of compiled classes is not seen; changes of the latter are
-    refused where they can be pickled.
+    Numbers, strings, numpy arrays, lists, deques, dictionaries, sets, objects of Python classes and their classes,
+    hyperparameters, learning rates and schedulers, random generators, metrics, hooks, closures and the global variables
+    that a user's own functions name are put back, nested or not; containers and objects keep their identity. Iterators,
+    files and loggers are exchanged during the pass. Tensors are listed in `tensors`. Objects of compiled classes aren't
+    seen; changes of those are refused where they can be pickled.
 
     Args:
         module: The root of the tree.
-        others: Other objects to begin with, by name: optimizers, schedulers.
-        thorough: Compare objects that can't be put back, too.
+        others: Other objects to begin with, by name: optimizers, schedulers, callbacks.
+        shallow: Objects of which only the attributes themselves are put back, not what is in them: the Trainer.
+        thorough: Look into large containers and arrays, and compare objects that can't be put back.
+        deep: What the first steps have shown to change in large containers and arrays; learns.
 
     Attributes:
         tensors: ``(name, tensor)`` of the tensors found: attributes, and all of modules that are not submodules.
     """
 
-    def __init__(self, module: nn.Module, others: Iterable[tuple[str, Any]] = (), thorough: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        others: Iterable[tuple[str, Any]] = (),
+        shallow: Iterable[Any] = (),
+        thorough: bool = False,
+        deep: dict[int, Any] | None = None,
+    ) -> None:
         self.tensors: list[tuple[str, Tensor]] = []
         self._thorough = thorough
+        self._deep = {} if deep is None else deep
+        self._own = type(module).__module__.partition(".")[0]
         self._seen: dict[int, Any] = {}
-        self._owners: list[tuple[dict[str, Any], dict[str, Any], bool]] = []  # attributes, as they were, whether once
-        self._slots: list[tuple[Any, dict[str, Any]]] = []
-        self._classes: list[tuple[type, dict[str, Any]]] = []
-        self._lists: list[tuple[Any, list[Any]]] = []
-        self._dicts: list[tuple[Any, dict[Any, Any], bool]] = []
-        self._sets: list[tuple[set[Any], set[Any]]] = []
-        self._arrays: list[tuple[Any, Any]] = []
-        self._metrics: list[tuple[Metric, dict[str, Any]]] = []
-        self._modules: list[tuple[nn.Module, bool, dict[str, Any], dict[str, Any]]] = []
-        self._generators: list[Any] = []
+        self._records: list[Record] = []
         self._exchanged: list[tuple[Any, Any, Any]] = []  # container, key, stand-in
         self._opaque: list[tuple[str, Any, Any]] = []
         for submodule in module.modules():
             self._module(submodule, type(submodule).__name__, hidden=False)
         for name, other in others:
             self._visit(other, name)
+        self._records += [Namespace(vars(other)) for other in shallow]
 
     # --- taking down ---------------------------------------------------------------------------------------------
 
@@ -93,7 +100,7 @@ class AttributeSnapshot:
         if id(module) in self._seen:
             return
         self._seen[id(module)] = module
-        self._modules.append((module, module.training, dict(module._modules), dict(module._parameters)))
+        self._records.append(Tables(module))
         attributes = vars(module)
         if hidden:  # not a submodule of the root
             own = [*module._parameters.items(), *module._buffers.items()]
@@ -102,17 +109,20 @@ class AttributeSnapshot:
                 if child is not None:
                     self._module(child, f"{name}.{key}", hidden=True)
         if isinstance(module, Metric):
-            states = {key: value for key, value in attributes.items() if _is_metric_state(key, value)}
-            self._metrics.append((module, {key: _copy(value) for key, value in states.items()}))
-        elif not type(module).__module__.startswith("torch.nn."):
-            before = {key: value for key, value in attributes.items() if key not in _OF_MODULES}
-            self._owners.append((attributes, before, True))
-            for key, value in before.items():
-                self._visit(value, f"{name}.{key}", attributes, key)
+            self._records.append(MetricState(module))
+            return
+        self._records.append(Namespace(attributes, apart=OF_MODULES))
+        if not type(module).__module__.startswith("torch.nn."):
+            for key, value in attributes.items():
+                if key not in OF_MODULES:
+                    self._visit(value, f"{name}.{key}", attributes, key)
+            for kind in type(module).__mro__:
+                if reach.is_users(kind.__module__, self._own):
+                    self._visit(kind, kind.__name__)
 
     def _visit(self, value: Any, name: str, owner: Any = None, key: Any = None) -> None:
         kind = type(value)
-        if kind in _PLAIN or id(value) in self._seen or isinstance(value, _CODE):
+        if kind in PLAIN or id(value) in self._seen or isinstance(value, _CODE):
             return
         if isinstance(value, nn.Module):
             self._module(value, name, hidden=True)
@@ -121,46 +131,83 @@ class AttributeSnapshot:
         if isinstance(value, Tensor):
             self.tensors.append((name, value))
         elif isinstance(value, (list, collections.deque)):
-            self._lists.append((value, list(value)))
+            self._records.append(Items(value))
             self._items(value, enumerate(value), name)
         elif isinstance(value, dict):
-            self._dicts.append(
-                (value, dict(value), isinstance(value, collections.Counter) or kind.__name__ != "AttributeDict")
-            )
-            self._items(value, value.items(), name)
+            self._items(value, value.items(), name, Entries(value, once=kind.__name__ == "AttributeDict"))
         elif isinstance(value, set):
-            self._sets.append((value, set(value)))
+            self._records.append(Members(value))
             self._items(value, enumerate(value), name)
         elif isinstance(value, (tuple, frozenset)):
             self._items(None, enumerate(value), name)
         elif isinstance(value, (bytearray, array.array)):
-            self._arrays.append((value, value[:]))
+            self._records.append(Values(value))
+        elif isinstance(value, memoryview):
+            self._visit(value.obj, name)
+        elif isinstance(value, (ctypes._SimpleCData, ctypes.Structure, ctypes.Union, ctypes.Array)):
+            self._records.append(Memory(value))
         elif isinstance(value, type):
             self._class(value, name)
+        elif isinstance(value, types.FunctionType):
+            self._function(value, name)
+        elif isinstance(value, functools.partial):
+            for child in (value.func, value.args, value.keywords):
+                self._visit(child, name)
         elif isinstance(value, types.MethodType):
+            self._visit(value.__func__, name)
             self._visit(value.__self__, name)
+        elif isinstance(value, weakref.ref):
+            self._visit(value(), name)
         elif isinstance(value, Optimizer):
-            for index, group in enumerate(value.param_groups):
-                self._dicts.append((group, dict(group), False))
-                self._seen[id(group)] = group
-                self._items(group, ((k, v) for k, v in group.items() if k != "params"), f"{name}.param_groups[{index}]")
+            self._optimizer(value, name)
         elif (restore := restorer(value)) is not None:
-            self._generators.append(restore)
+            self._records.append(Restored(restore))
         elif _is_array(value):
-            if value.nbytes <= SMALL and value.flags.writeable:
-                self._arrays.append((value, value.copy()))
-            elif value.flags.writeable and self._thorough:
-                self._opaque.append((name, value, _fingerprint(value)))
+            self._array(value, name)
         else:
             self._object(value, name, owner, key)
 
-    def _items(self, owner: Any, items: Iterable[tuple[Any, Any]], name: str) -> None:
-        if owner is None or len(owner) <= DEEP:
+    def _items(self, owner: Any, items: Iterable[tuple[Any, Any]], name: str, record: Record | None = None) -> None:
+        """What is in a container; ``record``: of the container itself, where a new entry is one that may change."""
+        before = len(self._records)
+        if record is not None:
+            self._records.append(record)
+        small = owner is None or len(owner) <= DEEP
+        if small or self._thorough or id(owner) in self._deep:
             for key, value in items:
-                if type(value) not in _PLAIN:
+                if type(value) not in PLAIN and (small or self._thorough or not isinstance(value, Tensor)):
                     self._visit(value, f"{name}[{key!r}]", owner, key)
+        if owner is not None and id(owner) not in self._deep and len(self._records) > before:  # it may grow
+            learn = functools.partial(self._deep.__setitem__, id(owner), owner)
+            self._records[before:] = [Nested(self._records[before:], learn)]
         if owner is not None and hasattr(owner, "__dict__"):
-            self._owners.append((vars(owner), dict(vars(owner)), True))
+            self._records.append(Namespace(vars(owner)))
+
+    def _optimizer(self, optimizer: Optimizer, name: str) -> None:
+        """Groups, and which state it has; the state's tensors are its own affair."""
+        groups = optimizer.param_groups
+        self._records.append(Items(groups))
+        for index, group in enumerate(groups):
+            self._seen[id(group)] = group
+            self._records += [Entries(group, once=True), Items(group["params"])]
+            self._items(None, ((k, v) for k, v in group.items() if k != "params"), f"{name}.param_groups[{index}]")
+        self._records.append(Entries(optimizer.state))
+        self._records += [Entries(held) for held in optimizer.state.values() if isinstance(held, dict)]
+        self._records.append(Namespace(vars(optimizer)))
+
+    def _array(self, value: Any, name: str) -> None:
+        if value.dtype.hasobject:
+            self._records.append(Values(value))
+            self._items(None, enumerate(value.flat if value.dtype == object else ()), name)
+        elif not value.flags.writeable:
+            return
+        elif value.nbytes <= SMALL or id(value) in self._deep:
+            self._records.append(Values(value))
+        elif self._thorough and value.nbytes <= COMPARED:
+            learn = functools.partial(self._deep.__setitem__, id(value), value)
+            self._records.append(Nested([Values(value, compared=True)], learn))
+        elif self._thorough:
+            self._opaque.append((name, value, _fingerprint(value)))
 
     def _object(self, value: Any, name: str, owner: Any, key: Any) -> None:
         other = stand_in(value, name)
@@ -168,33 +215,77 @@ class AttributeSnapshot:
             if isinstance(owner, (dict, list, collections.deque)):
                 self._exchanged.append((owner, key, other))
             return
-        library = type(value).__module__.split(".")[0]
-        if library in _LIBRARIES and not type(value).__module__.startswith("torch.optim"):
+        module = type(value).__module__
+        library = module.split(".")[0]
+        known = library in _LIBRARIES and not isinstance(value, threading.local)
+        if known or (library == "torch" and not module.startswith(_OF_TORCH)):
             return
         attributes = getattr(value, "__dict__", None)
         slots = {slot: getattr(value, slot) for slot in _slots(type(value)) if hasattr(value, slot)}
         if slots:
-            self._slots.append((value, slots))
+            self._records.append(Assigned(value, slots))
         if attributes is not None:
-            self._owners.append((attributes, dict(attributes), True))
+            self._records.append(Namespace(attributes))
         for child, inside in [*slots.items(), *(attributes or {}).items()]:
-            if type(inside) not in _PLAIN:
+            if type(inside) not in PLAIN:
                 self._visit(inside, f"{name}.{child}", attributes, child)
+        if reach.is_users(module, self._own):
+            self._visit(type(value), type(value).__name__)
         if not slots and not attributes and self._thorough:
             self._opaque.append((name, value, _fingerprint(value)))
 
     def _class(self, value: type, name: str) -> None:
-        """A class of the user's, whose attributes count something."""
-        if str(value.__module__).split(".")[0] in _LIBRARIES | set(sys.stdlib_module_names):
+        """A class of the user's, whose attributes count something, and what its methods reach."""
+        if not reach.is_users(value.__module__, self._own):
             return
         data = {
             key: inside
             for key, inside in vars(value).items()
-            if not key.startswith("__") and not isinstance(inside, _CODE) and not hasattr(type(inside), "__get__")
+            if not key.startswith("__")
+            and not isinstance(inside, (*_CODE, types.FunctionType, functools.partial))
+            and not hasattr(type(inside), "__get__")
         }
-        self._classes.append((value, data))
+        if data:
+            self._records.append(Assigned(value, data))
         for key, inside in data.items():
             self._visit(inside, f"{name}.{key}")
+        for key, function in reach.functions_of(value):
+            self._visit(function, f"{name}.{key}")
+
+    def _function(self, function: types.FunctionType, name: str) -> None:
+        """What a function of the user's reaches."""
+        if not reach.is_users(function.__module__, self._own):
+            return
+        for variable, cell in reach.cells(function):
+            if type(cell.cell_contents) in PLAIN:
+                self._records.append(Assigned(cell, {"cell_contents": cell.cell_contents}))
+            else:
+                self._visit(cell.cell_contents, f"{name}.{variable}")
+        for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            self._visit(value, name)
+        if function.__dict__:
+            self._records.append(Namespace(function.__dict__))
+            self._items(None, function.__dict__.items(), name)
+        read, written = reach.global_variables(function)
+        if written:
+            self._records.append(Namespace(function.__globals__, only=written))
+        for variable in read:
+            value = function.__globals__.get(variable)
+            if isinstance(value, types.ModuleType):
+                self._namespace(value)
+            else:
+                self._visit(value, variable)
+
+    def _namespace(self, module: types.ModuleType) -> None:
+        """The variables of a module of the user's that his functions name."""
+        if id(module) in self._seen or not reach.is_users(module.__name__, self._own):
+            return
+        self._seen[id(module)] = module
+        names = vars(module)
+        own = [name for name, value in names.items() if not name.startswith("__") and not isinstance(value, _CODE)]
+        self._records.append(Namespace(names, only=own))
+        for name in own:
+            self._visit(names[name], f"{module.__name__}.{name}")
 
     # --- putting back --------------------------------------------------------------------------------------------
 
@@ -205,60 +296,13 @@ class AttributeSnapshot:
 
     def restore(self) -> None:
         """Put everything back; what is new goes."""
-        for module, training, children, parameters in self._modules:
-            module.training = training
-            _put_back(module._modules, children)
-            _put_back(module._parameters, parameters)
-        for metric, states in self._metrics:
-            vars(metric).update({name: _copy(value) for name, value in states.items()})
-        for attributes, before, _ in self._owners:
-            _put_back(attributes, before, _OF_MODULES)
-        for owner, slots in self._slots:
-            for name, value in slots.items():
-                if getattr(owner, name, _slots) is not value:
-                    object.__setattr__(owner, name, value)
-        for kind, data in self._classes:
-            for name, value in data.items():
-                if vars(kind).get(name, _slots) is not value:
-                    setattr(kind, name, value)
-        for items, before_items in self._lists:
-            if not _unchanged(items, before_items):
-                items.clear()
-                items.extend(before_items)
-        for mapping, before, _ in self._dicts:
-            if not _unchanged(mapping, before):
-                _dict_of(mapping).clear(mapping)
-                _dict_of(mapping).update(mapping, before)
-        for members, before_members in self._sets:
-            if len(members) != len(before_members) or members != before_members:
-                members.clear()
-                members.update(before_members)
-        for values, before_values in self._arrays:
-            values[... if _is_array(values) else slice(None)] = before_values
-        for restore in self._generators:
-            restore()
+        for record in self._records:
+            record.restore()
 
     def restore_numbers(self) -> None:
         """Put back numbers that are attributes, hyperparameters and learning rates: they count once a step."""
-        for attributes, before, _ in self._owners:
-            for name in attributes.keys() - before.keys() - _OF_MODULES:
-                if _is_number(attributes[name]):
-                    del attributes[name]
-            for name, value in before.items():
-                if _is_number(value) and attributes.get(name, _slots) is not value:
-                    attributes[name] = value
-        for owner, slots in self._slots:
-            for name, value in slots.items():
-                if _is_number(value) and getattr(owner, name, _slots) is not value:
-                    object.__setattr__(owner, name, value)
-        for mapping, before, many in self._dicts:
-            if not many:
-                numbers = {key: value for key, value in before.items() if _is_number(value)}
-                _dict_of(mapping).update(mapping, numbers)
-        for kind, data in self._classes:
-            for name, value in data.items():
-                if _is_number(value) and vars(kind).get(name, _slots) is not value:
-                    setattr(kind, name, value)
+        for record in self._records:
+            record.restore_numbers()
 
     def refuse_lost(self) -> None:
         """Refuse what `restore` can't put back.
@@ -271,36 +315,8 @@ class AttributeSnapshot:
                 raise LostStateError(f"changes {name!r} ({type(value).__name__})", "do that in `on_train_batch_end`")
 
 
-def _put_back(attributes: dict[str, Any], before: dict[str, Any], apart: Iterable[str] = ()) -> None:
-    if len(attributes) != len(before) or any(attributes.get(k, _slots) is not v for k, v in before.items()):
-        for name in attributes.keys() - before.keys() - set(apart):
-            del attributes[name]
-        attributes.update(before)
-
-
-def _unchanged(now: Any, before: Any) -> bool:
-    """The same items, by identity."""
-    if len(now) != len(before):
-        return False
-    if isinstance(before, dict):
-        return all(a is b and now[a] is before[b] for a, b in zip(now, before, strict=True))
-    if len(now) > LARGE:
-        return now[0] is before[0] and now[-1] is before[-1]
-    return all(a is b for a, b in zip(now, before, strict=True))
-
-
-def _dict_of(mapping: dict[Any, Any]) -> Any:
-    """Whose methods change it, whatever a subclass makes of them."""
-    return collections.OrderedDict if isinstance(mapping, collections.OrderedDict) else dict
-
-
 def _slots(kind: type) -> Iterator[str]:
     yield from copyreg._slotnames(kind)  # type: ignore[attr-defined]
-
-
-def _is_number(value: Any) -> bool:
-    """What counts once a step: a moving average of numbers is one, too."""
-    return type(value) in _PLAIN or isinstance(value, Tensor)
 
 
 def _is_array(value: Any) -> bool:
@@ -311,18 +327,9 @@ def _is_array(value: Any) -> bool:
 def _fingerprint(value: Any) -> Any:
     """What differs once the content does, as far as that can be told."""
     if _is_array(value):
-        return zlib.crc32(value.tobytes())
+        words = value.flags.c_contiguous and value.nbytes % 8 == 0
+        return int(value.reshape(-1).view("u8").sum()) if words else zlib.crc32(value.tobytes())
     try:
         return pickle.dumps(value)
     except Exception:
         return None
-
-
-def _is_metric_state(name: str, value: Any) -> bool:
-    return name not in _OF_MODULES and isinstance(
-        value, (Tensor, bool, int, float, str, type(None), list, tuple, dict, set, collections.deque)
-    )
-
-
-def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)

@@ -29,3 +29,35 @@ def gradient_hooks_off(module: nn.Module, parameters: Iterable[Tensor]) -> Itera
     finally:
         for found, before in zip(hooks, saved, strict=True):
             found.update(before)
+
+
+class GradientHooks:
+    """The hooks on a module's parameters and backward passes as they are now."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._parameters = list(module.parameters())
+        tables = [getattr(submodule, name) for submodule in module.modules() for name in _OF_MODULES]
+        self._tables: list[tuple[Any, dict[Any, Any]]] = [(table, dict(table)) for table in tables]
+        self._own = [self._of(parameter) for parameter in self._parameters]
+
+    @staticmethod
+    def _of(parameter: Any) -> tuple[dict[Any, Any], ...]:
+        hooks = (parameter._backward_hooks, parameter._post_accumulate_grad_hooks)
+        return tuple(dict(found) if found else {} for found in hooks)
+
+    def remove_new(self) -> bool:
+        """Remove the hooks that are new; whether there are any."""
+        found = False
+        for table, before in self._tables:
+            found |= _without_new(table, before)
+        for parameter, (backward, accumulated) in zip(self._parameters, self._own, strict=True):
+            found |= _without_new(parameter._backward_hooks, backward)
+            found |= _without_new(parameter._post_accumulate_grad_hooks, accumulated)  # type: ignore[attr-defined]
+        return found
+
+
+def _without_new(hooks: Any, before: dict[Any, Any]) -> bool:
+    new = [key for key in hooks or () if key not in before]
+    for key in new:
+        del hooks[key]
+    return bool(new)

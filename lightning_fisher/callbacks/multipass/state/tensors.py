@@ -36,29 +36,37 @@ class TensorSnapshot:
     Args:
         named: ``(name, tensor)``.
         changed: What the step is known to change; learns.
-        thorough: Copy all of them and compare, as far as memory allows (of frozen weights beyond, the norms).
-        limit: How many bytes may be copied to compare.
+        copied: Copy all of them, as far as memory allows; else only those known to change.
+        compared: Compare the values; else torch's version counters tell what has changed.
+        limit: How many bytes may be copied to see what changes. Of frozen weights beyond, the norms are compared.
     """
 
     def __init__(
-        self, named: Iterable[tuple[str, Tensor]], changed: ChangedTensors, thorough: bool, limit: int = SPARE
+        self,
+        named: Iterable[tuple[str, Tensor]],
+        changed: ChangedTensors,
+        copied: bool,
+        compared: bool,
+        limit: int = SPARE,
     ) -> None:
-        self._changed, self._thorough = changed, thorough
+        self._changed = changed
         self._tensors = [(name, t) for name, t in named if t.layout is torch.strided and not t.is_inference()]
         self._states = [(t._version, t.data_ptr(), t.requires_grad) for _, t in self._tensors]
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         left_over: list[Tensor] = []
         for _, tensor in self._tensors:
-            if tensor in changed or (thorough and tensor.nbytes <= limit):
+            if tensor in changed or (copied and tensor.nbytes <= limit):
                 limit -= 0 if tensor in changed else tensor.nbytes
                 self._copies[id(tensor)] = (tensor.data, tensor.detach().clone())
             else:
                 left_over.append(tensor)
-        self._norms = _norms(left_over) if thorough else []
+        self._norms = _norms(left_over) if compared else []
         self._left_over = left_over
+        self._compared = compared
 
     def restore(self) -> None:
         """Put back what can be."""
+        suspects = self._suspects() if self._compared else set()
         for (_, tensor), (version, place, needs_gradient) in zip(self._tensors, self._states, strict=True):
             if tensor.requires_grad != needs_gradient and tensor.is_leaf:
                 tensor.requires_grad_(needs_gradient)
@@ -66,15 +74,27 @@ class TensorSnapshot:
             if saved is None:
                 continue
             where, values = saved
-            if tensor.data_ptr() != place:
+            moved = tensor.data_ptr() != place
+            if moved:
                 tensor.data = where
+            if tensor in self._changed:
+                if not _same(tensor, values):
+                    _put(tensor, values)
+            elif moved or tensor._version != version or (id(tensor) in suspects and not _same(tensor, values)):
                 self._changed.add(tensor)
-            if not _same(tensor, values):
-                self._changed.add(tensor)
-                with torch.no_grad():
-                    tensor.copy_(values)
-            elif tensor._version != version:
-                self._changed.add(tensor)
+                _put(tensor, values)
+
+    def _suspects(self) -> set[int]:
+        """Which tensors may differ from their copies; the device is asked once."""
+        pairs = [(t, self._copies[id(t)][1]) for _, t in self._tensors if id(t) in self._copies]
+        alike = [(t, c) for t, c in pairs if t.is_floating_point() and t.numel() and t.shape == c.shape]
+        found = {id(t) for t, _ in pairs} - {id(t) for t, _ in alike}
+        if alike:
+            differences = torch._foreach_sub([t.detach() for t, _ in alike], [c for _, c in alike])
+            sizes = torch._foreach_norm(differences, torch.inf)
+            apart = torch.stack([size.to(sizes[0]) for size in sizes]).ne(0).tolist()  # nan, too
+            found |= {id(t) for (t, _), differs in zip(alike, apart, strict=True) if differs}
+        return found
 
     def refuse_lost(self) -> None:
         """Refuse what `restore` can't put back.
@@ -87,6 +107,11 @@ class TensorSnapshot:
                 raise _lost(name)
         if self._norms and _norms(self._left_over) != self._norms:
             raise _lost("a frozen weight")
+
+
+def _put(tensor: Tensor, values: Tensor) -> None:
+    with torch.no_grad():
+        tensor.copy_(values)
 
 
 def _lost(name: str) -> LostStateError:

@@ -70,6 +70,10 @@ class Rule(ABC):
         """The number of output features that `rows` of a parameter can be cut into."""
         return 1
 
+    def unit_dimension(self, name: str, arguments: Arguments) -> int | None:
+        """The dimension of the output, from the end, whose entries belong to those of a parameter's dimension 0."""
+        return None
+
     @abstractmethod
     def rows(self, name: str, A: Tensor, G: Tensor, arguments: Arguments, block: slice) -> Tensor:
         """Per-sample gradients ``[N, …]`` of a block of output features of the parameter ``name``."""
@@ -81,6 +85,22 @@ class Rule(ABC):
             self.rows(name, A, G, arguments, block).flatten(1)
             for block in blocks(self.features(name, arguments), elements)
         )
+
+    def scaled_gram(
+        self, name: str, A: Tensor, G: Tensor, arguments: Arguments, workspace: Workspace, scales: Tensor
+    ) -> Tensor:
+        """`gram` of the gradients times ``scales``, which has the shape of the parameter; from the rows."""
+        features, elements = self.features(name, arguments), G.shape[0] * scales.numel()
+        return gram_of_rows(
+            rows * block_of(scales, block, features).to(rows.dtype)
+            for block in blocks(features, elements)
+            for rows in (self.rows(name, A, G, arguments, block).flatten(1),)
+        )
+
+
+def block_of(scales: Tensor, block: slice, features: int) -> Tensor:
+    """The scales of the columns of `Rule.rows` of a block, one of ``features`` along dimension 0 or all of them."""
+    return (scales[block] if scales.ndim and len(scales) == features else scales).flatten()
 
 
 class LayerRule(Rule):

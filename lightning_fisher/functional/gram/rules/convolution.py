@@ -58,6 +58,10 @@ class Convolution(LayerRule):
         """A single image without a batch dimension has no sample of its own."""
         return bool(arguments["input"].ndim == arguments["weight"].ndim)
 
+    def unit_dimension(self, name: str, arguments: Arguments) -> int | None:
+        """The channels', of the weight."""
+        return 1 - int(arguments["weight"].ndim) if name == "weight" else None
+
     def weight_features(self, arguments: Arguments) -> int:
         """Output channels, as long as they all see the same input."""
         return 1 if int(arguments["groups"]) > 1 else int(arguments["weight"].shape[0])

@@ -31,6 +31,10 @@ class Linear(LayerRule):
         """All but the features."""
         return int(arguments["input"].ndim) - 1
 
+    def unit_dimension(self, name: str, arguments: Arguments) -> int | None:
+        """The last, of the weight's rows."""
+        return -1 if name == "weight" else None
+
     def weight_features(self, arguments: Arguments) -> int:
         """Rows of the weight."""
         return int(arguments["weight"].shape[0])
@@ -70,6 +74,10 @@ class Product(Linear):
         """The parameter is a matrix, on the right."""
         input, weight = arguments["input"], arguments["weight"]
         return isinstance(input, Tensor) and isinstance(weight, Tensor) and weight.ndim == 2 and input.ndim >= 2
+
+    def unit_dimension(self, name: str, arguments: Arguments) -> int | None:
+        """None: the weight's rows are input features."""
+        return None
 
     def weight_rows(self, A: Tensor, G: Tensor, arguments: Arguments, block: slice) -> Tensor:
         """``Σ_l a_l g_lᵀ``, cut by input features."""

@@ -6,16 +6,22 @@ from __future__ import annotations
 import array
 import collections
 import copy
+import ctypes
 import dataclasses
 import enum
+import functools
 import io
 import itertools
+import multiprocessing
 import random
+import threading
 import types
+import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.utils.prune
 from torch import nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -43,6 +49,83 @@ class Counts:
     n = 0
 
 
+TABLE = {"n": 0}  # a global variable that is changed
+NUMBER = 0  # and one that is set
+
+
+def count_globally():
+    global NUMBER
+    TABLE["n"] += 1
+    NUMBER += 1
+    return TABLE["n"]
+
+
+def reset_globals(module):
+    global NUMBER
+    TABLE["n"] = NUMBER = 0
+
+
+def closure():
+    n, seen = 0, []
+
+    def count():
+        nonlocal n
+        n += 1
+        seen.append(n)
+        return n, len(seen)
+
+    return count
+
+
+def with_default(item, seen=[]):  # noqa: B006
+    seen.append(item)
+    return len(seen)
+
+
+def remembers(function):
+    """A cache of one's own."""
+    found = {}
+
+    @functools.wraps(function)
+    def cached(key):
+        if key not in found:
+            found[key] = function(key)
+        return found[key]
+
+    cached.found = found
+    return cached
+
+
+def add_global_count(module, batch):
+    batch[0].add_(0.01 * count_globally())
+
+
+def every_third_step(module, batch):
+    """A target network that is copied now and then, for the first time after the first steps."""
+    module.steps = getattr(module, "steps", 0) + 1
+    if module.steps % 3 == 0:
+        module.it.load_state_dict(module.net.state_dict())
+
+
+def late(change):
+    def later(module, batch):
+        if module.global_step > 2:
+            change(module, batch)
+
+    return later
+
+
+def fill_by_sample(module, batch):
+    """One list a sample; there are thousands of them once the first steps are over."""
+    if module.global_step > 1 and len(module.it) < 2000:
+        module.it.update((key, [0]) for key in range(2000))
+    module.it.setdefault(module.global_step, []).append(len(batch[1]))
+
+
+def register_gradient_hook(module, batch):
+    module.net[1].weight.register_hook(lambda gradient: 0.5 * gradient)
+
+
 class Phase(enum.Enum):
     WARM = 1
     HOT = 2
@@ -55,12 +138,12 @@ class Averaged(nn.Module):
 
 
 class Change(NamedTuple):
-    """How it is made, changed in the step, and read afterwards; whether the one line names it."""
+    """How it is made, changed in the step, and read afterwards (``None``: it shows in the weights); what is refused."""
 
     make: Any
     change: Any
     read: Any
-    refused: bool = False
+    refused: bool | str = False
 
 
 def plus(name, amount=1):
@@ -122,7 +205,8 @@ CHANGES = {
     "bytearray": Change(lambda m: bytearray(1), lambda m, b: m.it.__setitem__(0, (m.it[0] + 1) % 256), lambda m: bytes(m.it)),
     "array.array": Change(lambda m: array.array("i", [0]), lambda m, b: m.it.__setitem__(0, m.it[0] + 1), lambda m: m.it.tolist()),
     "numpy array": Change(lambda m: np.zeros(3), lambda m, b: np.add.at(m.it, b[1].numpy(), 1), lambda m: m.it.tolist()),
-    "large numpy array": Change(lambda m: np.zeros(200_000), lambda m, b: m.it.__setitem__(0, m.it[0] + 1), None, refused=True),
+    "large numpy array": Change(lambda m: np.zeros(200_000), lambda m, b: m.it.__setitem__(0, m.it[0] + 1), lambda m: m.it[0]),
+    "numpy array of objects": Change(lambda m: np.array([[], 0, None], dtype=object), lambda m, b: (m.it[0].append(1), m.it.__setitem__(1, m.it[1] + 1)), lambda m: m.it.tolist()),
     "dataclass": Change(lambda m: Meter(), lambda m, b: (setattr(m.it, "total", m.it.total + 1), m.it.seen.append(1)), lambda m: dataclasses.asdict(m.it)),
     "slots": Change(lambda m: Slotted(), lambda m, b: setattr(m.it, "count", m.it.count + 1), lambda m: m.it.count),
     "nested object": Change(lambda m: Nested(), lambda m, b: (m.it.inner.counts.update("a"), m.it.inner.table.__iadd__(1)), lambda m: (dict(m.it.inner.counts), m.it.inner.table.tolist())),
@@ -153,6 +237,38 @@ CHANGES = {
     "own scheduler": Change(lambda m: {}, lambda m, b: m.it.setdefault("s", torch.optim.lr_scheduler.ExponentialLR(m.trainer.optimizers[0], 0.99)).step(), lambda m: m.it["s"].last_epoch),
     "the Trainer's end": Change(lambda m: 0, lambda m, b: setattr(m.trainer, "should_stop", m.global_step > 2), lambda m: m.global_step),
     "text in memory": Change(lambda m: io.StringIO(), call("write", "x"), lambda m: m.it.getvalue()),
+    "function with an attribute": Change(lambda m: setattr(with_default, "n", 0), lambda m, b: setattr(with_default, "n", with_default.n + 1), lambda m: with_default.n),
+    "closure": Change(lambda m: closure(), lambda m, b: b[0].add_(0.01 * m.it()[0]), lambda m: m.it()),
+    "generator in a closure": Change(lambda m: (lambda g: lambda shape: torch.randn(shape, generator=g))(torch.Generator().manual_seed(0)), lambda m, b: b[0].add_(m.it(b[0].shape)), lambda m: m.it(3).tolist()),
+    "generator in a partial": Change(lambda m: functools.partial(torch.randn, generator=torch.Generator().manual_seed(0)), lambda m, b: b[0].add_(m.it(b[0].shape)), lambda m: m.it(3).tolist()),
+    "mutable default": Change(lambda m: with_default.__defaults__[0].clear(), lambda m, b: b[0].add_(0.01 * with_default(1)), None),
+    "own cache": Change(lambda m: remembers(lambda key: float(torch.rand(()))), lambda m, b: b[0].add_(m.it(len(m.it.found) % 2)), lambda m: dict(m.it.found)),
+    "global variables": Change(reset_globals, add_global_count, None),
+    "attribute of the module's class": Change(lambda m: setattr(type(m), "seen", 0), lambda m, b: (setattr(type(m), "seen", type(m).seen + 1), b[0].add_(0.01 * type(m).seen)), None),
+    "generator of the module's class": Change(lambda m: setattr(type(m), "noise", torch.Generator().manual_seed(0)), lambda m, b: b[0].add_(torch.randn(b[0].shape, generator=m.noise)), None),
+    "dropout rate": Change(lambda m: m.net.insert(2, nn.Dropout(0.5)), lambda m, b: setattr(m.net[2], "p", m.net[2].p * 0.9), lambda m: m.net[2].p),
+    "label smoothing": Change(lambda m: nn.CrossEntropyLoss(label_smoothing=0.5), lambda m, b: setattr(m.it, "label_smoothing", m.it.label_smoothing * 0.9), lambda m: m.it.label_smoothing),
+    "forward hook": Change(lambda m: 0, lambda m, b: m.net[1].register_forward_hook(lambda net, x, y: 1.01 * y), lambda m: len(m.net[1]._forward_hooks)),
+    "pruning": Change(lambda m: 0, lambda m, b: None if hasattr(m.net[1], "weight_mask") else torch.nn.utils.prune.l1_unstructured(m.net[1], "weight", 0.5), lambda m: m.net[1].weight_mask.tolist()),
+    "submodule made in the step": Change(lambda m: None, lambda m, b: None if hasattr(m, "late") else setattr(m, "late", nn.Linear(1, len(b[1]))), lambda m: m.late.out_features),
+    "state of the optimizer": Change(lambda m: 0, lambda m, b: m.trainer.optimizers[0].state[m.net[1].weight].update(n=m.trainer.optimizers[0].state[m.net[1].weight].get("n", 0) + 1), lambda m: m.trainer.optimizers[0].state[m.net[1].weight]["n"]),
+    "parameter groups": Change(lambda m: 0, lambda m, b: m.trainer.optimizers[0].add_param_group({"params": [nn.Parameter(torch.ones(1))]}), lambda m: len(m.trainer.optimizers[0].param_groups)),
+    "attribute of the Trainer": Change(lambda m: 0, lambda m, b: setattr(m.trainer, "mine", getattr(m.trainer, "mine", 0) + 1), lambda m: m.trainer.mine),
+    "attribute of the dataset": Change(lambda m: 0, lambda m, b: setattr(m.trainer.train_dataloader, "mine", 1), lambda m: m.trainer.train_dataloader.mine),
+    "c number": Change(lambda m: ctypes.c_int(0), lambda m, b: setattr(m.it, "value", m.it.value + 1), lambda m: m.it.value),
+    "number of multiprocessing": Change(lambda m: multiprocessing.Value("i", 0), lambda m, b: setattr(m.it, "value", m.it.value + 1), lambda m: m.it.value),
+    "memoryview": Change(lambda m: memoryview(bytearray(1)), lambda m, b: m.it.__setitem__(0, m.it[0] + 1), lambda m: m.it[0]),
+    "attribute of a thread": Change(lambda m: threading.local(), lambda m, b: setattr(m.it, "n", getattr(m.it, "n", 0) + 1), lambda m: m.it.n),
+    "weak dictionary": Change(lambda m: weakref.WeakKeyDictionary(), lambda m, b: m.it.__setitem__(m.net, m.it.get(m.net, 0) + 1), lambda m: list(m.it.values())),
+    "chain of dictionaries": Change(lambda m: collections.ChainMap({"n": 0}), lambda m, b: m.it.__setitem__("n", m.it["n"] + 1), lambda m: m.it["n"]),
+    "object far down in a long list": Change(lambda m: [Meter() for _ in range(2000)], lambda m, b: m.it[1500].seen.append(1), lambda m: len(m.it[1500].seen)),
+    "number far down in a long list": Change(lambda m: [0] * 30_000, lambda m, b: m.it.__setitem__(15_000, m.it[15_000] + 1), lambda m: m.it[15_000]),
+    "thousands of lists by sample": Change(lambda m: {}, fill_by_sample, lambda m: [len(m.it[key]) for key in range(4)]),
+    "target network, copied now and then": Change(lambda m: copy.deepcopy(m.net), every_third_step, lambda m: weights(m.it)),
+    "weights, set anew late": Change(lambda m: 0, late(lambda m, b: nn.init.constant_(m.net[1].bias, 0.1)), lambda m: weights(m.net)),
+    "weights, clamped through .data late": Change(lambda m: 0, late(lambda m, b: m.net[1].weight.data.clamp_(-0.1, 0.1)), lambda m: weights(m.net)),
+    "target network, moved through .data late": Change(lambda m: copy.deepcopy(m.net), late(lambda m, b: [p.data.mul_(0.9) for p in m.it.parameters()]), lambda m: weights(m.it)),
+    "gradient hook": Change(lambda m: 0, register_gradient_hook, None, refused="registers gradient hooks"),
     "iterator": Change(lambda m: iter(range(10**6)), lambda m, b: next(m.it), None, refused=True),
     "itertools.count": Change(lambda m: itertools.count(), lambda m, b: next(m.it), None, refused=True),
     "python generator": Change(lambda m: (i for i in range(10**6)), lambda m, b: m.it.send(None), None, refused=True),

@@ -14,6 +14,7 @@ class Changes(Classifier):
     def __init__(self, name):
         super().__init__(seeded(mlp))
         self.about = CHANGES[name]
+        torch.manual_seed(0)
         self.it = self.about.make(self)
 
     def training_step(self, batch, batch_idx):
@@ -39,15 +40,18 @@ def assert_same(a, b):
 @pytest.mark.parametrize("name", CHANGES)
 def test_once_a_batch_or_refused(fit, name, options):
     about = CHANGES[name]
-    plain, module = Changes(name), Changes(name)
+    plain = Changes(name)
     expected = fit(plain, batches())
+    module = Changes(name)
     regularizer = FisherRegularizer(1e-30, num_sub_batches=4, **options)
     if about.refused:
-        with pytest.raises(ValueError, match=r"Changes\.it.*can't be put back"):
+        named = about.refused if isinstance(about.refused, str) else r"Changes\.it"
+        with pytest.raises(ValueError, match=rf"{named}.*can't be put back"):
             fit(module, batches(), regularizer)
         return
     got = fit(module, batches(), regularizer)
-    assert_same(about.read(module), about.read(plain))
+    if about.read is not None:
+        assert_same(about.read(module), about.read(plain))
     for a, b in zip(got.states, expected.states, strict=True):
         assert all(torch.equal(a[key], b[key]) for key in b)
 

@@ -80,6 +80,17 @@ def chosen(root: DictConfig, grid: list[Any]) -> Any:
 
 
 def sweep_folder(root: DictConfig) -> Path:
-    """The folder of the sweep that a run belongs to."""
+    """The folder of the sweep that a run belongs to.
+
+    Raises:
+        ConfigError: if it belongs to none.
+    """
     hydra: Any = root.get("hydra") or HydraConfig.get()
-    return Path(hydra.sweep.dir if str(hydra.mode) == "RunMode.MULTIRUN" else Path(hydra.run.dir).parent)
+    if str(hydra.mode) == "RunMode.MULTIRUN":
+        return Path(hydra.sweep.dir)
+    folder = OmegaConf.to_container(hydra, resolve=False)["run"]["dir"]  # type: ignore[index, call-overload]
+    if "${" in folder:
+        raise ConfigError(
+            "Expected `-m` with comparison.job=epochs0 and the like, which take the value that a sweep chose."
+        )
+    return Path(folder).parent

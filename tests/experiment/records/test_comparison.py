@@ -9,8 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_fisher.exceptions import ConfigError
-from lightning_fisher.experiment.config.comparison import CHOOSING_SEED, compared
 from lightning_fisher.experiment.config.compose import CONFIG_DIR
+from lightning_fisher.experiment.records.comparison import CHOOSING_SEED, compared
 from lightning_fisher.experiment.records.result import FORMAT
 from tests.experiment.config.test_configs import composed
 

@@ -1,0 +1,1 @@
+"""The judge: which measure orders which networks, over many options at once."""

@@ -1,0 +1,206 @@
+"""How well measures order networks that differ in several options: every protocol, for every measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_fisher.arguments import is_number
+from lightning_fisher.experiment.records.quantities import HESSIAN_METRICS, MEASURES, METRICS, QUANTITIES
+from lightning_fisher.experiment.report.rows import Row, grouped, value
+from lightning_fisher.functional.ranking import (
+    bootstrap_interval,
+    granulated_kendall,
+    kendall_tau,
+    partial_kendall_tau,
+    robust_sign_error,
+)
+
+VARIED = {
+    "data.confusion_size": "random labels",
+    "data.label_noise": "wrong labels",
+    "data.augmentation": "augmentation",
+    "model.batch_size": "batch size",
+    "model.net.width": "width",
+    "model.net.depth": "depth",
+    "optimizer": "optimizer",
+    "model.optimizer.weight_decay": "weight decay",
+    "reg": "regularizer",
+}
+BASELINES = ("train_loss", "epochs", "parameter_norm")  # which say nothing about a minimum
+JUDGED = (*METRICS, *HESSIAN_METRICS, *MEASURES, *BASELINES[:2])
+AGAINST = "test_error"
+FIT = 1.0  # per cent: networks with a larger training error are another question
+FEW_SEEDS = 5  # fewer are no clusters to draw from
+RESAMPLES = 500  # of a bootstrap: two for each of some forty measures
+MATTERS = 3.0  # times the spread over seeds that an option moves the test error
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one option does to the test error.
+
+    Attributes:
+        option: its key.
+        settings: pairs of settings that differ in it alone.
+        points: mean difference of the mean test errors of those pairs, largest minus smallest, in points.
+        spread: standard deviation over the seeds of a setting, pooled, in points.
+    """
+
+    option: str
+    settings: int
+    points: float
+    spread: float
+
+    @property
+    def ratio(self) -> float:
+        """By how many spreads it moves the test error."""
+        return self.points / self.spread if self.spread > 0 else math.nan
+
+    @property
+    def matters(self) -> bool:
+        """Whether there is something to order."""
+        return self.ratio >= MATTERS
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How well one measure orders the networks; values turned so that larger should mean a larger test error.
+
+    Attributes:
+        key: of the measure.
+        n: networks that have it.
+        tau: Kendall's τ-b over all networks.
+        low: lower end of its 95 % bootstrap interval.
+        high: upper end.
+        psi: granulated coefficient Ψ, the mean of ``per_option``.
+        per_option: ψ of networks that differ in one option alone.
+        sign_error: mean over pairs of settings that differ in one option; 0.5 is a coin.
+        worst_sign_error: of the worst pair of settings.
+        partial: τ given training loss, epochs and parameter norm.
+        partial_low: lower end of its interval.
+        partial_high: upper end.
+        seconds: that it took for a network; None where it was not timed.
+    """
+
+    key: str
+    n: int
+    tau: float
+    low: float
+    high: float
+    psi: float
+    per_option: dict[str, float]
+    sign_error: float
+    worst_sign_error: float
+    partial: float
+    partial_low: float
+    partial_high: float
+    seconds: float | None
+
+    def worst(self, options: Sequence[str]) -> float:
+        """The smallest ψ among some options; nan without any."""
+        found = [self.per_option[option] for option in options if not math.isnan(self.per_option.get(option, math.nan))]
+        return min(found, default=math.nan)
+
+
+def that_fit(rows: Sequence[Row]) -> list[Row]:
+    """The networks that fit their training images."""
+    return [row for row in rows if row["train_error"] <= FIT]
+
+
+def varied_options(rows: Sequence[Row]) -> list[str]:
+    """The options of `VARIED` that do."""
+    return [option for option in VARIED if len({repr(value(row, option)) for row in rows}) > 1]
+
+
+def effects(rows: Sequence[Row], options: Sequence[str]) -> list[Effect]:
+    """What every option does, over the settings that differ in it alone."""
+    settings = grouped(rows, options)
+    within = [value for members in settings.values() for value in _centered(members)]
+    degrees = len(rows) - len(settings)
+    spread = math.sqrt(sum(v * v for v in within) / degrees) if degrees > 0 else math.nan
+    found = []
+    for place, option in enumerate(options):
+        alike: dict[tuple[object, ...], list[float]] = {}
+        for setting, members in settings.items():
+            rest = (*map(repr, setting[:place]), *map(repr, setting[place + 1 :]))
+            alike.setdefault(rest, []).append(fmean(row[AGAINST] for row in members))
+        ranges = [max(means) - min(means) for means in alike.values() if len(means) > 1]
+        pairs = sum(len(means) * (len(means) - 1) // 2 for means in alike.values())
+        found.append(Effect(option, pairs, fmean(ranges) if ranges else math.nan, spread))
+    return found
+
+
+def _centered(members: Sequence[Row]) -> list[float]:
+    errors = [row[AGAINST] for row in members]
+    return [error - fmean(errors) for error in errors] if len(errors) > 1 else []
+
+
+def judge(rows: Sequence[Row], key: str, options: Sequence[str]) -> Judged | None:
+    """Judge one measure; None where fewer than three networks have it, or it is the same for all.
+
+    Args:
+        rows: the networks.
+        key: of the measure.
+        options: those that vary.
+    """
+    has = [row for row in rows if _number(row, key) is not None]
+    if len(has) < 3 or len({_number(row, key) for row in has}) < 2:
+        return None
+    sign = -1.0 if QUANTITIES[key].lower_is_better is False else 1.0
+    x, y = sign * _column(has, key), _column(has, AGAINST)
+    seeds = [row["seed"] for row in has]
+    clusters = seeds if len(set(seeds)) >= FEW_SEEDS else None
+    how: dict[str, Any] = {"clusters": clusters, "num_resamples": RESAMPLES}
+    interval = bootstrap_interval(kendall_tau, x, y, **how)
+    given = _controls(has, key)
+    partial = partial_low = partial_high = math.nan
+    if given is not None:
+        partial = float(partial_kendall_tau(x, y, given))
+        found = bootstrap_interval(partial_kendall_tau, x, y, given=given, **how)
+        partial_low, partial_high = float(found.low), float(found.high)
+    named: Mapping[str, list[str]] = {option: [repr(value(row, option)) for row in has] for option in options}
+    granulated = granulated_kendall(x, y, named)
+    errors = robust_sign_error(x, y, named, min_ess=1).overall
+    return Judged(
+        key, len(has), float(kendall_tau(x, y)), float(interval.low), float(interval.high), float(granulated.value),
+        {option: float(psi) for option, psi in granulated.per_option.items()}, float(errors.mean), float(errors.worst),
+        partial, partial_low, partial_high, _seconds(has, key),
+    )  # fmt: skip
+
+
+def judge_all(rows: Sequence[Row], options: Sequence[str]) -> list[Judged]:
+    """Every measure that the rows have, the best worst case first."""
+    decisive = [effect.option for effect in effects(rows, options) if effect.matters] or list(options)
+    found = [judged for key in JUDGED if (judged := judge(rows, key, options)) is not None]
+    return sorted(found, key=lambda judged: -_or_last(judged.worst(decisive)))
+
+
+def _or_last(number: float) -> float:
+    return -2.0 if math.isnan(number) else number
+
+
+def _number(row: Row, key: str) -> float | None:
+    found = value(row, key)
+    return float(found) if is_number(found) and math.isfinite(found) else None
+
+
+def _column(rows: Sequence[Row], key: str) -> Tensor:
+    return torch.tensor([_number(row, key) for row in rows], dtype=torch.float64)
+
+
+def _controls(rows: Sequence[Row], key: str) -> Tensor | None:
+    """The baselines that all networks have, but for the measure itself."""
+    names = [name for name in BASELINES if name != key and all(_number(row, name) is not None for row in rows)]
+    return torch.stack([_column(rows, name) for name in names]) if names else None
+
+
+def _seconds(rows: Sequence[Row], key: str) -> float | None:
+    times = [row["measure_seconds"][key] for row in rows if key in row.get("measure_seconds", {})]
+    return fmean(times) if times else None

@@ -1,0 +1,1 @@
+"""γ̂ layer by layer, in a metric card."""

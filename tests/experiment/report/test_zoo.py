@@ -1,0 +1,159 @@
+"""The judge on made-up rows, in which it is known what each measure orders."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from lightning_fisher.experiment.report import write_report
+from lightning_fisher.experiment.report.zoo import judgement
+from lightning_fisher.experiment.report.zoo.judgement import effects, judge, judge_all, that_fit, varied_options
+
+VERSIONS = {"torch": "2", "lightning": "2", "lightning_fisher": "0"}
+HARDWARE = {"devices": 1, "cpu": "x", "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(judgement, "RESAMPLES", 40)
+
+
+def make(seeds=6, noise=0.3):
+    """Test error rises with the random labels (by 10) and falls with the width (by 4); the batch size does nothing."""
+    random = np.random.default_rng(0)
+    rows = []
+    for labels, width, batch, seed in itertools.product((0, 200), (8, 16), (32, 64), range(seeds)):
+        error = 20 + labels / 20 - (width - 8) / 2 + noise * random.standard_normal()
+        rows.append(
+            {
+                "seed": seed,
+                "test_error": error,
+                "train_error": 0.0,
+                "train_loss": random.random(),
+                "epochs": int(random.integers(20, 40)),
+                "gamma": error + 0.01 * random.standard_normal(),  # orders everything
+                "gamma_layer": labels + random.random(),  # labels only
+                "input_margin": -error,  # orders everything, higher is better
+                "path_norm": width + 0.0,  # the wrong way over widths
+                "parameter_norm": random.random(),
+                "measure_seconds": {"gamma_layer": 0.5},
+                "config": {"data.confusion_size": labels, "model.net.width": width, "model.batch_size": batch},
+                "choices": {"variation": "base"},
+                "overrides": [f"data.confusion_size={labels}", f"seed={seed}"],
+                "study": {"name": "zoo", "report": "zoo"},
+                "versions": VERSIONS,
+                "hardware": HARDWARE,
+                "commit": None,
+                "fit_seconds": 1.0,
+                "stop_reason": "converged",
+            }
+        )
+    return rows
+
+
+def test_what_the_options_do():
+    rows = make()
+    options = varied_options(rows)
+    assert options == ["data.confusion_size", "model.batch_size", "model.net.width"]
+    labels, batch, width = effects(rows, options)
+    assert labels.points == pytest.approx(10, abs=0.4)
+    assert width.points == pytest.approx(4, abs=0.4)
+    assert batch.points < 0.4
+    assert [effect.matters for effect in (labels, batch, width)] == [True, False, True]
+    assert [effect.settings for effect in (labels, batch, width)] == [4, 4, 4]
+    errors = np.array([row["test_error"] for row in rows]).reshape(8, 6)
+    assert labels.spread == pytest.approx(math.sqrt(errors.var(axis=1, ddof=1).mean()), rel=1e-9)
+
+
+def test_a_measure_that_orders_everything():
+    rows = make()
+    judged = judge(rows, "gamma", varied_options(rows))
+    error = [row["test_error"] for row in rows]
+    assert judged.tau == pytest.approx(scipy.stats.kendalltau([row["gamma"] for row in rows], error).statistic)
+    assert judged.low <= judged.tau <= judged.high
+    assert judged.per_option["data.confusion_size"] == judged.per_option["model.net.width"] == 1.0
+    assert judged.sign_error < 0.1
+    assert judged.partial > 0.9
+    assert judged.seconds is None
+
+
+def test_higher_is_better_is_turned():
+    rows = make()
+    assert judge(rows, "input_margin", varied_options(rows)).tau == 1.0
+
+
+def test_measures_that_order_one_option_only():
+    rows = make()
+    options = varied_options(rows)
+    labels, wrong = judge(rows, "gamma_layer", options), judge(rows, "path_norm", options)
+    assert labels.per_option["data.confusion_size"] == 1.0
+    assert abs(labels.per_option["model.net.width"]) < 0.4
+    assert labels.seconds == 0.5
+    assert wrong.per_option["model.net.width"] == -1.0
+    assert wrong.per_option["data.confusion_size"] == 0.0  # ties count as none
+    assert wrong.worst_sign_error == 1.0
+    assert wrong.worst(["data.confusion_size", "model.net.width"]) == -1.0
+
+
+def test_the_best_worst_case_comes_first():
+    rows = make()
+    keys = [judged.key for judged in judge_all(rows, varied_options(rows))]
+    assert set(keys[:2]) == {"gamma", "input_margin"}
+    assert keys[-1] == "path_norm"
+    assert {"train_loss", "epochs", "parameter_norm"} <= set(keys)
+
+
+def test_networks_that_do_not_fit_are_left_out():
+    rows = make()
+    for row in rows[:5]:
+        row["train_error"] = 1.5
+    assert len(that_fit(rows)) == len(rows) - 5
+
+
+def test_few_seeds_are_no_clusters(monkeypatch):
+    seen = []
+    original = judgement.bootstrap_interval
+
+    def watched(*args, clusters=None, **options):
+        seen.append(clusters)
+        return original(*args, clusters=clusters, **options)
+
+    monkeypatch.setattr(judgement, "bootstrap_interval", watched)
+    for seeds, clustered in ((3, False), (6, True)):
+        seen.clear()
+        rows = make(seeds)
+        judge(rows, "gamma", varied_options(rows))
+        assert all((clusters is not None) is clustered for clusters in seen)
+
+
+def test_the_report(tmp_path):
+    rows = make()
+    rows[0]["train_error"] = 3.0
+    made = write_report.make(rows, tmp_path, write_report.plan(rows, None, None, None))
+    text = made.text(markdown=True)
+    headings = [heading for heading, _ in made.parts]
+    assert headings[:4] == [
+        "Networks",
+        "What the options do to the test error",
+        "Which measure orders what",
+        "How well, over all networks",
+    ]
+    assert "47 of 48 networks" in text
+    assert "| path norm " in text
+    assert "training loss (b)" in text
+    assert (tmp_path / "zoo.png").stat().st_size > 10_000
+    wrong = next(line for line in text.splitlines() if line.startswith("| path norm "))
+    assert wrong.split("|")[-2].strip() == "width"
+
+
+def test_too_few_networks_are_said_to_be(tmp_path):
+    rows = make()
+    for row in rows[2:]:
+        row["train_error"] = 3.0
+    made = write_report.make(rows, tmp_path, write_report.plan(rows, None, None, None))
+    assert made.parts[0] == ("Networks that fit", "2 of 48: too few to order.")
+    assert made.figures == []
