@@ -77,10 +77,16 @@ def sweep_name(*, _root_: DictConfig) -> str:
     return f"{study}-{size}" if study else "score" if scoring else run_group(_root_=_root_)
 
 
+def regime_adapted(epochs: int, batch_size: int, base: int) -> int:
+    """As many epochs as make the steps of ``epochs`` with batches of ``base`` samples (Hoffer et al. 2017, Sec. 5)."""
+    return max(1, round(epochs * batch_size / base))
+
+
 def register_resolvers() -> None:
     """Register the names above, and the help page, with OmegaConf."""
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("run_group", run_group, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("regime_adapted", regime_adapted, replace=True)
     OmegaConf.register_new_resolver("compared", compared, replace=True)
     OmegaConf.register_new_resolver("help_page", help_page, replace=True)
