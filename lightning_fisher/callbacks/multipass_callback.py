@@ -18,6 +18,7 @@ from lightning_fisher.callbacks.multipass.step import MultiPassStep, OwnLoss, St
 from lightning_fisher.callbacks.multipass.switch import FirstDropOfAny, Start, is_schedule_free, largest_rate
 from lightning_fisher.callbacks.multipass.training_step import TrainingStepPatch
 from lightning_fisher.callbacks.requirements import refuse_per_sample_gradients, require_supported, require_trainable
+from lightning_fisher.exceptions import acts
 from lightning_fisher.functional import Evaluation, Penalty, SubBatch
 from lightning_fisher.functional.multipass.passes import Method
 from lightning_fisher.functional.multipass.regularized import damping
@@ -223,6 +224,7 @@ class MultiPassCallback(Callback):
         """Refuse what isn't supported before anything runs; a fit from scratch begins with the plain phase."""
         if stage != "fit":
             return
+        acts(self.name)
         if trainer.global_step == 0:  # a checkpoint is loaded after this
             self._reset()
         others = [c for c in trainer.callbacks if isinstance(c, MultiPassCallback) and c is not self]  # type: ignore[attr-defined]
