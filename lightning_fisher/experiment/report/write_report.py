@@ -20,7 +20,7 @@ from lightning_fisher.experiment.report.comparison.table import kind_of, methods
 from lightning_fisher.experiment.report.figures import plot_lines, plot_ranking, plot_scenario
 from lightning_fisher.experiment.report.method_figures import plot_groups, plot_pairs
 from lightning_fisher.experiment.report.paired_table import differences_table
-from lightning_fisher.experiment.report.rank_table import all_correlations, ranking_table
+from lightning_fisher.experiment.report.rank_table import LEAST, all_correlations, ranking_table
 from lightning_fisher.experiment.report.rows import Row, grouped, load_rows, numbers, require_known, value, varied
 from lightning_fisher.experiment.report.tables import TABLES, summary
 from lightning_fisher.experiment.report.zoo.figure import plot_zoo
@@ -94,6 +94,13 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any]) -> Report:
     if ranking:
         heading = "Rank correlation with the test error over runs, 95 % bootstrap intervals"
         made.parts.append((heading, ranking_table(ranking)))
+    elif kind in ("scenario", "ranking"):
+        made.parts.append(
+            (
+                "Rank correlation with the test error over runs",
+                f"Not shown: of fewer than {LEAST} runs it takes only a few values, whatever the metric.",
+            )
+        )
     made.parts.append(("Made by", provenance(rows)))
     if kind == "scenario" and x is not None:
         made.figures.append(plot_scenario(rows, x, folder / "metrics.png", label, wanted))
