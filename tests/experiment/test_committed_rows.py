@@ -15,9 +15,9 @@ from lightning_fisher.experiment.config.resolvers import register_resolvers
 from lightning_fisher.experiment.report import write_report
 
 RESULTS = ROOT / "results"
-# The rows whose overrides, composed with the configs as they are now, give the hash the rows were recorded with. An option
-# of the others was changed since (a study's number of epochs, say), came later without a value for before, or was the path
-# of an archive, whose content is hashed instead.
+# The rows whose overrides, composed with the configs as they are now, give the hash the rows were recorded with. Of the
+# others an option was changed since (a study's number of epochs, say), came later without a value for before, or was
+# the path of an archive, whose content is hashed instead.
 COMPOSE = json.loads((Path(__file__).parents[1] / "data" / "rows_that_compose.json").read_text())
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 

@@ -58,7 +58,7 @@ class UsePathSGD(UseOptimizer):
     """
 
     def __init__(self, lr: float = 0.01, momentum: float = 0.0, input_shape: Sequence[int] | None = None) -> None:
-        self.options = {"lr": lr, "momentum": momentum, "input_shape": input_shape}
+        self.options: dict[str, Any] = {"lr": lr, "momentum": momentum, "input_shape": input_shape}
 
     def make(self, module: ImageClassifier) -> Any:
         """See above."""
