@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gram, loop, memory_jobs, profile, scaling, step
+from benchmarks import gram, loop, measures, memory_jobs, profile, scaling, step
 from benchmarks.settings import Settings
 
 Say = Callable[[str], None]
@@ -122,6 +122,25 @@ def run_profile(settings: Settings, device: torch.device, compile_backend: str |
     return {"profile": rows}
 
 
+def run_forms(settings: Settings, device: torch.device, compile_backend: str | None, say: Say) -> Tables:
+    """Times of the forms of γ̂."""
+    network = settings.networks["resnet20"]
+    say(f"forms: {network.title}")
+    return {
+        "times": measures.form_times(network, samples=settings.samples, rounds=settings.scaling_rounds, device=device)
+    }
+
+
+def run_measures(settings: Settings, device: torch.device, compile_backend: str | None, say: Say) -> Tables:
+    """Times of every measure for one network."""
+    network = settings.networks["resnet20"]
+    return {
+        "suite": measures.suite_times(
+            network, samples=settings.samples, subsets=settings.measured_subsets, device=device, say=say
+        )
+    }
+
+
 SECTIONS = {
     "gram": run_gram,
     "errors": run_errors,
@@ -130,4 +149,6 @@ SECTIONS = {
     "loop": run_loop,
     "memory": run_memory,
     "scaling": run_scaling,
+    "forms": run_forms,
+    "measures": run_measures,
 }

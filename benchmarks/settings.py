@@ -29,7 +29,8 @@ class Settings:
         scaling_samples: values of N′.
         scaling_widths: widths of ResNet-20.
         scaling_sub_batches: values of M.
-        scaling_rounds: timed rounds of the scaling.
+        scaling_rounds: timed rounds of the scaling, and of the forms of γ̂.
+        measured_subsets: subsets that all measures are timed on.
     """
 
     networks: dict[str, Network]
@@ -50,6 +51,7 @@ class Settings:
     scaling_widths: tuple[int, ...] = (8, 16, 32, 64)
     scaling_sub_batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     scaling_rounds: int = 7
+    measured_subsets: int = 1
 
 
 CPU = Settings(NETWORKS)

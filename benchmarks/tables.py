@@ -162,6 +162,24 @@ def _scaling(tables: dict[str, list[Row]]) -> list[str]:
     return parts
 
 
+def _forms(tables: dict[str, list[Row]]) -> list[str]:
+    return _times(tables["times"], lambda row: f"ln|ξ| of {row['samples']} samples, {row['rounds']} rounds")
+
+
+def _measures(tables: dict[str, list[Row]]) -> list[str]:
+    parts = []
+    for (network, samples, subsets), rows in groups(tables["suite"], "network", "samples", "subsets").items():
+        lines = [[f"`{row['measure']}`", f"{row['seconds']:.2f}", f"{10 * row['seconds']:.1f}"] for row in rows]
+        for title, group in (("the paper's four", "paper"), ("recommended", "recommended"), ("forms of γ̂", "forms")):
+            total = sum(row["seconds"] for row in rows if group in row["groups"])
+            lines.append([f"{title}, together", f"{total:.2f}", f"{10 * total:.1f}"])
+        total = sum(row["seconds"] for row in rows)
+        lines.append(["all, together", f"{total:.2f}", f"{10 * total:.1f}"])
+        title = f"### {network}: seconds of {samples} samples, mean of {subsets} subset{'s' * (subsets > 1)}\n"
+        parts += [title, table(["measure", "a subset", "10 subsets"], lines)]
+    return parts
+
+
 _TABLES = {
     "gram": _gram,
     "errors": _errors,
@@ -170,4 +188,6 @@ _TABLES = {
     "loop": _loop,
     "memory": _memory,
     "scaling": _scaling,
+    "forms": _forms,
+    "measures": _measures,
 }

@@ -65,3 +65,16 @@ class RunError(LightningFisherError):
 def first_line(error: BaseException) -> str:
     """What went wrong, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+_ACTING = ["FisherRegularizer"]
+
+
+def acting() -> str:
+    """The callback whose extra passes are under way, for messages about them."""
+    return _ACTING[0]
+
+
+def acts(name: str) -> None:
+    """From now on messages are about this callback."""
+    _ACTING[0] = name

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_fisher import FisherRegularizer
 from lightning_fisher.data.images import IGNORED_LABEL
-from lightning_fisher.module import ImageClassifier, SampleMean, milestone_lr
+from lightning_fisher.module import CalibrationError, ImageClassifier, SampleMean, milestone_lr
 
 CLASSES = 7
 
@@ -256,3 +256,15 @@ def test_manual_optimization_gives_identical_weights(scheduler, options, regular
         rates.append(fitted.optimizers[0].param_groups[0]["lr"])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
     assert rates[0] == rates[1]
+
+
+def test_calibration_error_is_torchmetrics():
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    logits = 3 * torch.randn(500, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(500) % 7
+    metric = CalibrationError()
+    for part in (slice(0, 123), slice(123, 500)):
+        metric.update(logits[part], labels[part])
+    expected = multiclass_calibration_error(logits, labels, num_classes=7, n_bins=15)
+    assert metric.compute().item() == pytest.approx(100 * expected.item(), rel=1e-5)

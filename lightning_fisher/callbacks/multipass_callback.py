@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_fisher.announcements import announce
 from lightning_fisher.arguments import require_choice, require_integer, require_non_negative
 from lightning_fisher.callbacks.multipass.batches.sub_batches import SplitFn
 from lightning_fisher.callbacks.multipass.manual_step import ManualMultiPassStep
@@ -18,6 +19,7 @@ from lightning_fisher.callbacks.multipass.step import MultiPassStep, OwnLoss, St
 from lightning_fisher.callbacks.multipass.switch import FirstDropOfAny, Start, is_schedule_free, largest_rate
 from lightning_fisher.callbacks.multipass.training_step import TrainingStepPatch
 from lightning_fisher.callbacks.requirements import refuse_per_sample_gradients, require_supported, require_trainable
+from lightning_fisher.exceptions import acts
 from lightning_fisher.functional import Evaluation, Penalty, SubBatch
 from lightning_fisher.functional.multipass.passes import Method
 from lightning_fisher.functional.multipass.regularized import damping
@@ -223,6 +225,7 @@ class MultiPassCallback(Callback):
         """Refuse what isn't supported before anything runs; a fit from scratch begins with the plain phase."""
         if stage != "fit":
             return
+        acts(self.name)
         if trainer.global_step == 0:  # a checkpoint is loaded after this
             self._reset()
         others = [c for c in trainer.callbacks if isinstance(c, MultiPassCallback) and c is not self]  # type: ignore[attr-defined]
@@ -287,9 +290,10 @@ class MultiPassCallback(Callback):
         """Say that the phase never began."""
         waiting = self.trains and not self.active and self.start.waits_for_drop
         if waiting and not getattr(trainer, "fast_dev_run", False):
-            pl_module.print(
+            announce(
+                pl_module,
                 f"{self.name}: the regularized phase never began, since the learning rate never dropped; "
-                "training was the plain one (`start` takes an epoch or a step, too)."
+                "training was the plain one (`start` takes an epoch or a step, too).",
             )
 
     # --- the switch --------------------------------------------------------------------------------------------
@@ -309,9 +313,10 @@ class MultiPassCallback(Callback):
             self.switch_step, self.switch_epoch = trainer.global_step, trainer.current_epoch
             self._switch_time, self._switch_batch = time, trainer.fit_loop.total_batch_idx
             if time > 0:
-                pl_module.print(
+                announce(
+                    pl_module,
                     f"{self.name}: regularized phase begins after {self.switch_epoch} epochs, at step "
-                    f"{self.switch_step} (learning rate {self._rate:g}, {self.described()})"
+                    f"{self.switch_step} (learning rate {self._rate:g}, {self.described()})",
                 )
         if self.active and self._rate > self._peak_rate:
             self._peak_rate = self._rate

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_fisher.callbacks.multipass.stepped import stepped_parameters
+from lightning_fisher.exceptions import acting
 from lightning_fisher.functional.evaluation.module_state import refuse_renormalized_embeddings
 
 # Where optimizers that don't step on `.grad` find their gradients: Opacus, BackPACK, fastDP, Megatron.
@@ -32,15 +33,15 @@ def require_supported(trainer: Trainer, pl_module: LightningModule) -> None:
     name = type(pl_module).__name__
     if "dataloader_iter" in inspect.signature(pl_module.training_step).parameters:
         raise ValueError(
-            f"FisherRegularizer needs `training_step(batch, batch_idx)`, but {name} takes `dataloader_iter`; "
+            f"{acting()} needs `training_step(batch, batch_idx)`, but {name} takes `dataloader_iter`; "
             "take the batch instead."
         )
-    require_whole_weights(trainer, "FisherRegularizer", "perturb")
+    require_whole_weights(trainer, acting(), "perturb")
     refuse_renormalized_embeddings(pl_module)
     precision = trainer.precision_plugin
     if type(precision) not in _classes("plugins.precision", *_PRECISIONS):
         raise ValueError(
-            f"FisherRegularizer needs float32 or float64 weights, but the Trainer uses {type(precision).__name__} "
+            f"{acting()} needs float32 or float64 weights, but the Trainer uses {type(precision).__name__} "
             f'(precision="{precision.precision}"), in which its finite difference is noise; use "32-true", '
             '"bf16-mixed" or "16-mixed".'
         )
@@ -71,19 +72,19 @@ def require_trainable(trainer: Trainer, pl_module: LightningModule) -> None:
     name = type(pl_module).__name__
     if any(isinstance(module, torch.nn.SyncBatchNorm) for module in pl_module.modules()):
         raise ValueError(
-            f"FisherRegularizer runs its extra passes on each process alone, but {name} has SyncBatchNorm layers, "
+            f"{acting()} runs its extra passes on each process alone, but {name} has SyncBatchNorm layers, "
             "which wait for all; use `sync_batchnorm=False`."
         )
     parameters = stepped_parameters(trainer, pl_module)
     used = [o for o in trainer.optimizers if stepped_parameters(trainer, pl_module, [o])]
     if pl_module.automatic_optimization and len(used) > 1:
         raise ValueError(
-            f"FisherRegularizer needs one optimizer in automatic optimization, but {name}.configure_optimizers gives "
+            f"{acting()} needs one optimizer in automatic optimization, but {name}.configure_optimizers gives "
             f"{len(used)}; return one, with parameter groups where they differ."
         )
     if not used:
         raise ValueError(
-            f"FisherRegularizer needs an optimizer with parameters that require gradients, but "
+            f"{acting()} needs an optimizer with parameters that require gradients, but "
             f"{name}.configure_optimizers gives none."
         )
     for optimizer in used:
@@ -96,7 +97,7 @@ def require_trainable(trainer: Trainer, pl_module: LightningModule) -> None:
         counts = gathered.tolist()
         if len(set(counts)) > 1:
             raise ValueError(
-                f"FisherRegularizer needs as many batches on every process, but they have {counts}: those with more "
+                f"{acting()} needs as many batches on every process, but they have {counts}: those with more "
                 "would wait for the others for ever; use Lightning's distributed sampler, or `limit_train_batches`."
             )
 
@@ -105,14 +106,14 @@ def _require_gradients(optimizer: torch.optim.Optimizer, name: str) -> None:
     """Check that an optimizer steps on ``.grad``, and on dense gradients."""
     if isinstance(optimizer, torch.optim.SparseAdam):
         raise ValueError(
-            f"FisherRegularizer gives dense gradients, but {name}.configure_optimizers returns SparseAdam, which takes "
+            f"{acting()} gives dense gradients, but {name}.configure_optimizers returns SparseAdam, which takes "
             "sparse ones only; use another optimizer."
         )
     fields = {field for group in optimizer.param_groups for p in group["params"] for field in vars(p)}
     found = sorted(fields & set(_OTHER_GRADIENTS)) or [f for f in ("grad_samples",) if hasattr(type(optimizer), f)]
     if found:
         raise ValueError(
-            f"FisherRegularizer adds its gradient to `.grad`, but {type(optimizer).__name__} of "
+            f"{acting()} adds its gradient to `.grad`, but {type(optimizer).__name__} of "
             f"{name}.configure_optimizers steps on `{found[0]}` (per-sample or separate gradients), where it would be "
             "lost; use an optimizer that steps on `.grad`."
         )
@@ -125,7 +126,7 @@ def _refuse_steps_in_backward(pl_module: LightningModule, stepped: list[torch.nn
         hooked = parameter.requires_grad and bool(parameter._post_accumulate_grad_hooks)  # type: ignore[attr-defined]
         if hasattr(parameter, "_in_backward_optimizers") or (hooked and id(parameter) not in known):
             raise ValueError(
-                f"FisherRegularizer perturbs the parameters that the optimizers of the Trainer step, but {name!r} of "
+                f"{acting()} perturbs the parameters that the optimizers of the Trainer step, but {name!r} of "
                 f"{type(pl_module).__name__} is stepped by a hook in the backward pass; return its optimizer from "
                 "`configure_optimizers`."
             )
@@ -144,7 +145,7 @@ def refuse_per_sample_gradients(optimizer: torch.optim.Optimizer) -> None:
     for field, value, parameter in held:
         if value.ndim == parameter.ndim + 1 and value.shape[1:] == parameter.shape:
             raise ValueError(
-                f"FisherRegularizer adds its gradient to `.grad`, but parameters hold gradients of single samples in "
+                f"{acting()} adds its gradient to `.grad`, but parameters hold gradients of single samples in "
                 f"`{field}`, on which {type(optimizer).__name__} may step; use an optimizer that steps on `.grad`."
             )
 
@@ -154,11 +155,11 @@ def _require_perturbable(parameter: torch.Tensor, name: str) -> None:
     if parameter.is_complex() or parameter.layout is not torch.strided:
         kind = f"{parameter.dtype}" if parameter.is_complex() else f"{parameter.layout}"
         raise ValueError(
-            f"FisherRegularizer needs real, dense weights, but {name} has {kind} ones; hold complex ones as real "
+            f"{acting()} needs real, dense weights, but {name} has {kind} ones; hold complex ones as real "
             "ones (`torch.view_as_complex` in the forward pass) and sparse ones as dense ones with a mask."
         )
     if parameter.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"FisherRegularizer needs float32 or float64 weights, but {name} has {parameter.dtype} ones, in which "
+            f"{acting()} needs float32 or float64 weights, but {name} has {parameter.dtype} ones, in which "
             'its finite difference is noise; keep float32 weights and use `precision="bf16-mixed"`.'
         )

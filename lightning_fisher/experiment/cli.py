@@ -135,6 +135,12 @@ def _check_flags() -> None:
         parser.parse_args(sys.argv[1:])
 
 
+def flags_first(arguments: list[str]) -> list[str]:
+    """Put the switch of a sweep first: Hydra's parser refuses overrides on both sides of it."""
+    switches = ("-m", "--multirun")
+    return [*(a for a in arguments if a in switches), *(a for a in arguments if a not in switches)]
+
+
 def _let_workers_find_the_package() -> None:
     """Launchers start processes elsewhere: they import this package even where it is not installed."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -150,7 +156,7 @@ def main() -> None:
     os.environ[FULL_ERROR] = "1"  # Hydra raises to the handlers below instead of printing its own report
     _let_workers_find_the_package()
     register_resolvers()
-    sys.argv[1:] = quoted_paths(sys.argv[1:])
+    sys.argv[1:] = quoted_paths(flags_first(sys.argv[1:]))
     jobs.end_with_parent()
     run = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(task)
     failed = False

@@ -61,8 +61,8 @@ class LastingStream:
 def lasting_output() -> Iterator[None]:
     """Make standard output and standard error such streams; the old ones are put back."""
     before = sys.stdout, sys.stderr
-    null = open(os.devnull, "w", encoding="utf-8") if None in before else None  # noqa: SIM115
-    streams: list[Any] = [LastingStream(stream if stream is not None else null) for stream in before]
+    null: Any = open(os.devnull, "w", encoding="utf-8") if None in before else None  # noqa: SIM115
+    streams: list[Any] = [LastingStream(stream or null) for stream in before]
     sys.stdout, sys.stderr = streams
     try:
         yield

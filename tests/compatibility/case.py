@@ -25,6 +25,7 @@ class Fisher(NamedTuple):
     select: Callable[[LightningModule], nn.Module] | None = None
     loss_fn: Callable[[Any, Any], Tensor] | None = None
     refused: str | None = None  # what the one line says where per-sample gradients can't be had
+    tried: bool = True
 
 
 @dataclass(frozen=True, eq=False)

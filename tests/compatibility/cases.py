@@ -10,6 +10,7 @@ from tests.compatibility.case import Case
 
 NEEDS = {  # module of cases -> what it is about, beyond what the library's own tests need
     "cases_setups": (),
+    "cases_published": (),
     "cases_vision": ("torchvision", "timm", "segmentation_models_pytorch"),
     "cases_text": ("transformers",),
     "cases_graphs": ("torch_geometric",),

@@ -30,7 +30,7 @@ def plain(case: Case) -> Run:
 @functools.lru_cache(maxsize=1)
 def negligible(case: Case) -> tuple[Run, FisherMonitor | None]:
     """With the extra passes, their gradient too small to count, and the monitor at the end."""
-    watching = None if case.fisher.refused else monitor(case)
+    watching = monitor(case) if case.fisher.tried and not case.fisher.refused else None
     callbacks = [regularizer(case, NEGLIGIBLE)] + ([watching] if watching else [])
     return fit(case, *callbacks), watching
 
@@ -115,6 +115,8 @@ def logs_once(case: Case) -> str:
 
 def gamma(case: Case) -> str:
     """γ̂ by one float64 backward pass a sample, at the weights after the last batch; or a refusal before the first."""
+    if not case.fisher.tried:
+        return "-"
     if case.fisher.refused:
         assert_refused(case, monitor(case), case.fisher.refused, batches=0)
         return assert_refused(case, monitor(case), "can't measure .*collate_fn.*select_module.*loss_fn", batches=0)

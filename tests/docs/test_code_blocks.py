@@ -8,6 +8,7 @@ import pytest
 
 from tests.docs.pages import DOCS, PAGES, blocks
 
+TINY_ZOO = Path(__file__).parents[1] / "data" / "zoo_tiny"  # eight networks of the study, small ones
 BLOCKS = [
     pytest.param(block, id=f"{page.relative_to(DOCS)}-{i}")
     for page in PAGES
@@ -24,5 +25,6 @@ def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     from lightning_fisher.data import SOURCES
 
     monkeypatch.chdir(tmp_path)
+    block = block.replace('"results/zoo-digits"', repr(str(TINY_ZOO)))
     monkeypatch.setattr("lightning_fisher.data.SOURCES", dict(SOURCES))  # a block may add to it
     exec(compile(block, "docs", "exec"), {"__name__": "block"})

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from lightning_fisher.exceptions import LightningFisherError
+from lightning_fisher.exceptions import LightningFisherError, acting
 
 HALF = (torch.float16, torch.bfloat16)
 # What autocast runs in half precision, and what it promotes to float32 (torch's lists of both).
@@ -33,7 +33,7 @@ class HalfPrecisionError(LightningFisherError, ValueError):
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__(
-            "FisherRegularizer needs float32 or float64 between the weights and the loss, but `training_step` "
+            f"{acting()} needs float32 or float64 between the weights and the loss, but `training_step` "
             f"computes in {dtype} there by itself, in which its finite difference is noise; keep these layers (a "
             'frozen base included) in float32 and leave mixed precision to the Trainer (`precision="bf16-mixed"`).'
         )

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_fisher.announcements import announce
 from lightning_fisher.arguments import require_choice, require_integer
 from lightning_fisher.callbacks.multipass.batches.part import PartOfBatch
 from lightning_fisher.callbacks.multipass.batches.sub_batches import BatchSplitter, SplitFn, SubBatches
@@ -306,8 +307,9 @@ class MultiPassStep:
         self._passes.thorough -= 1
         self._passes.succeeded = True
         if undecided and choice.chosen is not None:
-            module.print(
-                f"{type(self.definition).__name__}: sub-batches are evaluated by {choice.chosen} ({choice.reason})"
+            announce(
+                module,
+                f"{type(self.definition).__name__}: sub-batches are evaluated by {choice.chosen} ({choice.reason})",
             )
         return penalty
 

@@ -13,6 +13,7 @@ from lightning_fisher.experiment.config.config_hash import config_hash, is_hashe
 from lightning_fisher.experiment.config.help_page import help_page
 from lightning_fisher.experiment.config.score_request import is_scoring, labels
 from lightning_fisher.experiment.records import run_folders
+from lightning_fisher.experiment.records.comparison import compared
 
 UNNAMED = ("logger", "debug", "restart", "data.download", "data.data_dir")
 STUDY = ("experiment", "size")  # named where they vary
@@ -76,9 +77,16 @@ def sweep_name(*, _root_: DictConfig) -> str:
     return f"{study}-{size}" if study else "score" if scoring else run_group(_root_=_root_)
 
 
+def regime_adapted(epochs: int, batch_size: int, base: int) -> int:
+    """As many epochs as make the steps of ``epochs`` with batches of ``base`` samples (Hoffer et al. 2017, Sec. 5)."""
+    return max(1, round(epochs * batch_size / base))
+
+
 def register_resolvers() -> None:
     """Register the names above, and the help page, with OmegaConf."""
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("run_group", run_group, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("regime_adapted", regime_adapted, replace=True)
+    OmegaConf.register_new_resolver("compared", compared, replace=True)
     OmegaConf.register_new_resolver("help_page", help_page, replace=True)

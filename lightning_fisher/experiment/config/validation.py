@@ -30,7 +30,7 @@ TYPE_WORDS = {
     dict: "a node",
 }
 JUDGED = ("trainer.",)  # by its constructor: of which types, too
-SEVERAL_TYPES = ("reg.start",)  # their own constructors check them
+SEVERAL_TYPES = ("reg.start", "reg.beta", "reg.adaptive", "reg.norm")  # their own constructors check them
 TOLD = ("reg.", "data.name", "data.augmentation")  # their constructors list what they may be instead of null
 
 
@@ -94,12 +94,26 @@ def check_config(cfg: DictConfig, overrides: list[str]) -> None:
     if cfg.stop is not None and not OmegaConf.is_dict(cfg.stop):
         raise refuse("stop", "null or a callback (`_target_` and its arguments)", cfg.stop)
     _check_sub_batches(cfg)
+    _check_optimizer(cfg, overrides)
+
+
+def _check_optimizer(cfg: DictConfig, overrides: list[str]) -> None:
+    """One optimizer: a method that is one takes the place of the recipe's, not of another that was asked for."""
+    target = str(OmegaConf.select(cfg, "reg._target_"))
+    if target.startswith("lightning_fisher.experiment.methods.Use") and target.endswith("SGD"):
+        given = [o for o in overrides if o.startswith(("optimizer=", "model.optimizer.")) and o != "optimizer=recipe"]
+        if given:
+            key, _, value = given[0].partition("=")
+            raise ConfigError(
+                f"Expected no option `{key}` with {target.rpartition('.')[2][3:]}, which is an optimizer itself, but "
+                f"got `{value}`; set the options of `reg`, such as reg.lr."
+            )
 
 
 def _check_nodes(values: dict[str, Any], nodes: list[str]) -> None:
     """What has options below it keeps them."""
     for node in nodes:
-        if node in values and not (values[node] is None and node in ("model.scheduler", "stop", "study")):
+        if node in values and not (values[node] is None and node in ("model.scheduler", "stop", "study", "comparison")):
             group = node.replace(".", "/")
             choices = config_groups().get(group, [])
             how = f"choose one, such as `{group}={choices[0]}`, or " if choices else ""

@@ -6,6 +6,8 @@ from typing import Any
 
 OPTIONS = {
     "reg": "method",
+    "comparison": "method",
+    "comparison.job": "run of the comparison",
     "reg.beta": "β",
     "reg.alpha": "α",
     "reg.num_sub_batches": "sub-batches M",
@@ -30,7 +32,19 @@ OPTIONS = {
 VALUES = {
     ("reg", "none"): "no regularizer",
     ("reg", "fisher"): "Fisher regularizer",
+    ("reg", "fisher_auto"): "Fisher regularizer, β auto",
     ("reg", "label_smoothing"): "label smoothing",
+    ("reg", "sam"): "SAM",
+    ("reg", "asam"): "ASAM",
+    ("reg", "gnp"): "gradient-norm penalty",
+    ("reg", "fisher_penalty"): "Fisher penalty",
+    ("reg", "jacobian"): "Jacobian penalty",
+    ("reg", "entropy_sgd"): "Entropy-SGD",
+    ("reg", "path_sgd"): "Path-SGD",
+    ("reg", "ghost_batch_norm"): "ghost batch-norm",
+    ("reg", "large_margin"): "large-margin loss",
+    ("reg", "flat_minimum_search"): "flat minimum search",
+    ("reg", "swa"): "weight averaging",
     ("reg.perturbed", None): "all",
 }
 """The names of values; of others, the value."""

@@ -132,6 +132,7 @@ QUANTITIES = _table(
     Quantity("test_loss", "test loss", "nats", detail="{:.4f}", lower_is_better=True),
     Quantity("test_error", "test error", "%", "{:.2f}", lower_is_better=True),
     Quantity("test_error_top5", "test error, top-5", "%", "{:.2f}", lower_is_better=True),
+    Quantity("test_calibration_error", "calibration error", "%", "{:.2f}", lower_is_better=True),
     Quantity("gamma", "γ̂", "nats", "{:.1f}", "{:.2f}", r"$\hat\gamma$", True),
     *(
         Quantity(f"gamma_{part}", f"γ̂, {part} part", "nats", "{:.1f}", "{:.2f}", rf"$\hat\gamma$, {part} part", True)

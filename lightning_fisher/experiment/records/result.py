@@ -17,6 +17,10 @@ FORMAT = 1
 # option: one that has been beside it from the start, and the value that says what there was before.
 LATER: dict[str, tuple[str, Any]] = {
     "reg.scaling": ("reg.beta", "linear"),
+    "reg.difference": ("reg.beta", "backward"),
+    "reg.step": ("reg.beta", "fixed"),
+    "reg.strength": ("reg.beta", 1.0),
+    "comparison": ("seed", None),
     "model.manual_optimization": ("model.label_smoothing", False),
     "metric.residual": ("metric.subset_size", True),
     "metric.scale": ("metric.subset_size", "none"),

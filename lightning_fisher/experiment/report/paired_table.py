@@ -10,6 +10,7 @@ from lightning_fisher.experiment.report.paired_difference import mean_difference
 from lightning_fisher.experiment.report.rows import Row, grouped
 from lightning_fisher.experiment.report.tables import MISSING, markdown, named_values
 
+LEAST = 3  # pairs: of two, an interval is 13 times as wide as their distance, or a point
 COMPARED = ("test_error", "train_error", "gamma", "gamma_direction")
 
 
@@ -47,12 +48,14 @@ def differences_table(rows: Sequence[Row], keys: Sequence[str]) -> str:
         return ""
     names = [option_name(key) for key in (*rest, *by)]
     headings = [*names, "pairs", shown[0].difference, "lower", *(quantity.difference for quantity in shown[1:])]
-    return f"Baseline: {baseline}.\n\n" + markdown(headings, lines)
+    few = any(int(line[len(names)]) < LEAST for line in lines)
+    note = f" No intervals of fewer than {LEAST} pairs." if few else ""
+    return f"Baseline: {baseline}.{note}\n\n" + markdown(headings, lines)
 
 
 def _cell(differences: Sequence[float], form: str) -> str:
     if not differences:
         return MISSING
     found = mean_difference(differences)
-    interval = f" [{form.format(found.low)}, {form.format(found.high)}]" if found.n > 1 else ""
+    interval = f" [{form.format(found.low)}, {form.format(found.high)}]" if found.n >= LEAST else ""
     return form.format(found.mean) + interval

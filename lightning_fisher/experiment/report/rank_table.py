@@ -13,6 +13,7 @@ from lightning_fisher.experiment.report.tables import MISSING, markdown
 from lightning_fisher.functional.ranking import bootstrap_interval, kendall_tau, spearman_rho
 
 LEVEL = 0.95
+LEAST = 6  # runs: of fewer, a rank correlation takes a handful of values, and its bootstrap interval may be a point
 BASELINES = ("train_loss", "epochs")  # and the parameter norm, one of the measures
 RANKED = (*METRICS, *HESSIAN_METRICS, *MEASURES, *BASELINES)
 
@@ -38,11 +39,11 @@ def correlations(rows: Sequence[Row], metric: str, against: str = "test_error") 
         against: what it should order.
 
     Returns:
-        Both, each with its 95 % percentile bootstrap interval; empty with fewer than 3 runs.
+        Both, each with its 95 % percentile bootstrap interval; empty with fewer than `LEAST` runs.
     """
     pairs = [(value(row, metric), value(row, against)) for row in rows]
     pairs = [(x, y) for x, y in pairs if x is not None and y is not None]
-    if len(pairs) < 3:
+    if len(pairs) < LEAST:
         return []
     x, y = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
     x = -x if QUANTITIES[metric].lower_is_better is False else x

@@ -14,10 +14,13 @@ from lightning_fisher.experiment.config.error_messages import listing
 from lightning_fisher.experiment.display.terminal import print_report
 from lightning_fisher.experiment.records.result import write_atomically
 from lightning_fisher.experiment.records.run_folders import REPORT
+from lightning_fisher.experiment.report.comparison.figure import plot_methods
+from lightning_fisher.experiment.report.comparison.table import KINDS as COMPARED
+from lightning_fisher.experiment.report.comparison.table import kind_of, methods_table
 from lightning_fisher.experiment.report.figures import plot_lines, plot_ranking, plot_scenario
 from lightning_fisher.experiment.report.method_figures import plot_groups, plot_pairs
 from lightning_fisher.experiment.report.paired_table import differences_table
-from lightning_fisher.experiment.report.rank_table import all_correlations, ranking_table
+from lightning_fisher.experiment.report.rank_table import LEAST, all_correlations, ranking_table
 from lightning_fisher.experiment.report.rows import Row, grouped, load_rows, numbers, require_known, value, varied
 from lightning_fisher.experiment.report.tables import TABLES, summary
 from lightning_fisher.experiment.report.zoo.figure import plot_zoo
@@ -25,7 +28,7 @@ from lightning_fisher.experiment.report.zoo.judgement import varied_options
 from lightning_fisher.experiment.report.zoo.page import parts
 
 MOST_COLORS = 6  # of a figure: more values of an option are not told apart
-KINDS = ("scenario", "groups", "ranking", "zoo", *TABLES)
+KINDS = ("scenario", "groups", "ranking", "methods", "zoo", *TABLES)
 MAIN = ("test_error", "gamma")  # the quantities of figures that show no other
 
 
@@ -74,6 +77,12 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any]) -> Report:
     kind, x, by = form["report"], form["x"], form["by"]
     label, wanted = form.get("x_label") or "", form.get("x_order")
     made = Report(f"{form.get('name') or folder.name}: {len(rows)} runs")
+    if kind == "methods":
+        made.parts.append((methods_table.__doc__ or "", methods_table(rows)))
+        made.parts.append(("Made by", provenance(rows)))
+        if any(kind_of(row) in COMPARED for row in rows):
+            made.figures.append(plot_methods(rows, folder / "methods.png"))
+        return made
     if kind == "zoo":
         return make_zoo(rows, folder, made)
     if kind in TABLES:
@@ -85,6 +94,13 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any]) -> Report:
     if ranking:
         heading = "Rank correlation with the test error over runs, 95 % bootstrap intervals"
         made.parts.append((heading, ranking_table(ranking)))
+    elif kind in ("scenario", "ranking"):
+        made.parts.append(
+            (
+                "Rank correlation with the test error over runs",
+                f"Not shown: of fewer than {LEAST} runs it takes only a few values, whatever the metric.",
+            )
+        )
     made.parts.append(("Made by", provenance(rows)))
     if kind == "scenario" and x is not None:
         made.figures.append(plot_scenario(rows, x, folder / "metrics.png", label, wanted))

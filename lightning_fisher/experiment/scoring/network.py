@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from lightning_fisher.data.sources.fingerprint import fingerprint
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.compose import CONFIG_DIR, flatten
 from lightning_fisher.experiment.config.error_messages import listing, name_option, one_line
@@ -170,7 +171,15 @@ def check_same_images(first: Subject, second: Subject) -> None:
         ConfigError: naming the options in which their data differ.
     """
     one, other = (dict(OmegaConf.to_container(s.data, resolve=True)) for s in (first, second))  # type: ignore[arg-type]
-    ignored = ("batch_size", "augmentation", "num_workers")  # they don't move the images that are measured
+    ignored = ["batch_size", "augmentation", "num_workers", "download"]  # they don't move the images that are measured
+    drawn = any(
+        data.get("train_size") or data.get("confusion_size") or data.get("label_noise") for data in (one, other)
+    )
+    if not drawn:  # the seed of the run chooses none of the images and labels
+        ignored.append("seed")
+    contents = [fingerprint(str(data.get("name")), data) for data in (one, other)]
+    if one.get("name") in ("cifar10", "cifar100") or (contents[0] is not None and contents[0] == contents[1]):
+        ignored += ["path", "data_dir"]
     keys = [k for k in dict.fromkeys([*one, *other]) if k not in ignored and one.get(k) != other.get(k)]
     if keys:
         differing = listing(f"data.{key} ({one.get(key)} and {other.get(key)})" for key in keys)

@@ -49,7 +49,7 @@ class ComposedOnce:
             ConfigError: naming the group that brings it.
         """
         params = OmegaConf.select(made, "hydra.sweeper.params")
-        own = dict(OmegaConf.to_container(params)) if params is not None else {}  # type: ignore[call-overload]
+        own = dict(OmegaConf.to_container(params)) if params is not None else {}  # type: ignore[arg-type]
         if own == dict(self.params):
             return
         swept = [o.partition("=") for o in overrides if o.partition("=")[0] not in self.fixed]

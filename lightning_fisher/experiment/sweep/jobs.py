@@ -60,7 +60,7 @@ class SweepCallback(Callback):
 def swept_params(config: DictConfig) -> dict[str, Any]:
     """The sweep that the configs of a command hold: options with their values."""
     params = OmegaConf.select(config, "hydra.sweeper.params")
-    return dict(OmegaConf.to_container(params)) if params is not None else {}  # type: ignore[call-overload]
+    return dict(OmegaConf.to_container(params)) if params is not None else {}  # type: ignore[arg-type]
 
 
 def fixed_options(config: DictConfig) -> list[str]:

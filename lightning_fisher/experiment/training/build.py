@@ -14,13 +14,14 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lightning_fisher.callbacks import FisherMonitor, FisherRegularizer
+from lightning_fisher.callbacks import FisherMonitor
 from lightning_fisher.callbacks.convergence import StopAtConvergence
 from lightning_fisher.callbacks.plateau_step import PlateauStep
 from lightning_fisher.callbacks.random_state import RandomState
 from lightning_fisher.datamodule import ImageDataModule
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.error_messages import name_option
+from lightning_fisher.experiment.methods import AveragedWeights
 from lightning_fisher.experiment.records.checkpoints import RunCheckpointIO, checkpoint_callbacks
 from lightning_fisher.experiment.training.final_metrics import FinalMeasurement, make_monitor
 from lightning_fisher.experiment.training.finite_loss import FiniteLoss
@@ -42,7 +43,7 @@ class Run:
     trainer: Trainer
     loggers: list[Logger]
     history: History
-    regularizer: FisherRegularizer | None
+    regularizer: Callback | None
     monitor: FisherMonitor | None
     stop: StopAtConvergence | None
     measurement: FinalMeasurement | None
@@ -156,7 +157,7 @@ def build(cfg: DictConfig, folder: Path, study: str | None, config_hash: str) ->
     """
     datamodule = made("data", cfg.data, ImageDataModule)
     module = make_module(cfg.model)
-    regularizer = made("reg", cfg.reg, FisherRegularizer) if OmegaConf.select(cfg, "reg._target_") else None
+    regularizer = made("reg", cfg.reg, Callback) if OmegaConf.select(cfg, "reg._target_") else None
     stop = made("stop", cfg.stop, StopAtConvergence) if cfg.stop is not None else None
     every = cfg.metric.every_n_validations
     monitor = make_monitor(cfg.metric, "curve", every) if every is not None else None
@@ -166,7 +167,9 @@ def build(cfg: DictConfig, folder: Path, study: str | None, config_hash: str) ->
     measurement = FinalMeasurement(final) if at_end != "none" else None
     history = History(folder, regularizer, monitor)
     ranks = Ranks()
-    callbacks: list[Callback | None] = [ranks, RandomState(), PlateauStep(), FiniteLoss(), regularizer, monitor]
+    callbacks: list[Callback | None] = [ranks, RandomState(), PlateauStep(), FiniteLoss()]
+    # An average of the weights is to be there while they are measured.
+    callbacks += [monitor, regularizer] if isinstance(regularizer, AveragedWeights) else [regularizer, monitor]
     callbacks += [measurement, history, Progress(history, bar=cfg.trainer.enable_progress_bar is None), stop]
     callbacks += make_callbacks(cfg.get("callbacks"))
     callbacks += checkpoint_callbacks(folder, has_validation=cfg.data.validation_size > 0)

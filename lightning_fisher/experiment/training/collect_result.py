@@ -26,6 +26,7 @@ def errors(run: Run) -> dict[str, float]:
     last = run.history.records[-1] if run.history.records else {}
     found = {f"train_{q}": logged.get(f"train_eval_{q}") for q in QUANTITIES}
     found |= {f"test_{q}": logged.get(f"test_{q}") for q in QUANTITIES}
+    found["test_calibration_error"] = logged.get("test_calibration_error")
     found |= {f"val_{q}": last.get(f"val_{q}") for q in QUANTITIES}
     found |= {f"train_epoch_{q}": last.get(f"train_{q}") for q in QUANTITIES}
     return {key: value for key, value in found.items() if value is not None}
@@ -91,8 +92,8 @@ def make_row(job: Job, run: Run) -> dict[str, Any]:
         "max_epochs": run.trainer.max_epochs,
         "stop_reason": stop_reason(run),
         "plateaus": run.stop.plateaus_seen if run.stop is not None else None,
-        "switch_epoch": regularizer.switch_epoch if regularizer is not None else None,
-        "switch_step": regularizer.switch_step if regularizer is not None else None,
+        "switch_epoch": getattr(regularizer, "switch_epoch", None),
+        "switch_step": getattr(regularizer, "switch_step", None),
         "parameters": sum(p.numel() for p in run.module.net.parameters() if p.requires_grad),
         "training_samples": len(run.datamodule.train_set),
         **times(run),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.display.terminal import print_pairs, shown
+from lightning_fisher.experiment.records.option_names import value_name
 from lightning_fisher.experiment.records.quantities import METRICS, QUANTITIES
 from lightning_fisher.experiment.records.result import FILE_NAME as ROW
 from lightning_fisher.experiment.records.run_folders import FIGURE
@@ -40,17 +41,25 @@ def phases(row: dict[str, Any]) -> str:
     epochs, switch = row["epochs"], row.get("switch_epoch")
     if row["choices"].get("reg") == "none" or not row["config"].get("reg._target_"):
         return f"{epochs} plain epochs, no regularizer"
+    if "reg.start" not in row["config"] or "switch_epoch" not in row or not _switches(row):
+        return f"{epochs} epochs, {value_name('reg', row['choices'].get('reg'))}"
     if switch is None:
         return f"{epochs} plain epochs; the regularizer never switched on (start={row['config'].get('reg.start')})"
     if switch >= epochs:
         return f"{epochs} plain epochs"
+    beta = f"beta {row['config'].get('reg.beta')}".removesuffix(".0")
     drop = ", after the learning rate dropped," if row["config"].get("reg.start") == "first_lr_drop" else ","
     return (
         f"epochs 1-{switch} plain, then{drop} epochs {switch + 1}-{epochs} regularized "
-        f"(from step {row['switch_step']}, beta {row['config'].get('reg.beta'):g})"
+        f"(from step {row['switch_step']}, {beta})"
         if switch
-        else f"epochs 1-{epochs} regularized (beta {row['config'].get('reg.beta'):g})"
+        else f"epochs 1-{epochs} regularized ({beta})"
     )
+
+
+def _switches(row: dict[str, Any]) -> bool:
+    """Whether the method is the regularizer, which has a plain phase."""
+    return "reg.beta" in row["config"]
 
 
 def print_plan(job: Job, run: Run, checkpoint: Path | None) -> None:
@@ -65,7 +74,11 @@ def print_plan(job: Job, run: Run, checkpoint: Path | None) -> None:
     )
     reg = "none"
     if run.regularizer is not None:
-        reg = f"{job.choices.get('reg')}, beta {run.regularizer.beta:g}, on at {cfg.reg.start}"
+        options = {key: value for key, value in cfg.reg.items() if key != "_target_"}
+        shown_first = ", ".join(f"{key} {value}" for key, value in list(options.items())[:2])
+        reg = f"{job.choices.get('reg')}, {shown_first}"
+        if "start" in options:
+            reg += f", on at {cfg.reg.start}"
     print(f"regularizer {reg}; device {run.trainer.strategy.root_device} x {run.trainer.world_size}")
     if checkpoint is not None:
         print(f"continuing from {shown(checkpoint)}")

@@ -48,7 +48,7 @@ def make_metrics(metric: DictConfig, which: str, initial: Mapping[str, Tensor] |
         ConfigError: if a measure is unknown, or needs the weights before training.
     """
     options = {name: metric[name] for name in GRAM_OPTIONS}
-    found = [FisherMetric(**options)] if which == "gamma" else []
+    found: list[Metric] = [FisherMetric(**options)] if which == "gamma" else []
     if which == "all":
         found = list(local_minima_metrics(**options, hessian=metric.hessian).values())
     groups = [[type(m).__name__ for m in found if isinstance(m, GramMetric)]]

@@ -16,7 +16,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_fisher.experiment.records.curve import FILE_NAME
 from lightning_fisher.experiment.records.result import write_atomically
 
-PENALTY = "fisher/"  # what the regularizer logs, one value per step
+# What methods log, one value a step.
+PENALTY = ("fisher/", "sharpness_aware/", "gradient_norm/", "fisher_penalty/", "jacobian/")
 
 
 class History(Callback):
@@ -57,7 +58,7 @@ class History(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Collect what the regularizer logs a step, for its mean over the epoch."""
-        if getattr(self.regularizer, "active", False):
+        if self._active():
             logged = trainer.callback_metrics
             self._penalties.append({key: value.detach() for key, value in logged.items() if key.startswith(PENALTY)})
 
@@ -72,7 +73,7 @@ class History(Callback):
         measured = getattr(self.monitor, "seconds", 0.0) - self._measured
         trained = self._trained if self._trained is not None else seconds - measured
         values = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        active = bool(getattr(self.regularizer, "active", False))
+        active = self._active()
         # `callback_metrics` keeps what was logged at an earlier epoch.
         stale = set(getattr(self.monitor, "last", {})) if measured == 0.0 else set()
         shown = {k: v for k, v in values.items() if k not in stale and not k.startswith(PENALTY)}
@@ -89,6 +90,10 @@ class History(Callback):
         self.records.append(record)
         if trainer.is_global_zero:
             self.write()
+
+    def _active(self) -> bool:
+        """Whether the method is at work: from the start, if it doesn't say."""
+        return self.regularizer is not None and bool(getattr(self.regularizer, "active", True))
 
     def _mean_penalties(self) -> dict[str, float]:
         """Means over the epoch; steps whose penalty was left out (nan) don't count."""

@@ -16,6 +16,7 @@ from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.compose import config_groups
 from lightning_fisher.experiment.config.error_messages import listing, name_option
 from lightning_fisher.experiment.config.validation import check_data, check_epoch
+from lightning_fisher.experiment.methods import AveragedWeights
 from lightning_fisher.experiment.training.build import Run
 from lightning_fisher.functional.evaluation.module_state import preserved_buffers, preserved_random_state
 from lightning_fisher.module import ImageClassifier
@@ -59,7 +60,8 @@ def check_run(run: Run) -> None:
     data, module = run.datamodule, run.module
     height, width = (data.image_size, data.image_size) if isinstance(data.image_size, int) else data.image_size
     smallest = min(data.batch_size, 2)  # or one of a sub-batch: what batch-norm refuses
-    if run.regularizer is not None and data.batch_size < 2 * run.regularizer.num_sub_batches // run.trainer.world_size:
+    parts = getattr(run.regularizer, "num_sub_batches", 1)
+    if data.batch_size < 2 * parts // run.trainer.world_size:
         smallest = 1
     scheduler = check_optimizer(module)
     try:
@@ -75,7 +77,7 @@ def check_run(run: Run) -> None:
         )
     module.train()
     _check_monitor(run, scheduler)
-    if run.regularizer is not None:
+    if run.regularizer is not None and not isinstance(run.regularizer, AveragedWeights):
         try:
             run.regularizer.setup(run.trainer, run.module, "fit")
         except ValueError as error:

@@ -38,10 +38,12 @@ def classification(nets, batch):
 
 
 class Manual(LightningModule):
+    networks = staticmethod(networks)
+
     def __init__(self):
         super().__init__()
         self.automatic_optimization = False
-        self.nets = seeded(networks).double()
+        self.nets = seeded(self.networks).double()
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.nets.parameters(), lr=0.1, momentum=0.9)

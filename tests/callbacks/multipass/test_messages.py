@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_fisher import FisherRegularizer
+from lightning_fisher import FisherRegularizer, SharpnessAware
 from lightning_fisher.callbacks.multipass.batches.part import PartError
 from lightning_fisher.exceptions import LightningFisherError
 from tests.callbacks.tiny import Classifier, image_batches, mlp, seeded
@@ -87,3 +87,9 @@ def test_loggers_and_their_experiments_hear_a_batch_once(fit, tmp_path, options)
     for key in ("by_itself", "deeper"):
         assert sum(key in call for call in calls) == len(BATCHES)
     assert [h for h in hyperparameters if h] == [{"size": 16}] * 3
+
+
+def test_they_name_the_callback_in_use(fit):
+    for callback in (SharpnessAware(), FisherRegularizer()):
+        with pytest.raises(ValueError, match=rf"^{type(callback).__name__} needs float32 or float64 weights"):
+            fit(Classifier(seeded(mlp)), image_batches([8]), callback, precision="bf16-true")

@@ -17,8 +17,11 @@ from lightning_fisher.data.images import MemoryImages
 from lightning_fisher.experiment.scoring import card_figures, card_page, compare
 from lightning_fisher.experiment.scoring.card import Card, to_json
 from lightning_fisher.experiment.scoring.gradient_influence import Influence
+from lightning_fisher.experiment.scoring.layers.figure import plot_layers
 from lightning_fisher.experiment.scoring.network import Subject
-from lightning_fisher.experiment.scoring.subset_metrics import Evaluation, SubsetMeasurement
+from lightning_fisher.experiment.scoring.subset_metrics import Evaluation, LayerMeasurement, SubsetMeasurement
+
+FIGURES = ("spectrum", "layers", "influential", "gradients")
 
 
 def evaluation(n: int = 40, wrong: int = 0, loss: float = 0.01) -> Evaluation:
@@ -32,9 +35,21 @@ def subsets(t: int = 3, n: int = 6, rank: int = 6, shift: float = 0.0) -> Subset
     logs[:, rank:], cosines[:, rank:] = -torch.inf, 0.0
     gamma = torch.where(torch.isinf(logs), 0.0, logs).sum(1)
     values = {"gamma": gamma, "gamma_magnitude": gamma + 5, "gamma_direction": torch.full((t,), -5.0).double()}
+    values |= {"gamma_residual": gamma - 2, "gamma_sensitivity": torch.full((t,), 7.0).double()}
     values |= {"robustness": torch.rand(t).double(), "frobenius_norm": torch.rand(t).double() + 1}
     values["spectral_radius"] = 10.0 ** torch.arange(t).double()
-    return SubsetMeasurement(values, logs, cosines, torch.full((t,), rank))
+    layers = {
+        name: LayerMeasurement(
+            parameters,
+            torch.full((t,), share).double(),
+            torch.arange(t).double(),
+            torch.full((t,), -9.25).double(),
+            torch.full((t,), rank - 2),
+            logs - 1,
+        )
+        for name, parameters, share in (("conv1", 1200, 0.3), ("conv2", 2400, 0.45), ("classifier", 30, 0.25))
+    }
+    return SubsetMeasurement(values, logs, cosines, torch.full((t,), rank), layers)
 
 
 def influence(n: int = 40, replaced: int = 4) -> Influence:
@@ -65,7 +80,7 @@ def images(channels: int = 1) -> LabeledImages:
 
 def test_the_page() -> None:
     card = made()
-    text = card_page.to_markdown(card, [Path("spectrum.png"), Path("influential.png"), Path("gradients.png")])
+    text = card_page.to_markdown(card, [Path(f"{name}.png") for name in FIGURES])
     for expected in (
         "# Metric card: net",
         "mlp (8 parameters, trained for 7 epochs)",
@@ -75,6 +90,9 @@ def test_the_page() -> None:
         "| 15.00 ",
         "span 10.0 decades",
         "; those of the cosine Gram matrix C, the same gradients at unit length, 2.0.",
+        "![layers](layers.png)",
+        "| conv2      | 2,400      | 4    | 45.0 ",
+        "half of it is conv2 and conv1.",
         "![gradients](gradients.png)",
         "Of the 8, 4 have a replaced label (precision 0.50; 4 of all 40 have: chance 0.10)",
         "with probability 1.000 by gradient norm, 1.000 by loss",
@@ -103,6 +121,7 @@ def test_figures_are_drawn(replaced: int, rank: int, channels: int, tmp_path: Pa
     card = made(subsets=subsets(rank=rank), influence=influence(replaced=replaced))
     paths = [
         card_figures.plot_spectrum(card, tmp_path / "spectrum.png"),
+        plot_layers(card, tmp_path / "layers.png"),
         card_figures.plot_influential(card, images(channels), tmp_path / "influential.png", columns=4),
         card_figures.plot_gradients(card, tmp_path / "gradients.png"),
     ]

@@ -42,7 +42,7 @@ def read(path: Path) -> dict[str, Any]:
 def test_the_folder_of_a_card(scored: Result, runs: Path) -> None:
     assert scored.code == 0, scored.err
     names = {path.name for path in (runs / "card").iterdir()}
-    figures = {"spectrum.png", "influential.png", "gradients.png"}
+    figures = {"spectrum.png", "layers.png", "influential.png", "gradients.png"}
     assert names == {"card.md", "card.json", "result.json", "config.yaml", "overrides.yaml"} | figures
     for figure in figures:
         assert (runs / "card" / figure).stat().st_size > 10_000

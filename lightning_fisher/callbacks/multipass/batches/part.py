@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_fisher.callbacks.multipass.batches.splitting import fresh
 from lightning_fisher.callbacks.multipass.extra_pass import ExtraPasses, SkippedError
 from lightning_fisher.callbacks.multipass.half_precision import Promotion, refuse_half_precision
-from lightning_fisher.exceptions import LightningFisherError, first_line
+from lightning_fisher.exceptions import LightningFisherError, acting, first_line
 
 _REMEDY = "keep no state from batch to batch, use fewer `num_sub_batches`, or give a `split_fn`"
 
@@ -28,7 +28,7 @@ class PartError(LightningFisherError, ValueError):
 
     def __init__(self, module: LightningModule, error: BaseException) -> None:
         self.message = (
-            "FisherRegularizer needs a `training_step` that runs on parts of a batch, but that of "
+            f"{acting()} needs a `training_step` that runs on parts of a batch, but that of "
             f"{type(module).__name__} fails there ({first_line(error)}); {_REMEDY}."
         )
         super().__init__(self.message)
@@ -98,7 +98,7 @@ class PartOfBatch:
         module = self._trainer.lightning_module
         if self._passes.succeeded:
             if hasattr(error, "add_note"):
-                error.add_note(f"Raised in a pass of FisherRegularizer, on a part of a batch: {_REMEDY}.")
+                error.add_note(f"Raised in a pass of {acting()}, on a part of a batch: {_REMEDY}.")
             return
         whole()
         raise PartError.of(module, error) from error

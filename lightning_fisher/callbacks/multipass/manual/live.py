@@ -15,7 +15,7 @@ from lightning_fisher.callbacks.multipass.extra_pass import ExtraPasses, StepSta
 from lightning_fisher.callbacks.multipass.manual.events import BACKWARD, Captured, Recorder, Replay, closure_of
 from lightning_fisher.callbacks.multipass.manual.patches import optimizer_methods, patched
 from lightning_fisher.callbacks.multipass.manual.shadow import Shadows
-from lightning_fisher.exceptions import LightningFisherError
+from lightning_fisher.exceptions import LightningFisherError, acting
 from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot
 
 OnLoss = Callable[["LiveStep", Tensor, int, list[int]], Tensor]
@@ -125,7 +125,7 @@ class LiveStep:
 
         def direct(*args: Any, **kwargs: Any) -> None:
             raise ManualStepError(
-                f"FisherRegularizer needs `self.manual_backward(loss)` in manual optimization, but "
+                f"{acting()} needs `self.manual_backward(loss)` in manual optimization, but "
                 f"{type(self._module).__name__}.training_step calls `backward()` on the loss itself; call "
                 "`self.manual_backward(loss)`."
             )
@@ -150,7 +150,7 @@ class LiveStep:
 
     def _without_loss(self) -> ManualStepError:
         return ManualStepError(
-            f"FisherRegularizer needs `self.manual_backward(loss)` in manual optimization, but "
+            f"{acting()} needs `self.manual_backward(loss)` in manual optimization, but "
             f"{type(self._module).__name__}.training_step does not call it; call `self.manual_backward(loss)`, or set "
             "`automatic_optimization = True` and return the loss."
         )
@@ -192,7 +192,7 @@ class LiveStep:
                 if replay.wrong is None:
                     return self.part.checked(found.loss)
         raise ManualStepError(
-            f"FisherRegularizer needs a `training_step` that calls `manual_backward` and its optimizers alike on the "
+            f"{acting()} needs a `training_step` that calls `manual_backward` and its optimizers alike on the "
             f"batch and on parts of it, but that of {type(self._module).__name__} does not "
             f"({replay.wrong or 'a loss is missing'}); let neither depend on the values or the size of the batch."
         )

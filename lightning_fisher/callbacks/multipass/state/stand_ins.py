@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from lightning_fisher.exceptions import LightningFisherError
+from lightning_fisher.exceptions import LightningFisherError, acting
 
 _LOGGERS = ("wandb", "mlflow", "neptune", "comet_ml", "aim", "swanlab", "clearml")
 
@@ -15,8 +15,7 @@ class LostStateError(LightningFisherError, ValueError):
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(
-            f"FisherRegularizer runs `training_step` several times a batch, but it {what}, which can't be put back; "
-            f"{remedy}."
+            f"{acting()} runs `training_step` several times a batch, but it {what}, which can't be put back; {remedy}."
         )
 
 

@@ -12,8 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lightning_fisher.experiment.display import plot_style as style
-from lightning_fisher.experiment.records.quantities import QUANTITIES
-from lightning_fisher.experiment.report.zoo.judgement import BASELINES, VARIED, Effect, Judged
+from lightning_fisher.experiment.report.zoo.judgement import BASELINES, VARIED, Effect, Judged, measure_label
 
 LIGHT = 0.55  # of |ψ|: from there on text is white
 
@@ -40,7 +39,7 @@ def plot_zoo(done: Sequence[Judged], found: Sequence[Effect], path: Path) -> Pat
             if not math.isnan(psi):
                 color = "white" if abs(psi) > LIGHT else "black"
                 left.text(column, line, f"{psi:.2f}", ha="center", va="center", fontsize=7, color=color)
-        names = [QUANTITIES[one.key].name + (" (baseline)" if one.key in BASELINES else "") for one in done]
+        names = [measure_label(one.key) + (" (baseline)" if one.key in BASELINES else "") for one in done]
         left.set_yticks(range(len(done)), names)
         left.set_xticks(range(len(columns)), columns, rotation=35, ha="left")
         left.xaxis.tick_top()
@@ -54,8 +53,9 @@ def plot_zoo(done: Sequence[Judged], found: Sequence[Effect], path: Path) -> Pat
             elinewidth=1,
         )  # fmt: skip
         right.axvline(0, color=style.GRAY, linewidth=0.8)
-        right.set(xlim=(-1, 1), xlabel=r"Kendall $\tau$ over all networks (95 %)")
+        right.set(xlim=(-1, 1), xlabel=r"Kendall $\tau$ over all (95 %)")
         right.tick_params(left=False, labelleft=False)
-        title = r"$\psi$: networks that differ in one option alone; *: the option matters"
-        left.set_xlabel(f"{title}\nblue: the right order, red: the wrong one", fontsize=8)
+        right.set_xticks([-1, -0.5, 0, 0.5, 1])
+        title = r"$\psi$: networks that differ in one option alone (blue: right, red: wrong); *: the option matters"
+        figure.supxlabel(title, fontsize=8)
         return style.save(figure, path)

@@ -109,6 +109,11 @@ class Judged:
         return min(found, default=math.nan)
 
 
+def measure_label(key: str) -> str:
+    """The name of a measure in tables; of one that was entered, its key."""
+    return QUANTITIES[key].name if key in QUANTITIES else key
+
+
 def that_fit(rows: Sequence[Row]) -> list[Row]:
     """The networks that fit their training images."""
     return [row for row in rows if row["train_error"] <= FIT]
@@ -142,18 +147,23 @@ def _centered(members: Sequence[Row]) -> list[float]:
     return [error - fmean(errors) for error in errors] if len(errors) > 1 else []
 
 
-def judge(rows: Sequence[Row], key: str, options: Sequence[str]) -> Judged | None:
+def judge(
+    rows: Sequence[Row], key: str, options: Sequence[str], *, higher_is_better: bool | None = None
+) -> Judged | None:
     """Judge one measure; None where fewer than three networks have it, or it is the same for all.
 
     Args:
         rows: the networks.
         key: of the measure.
         options: those that vary.
+        higher_is_better: which way the measure points; None: as its quantity says.
     """
+    if higher_is_better is None:
+        higher_is_better = QUANTITIES[key].lower_is_better is False
     has = [row for row in rows if _number(row, key) is not None]
     if len(has) < 3 or len({_number(row, key) for row in has}) < 2:
         return None
-    sign = -1.0 if QUANTITIES[key].lower_is_better is False else 1.0
+    sign = -1.0 if higher_is_better else 1.0
     x, y = sign * _column(has, key), _column(has, AGAINST)
     seeds = [row["seed"] for row in has]
     clusters = seeds if len(set(seeds)) >= FEW_SEEDS else None
@@ -177,9 +187,14 @@ def judge(rows: Sequence[Row], key: str, options: Sequence[str]) -> Judged | Non
 
 def judge_all(rows: Sequence[Row], options: Sequence[str]) -> list[Judged]:
     """Every measure that the rows have, the best worst case first."""
-    decisive = [effect.option for effect in effects(rows, options) if effect.matters] or list(options)
     found = [judged for key in JUDGED if (judged := judge(rows, key, options)) is not None]
-    return sorted(found, key=lambda judged: -_or_last(judged.worst(decisive)))
+    return sorted_by_worst(found, effects(rows, options))
+
+
+def sorted_by_worst(done: Sequence[Judged], found: Sequence[Effect]) -> list[Judged]:
+    """Judgements, the best worst case over the options that matter first (over all where none does)."""
+    decisive = [effect.option for effect in found if effect.matters] or [effect.option for effect in found]
+    return sorted(done, key=lambda judged: -_or_last(judged.worst(decisive)))
 
 
 def _or_last(number: float) -> float:

@@ -18,6 +18,7 @@ from lightning_fisher.experiment.report.zoo.judgement import (
     Judged,
     effects,
     judge_all,
+    measure_label,
     that_fit,
     varied_options,
 )
@@ -120,7 +121,7 @@ def overall_table(done: Sequence[Judged], rows: Sequence[Row]) -> str:
 
 
 def _name(judged: Judged) -> str:
-    return QUANTITIES[judged.key].name + (" (b)" if judged.key in BASELINES else "")
+    return measure_label(judged.key) + (" (b)" if judged.key in BASELINES else "")
 
 
 def _number(number: float, form: str = "{:.2f}") -> str:

@@ -1,0 +1,1 @@
+"""The report of the comparison of methods: one table a setting, one figure."""

@@ -1,0 +1,59 @@
+"""The comparison of methods as one figure: test error by method, a panel for clean and for wrong labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+from lightning_fisher.experiment.display import plot_style as style
+from lightning_fisher.experiment.records.option_names import value_name
+from lightning_fisher.experiment.records.quantities import QUANTITIES
+from lightning_fisher.experiment.report.comparison.table import KINDS, NAME, NOISE, of_kind
+from lightning_fisher.experiment.report.rows import Row, grouped, numbers, spread
+
+
+def plot_methods(rows: Sequence[Row], path: Path) -> Path:
+    """Plot the test error: a row a method, a mark a budget, the runs as dots, mean ± std.
+
+    Args:
+        rows: the runs.
+        path: of the PNG.
+    """
+    compared = [row for kind in KINDS for row in of_kind(rows, kind)]
+    panels = list(grouped(compared, [NOISE]).items())
+    names = [str(group[0]) for group in grouped(compared, [NAME])]
+    with matplotlib.rc_context(style.RC):
+        figure, axes = style.grid(len(panels), width=4.6, height=max(2.4, 1.0 + 0.36 * len(names)))
+        for column, (axis, ((noise,), members)) in enumerate(zip(axes, panels, strict=True)):
+            for look, (kind, words) in enumerate(KINDS.items()):
+                color, marker, _ = style.SERIES[look]
+                label: str | None = words
+                for place, name in enumerate(names):
+                    runs = [row for row in of_kind(members, kind) if row["config"].get(NAME) == name]
+                    values = numbers(runs, "test_error")
+                    if not values:
+                        continue
+                    found, shift = spread(values), 0.16 * (2 * look - 1)
+                    axis.scatter(values, [place + shift] * len(values), color=color, s=7, alpha=0.45, linewidths=0)
+                    axis.errorbar(
+                        found.mean,
+                        place + shift,
+                        xerr=found.std,
+                        color=color,
+                        marker=marker,
+                        capsize=2,
+                        linestyle="none",
+                        label=label if column == 0 else None,
+                    )
+                    label = None
+            axis.set_yticks(
+                range(len(names)), [value_name("reg", n) for n in names] if column == 0 else [""] * len(names)
+            )
+            axis.set_ylim(len(names) - 0.5, -0.5)
+            axis.grid(False, axis="y")
+            axis.set_xlabel(QUANTITIES["test_error"].axis)
+            axis.set_title(f"{100 * noise:g} % wrong labels" if noise else "clean labels")
+        figure.legend(loc="outside lower center", ncols=len(KINDS), frameon=False)
+        return style.save(figure, path)

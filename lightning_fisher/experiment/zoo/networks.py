@@ -1,0 +1,89 @@
+"""Every network of a zoo: its row, its weights, and the subsets that its measures were computed on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment.config.compose import CONFIG_DIR, CONFIG_NAME
+from lightning_fisher.experiment.config.config_hash import config_hash
+from lightning_fisher.experiment.config.resolvers import register_resolvers
+from lightning_fisher.experiment.records.result import find_rows
+from lightning_fisher.experiment.report.rows import Row
+from lightning_fisher.experiment.scoring.subset_metrics import fetch
+from lightning_fisher.experiment.training.final_metrics import make_monitor
+from lightning_fisher.experiment.training.preflight import load_data
+from lightning_fisher.experiment.zoo.weights import load_weights
+
+
+@dataclass
+class ZooNetwork:
+    """A network of a zoo.
+
+    Attributes:
+        row: its row: test error, options, every measure so far.
+        net: with its weights, in evaluation mode, on the CPU.
+        subsets: inputs and labels of the subsets of training images that its measures were computed on.
+    """
+
+    row: Row
+    net: nn.Module
+    subsets: list[tuple[Tensor, Tensor]]
+
+
+def networks(folder: str | Path) -> Iterator[ZooNetwork]:
+    """The networks of a folder with rows, one after the other.
+
+    The weights are those of ``weights.npz`` in the folder or of the runs' own checkpoints. The data set has to be
+    there, as for training.
+
+    Args:
+        folder: as ``multirun/zoo-digits`` or ``results/zoo-digits``.
+
+    Yields:
+        One network a row.
+
+    Raises:
+        ConfigError: if there is no row, weights are missing, or the configs aren't those of the rows.
+    """
+    folder = Path(folder)
+    found = list(find_rows(folder))
+    if not found:
+        raise ConfigError(f"Expected a folder with at least one complete run (result.json), but got `{folder}`.")
+    for run, row in found:
+        cfg = config_of(row)
+        net = instantiate(cfg.model.net)
+        load_weights(net, folder, run)
+        yield ZooNetwork(row, net.eval(), _subsets(cfg, net))
+
+
+def config_of(row: Row) -> DictConfig:
+    """Compose the config of a row.
+
+    Raises:
+        ConfigError: if it is another than the row was made with.
+    """
+    register_resolvers()
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg = compose(CONFIG_NAME, overrides=row["overrides"])
+    if config_hash(cfg) != row["config_hash"]:
+        raise ConfigError(
+            f"Expected the configs that the row {row['config_hash']} was made with, but they were changed since: take "
+            "the version of its commit."
+        )
+    return cfg
+
+
+def _subsets(cfg: DictConfig, net: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    data = instantiate(cfg.data)
+    load_data(data, cfg)
+    positions = make_monitor(cfg.metric, "curve").subsets(len(data.clean_set))
+    return [fetch(data.clean_set, torch.tensor(one), data.normalization, net) for one in positions]
