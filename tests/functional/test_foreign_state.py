@@ -332,6 +332,33 @@ def test_attributes_are_put_back(call):
     assert not hasattr(module, "new")
 
 
+class Cached(Plain):
+    """Keeps what it made of a parameter for the next pass in evaluation mode, with its graph, as timm's LeViT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.3))
+        self.cache = {}
+
+    def forward(self, x):
+        if "scale" not in self.cache:
+            self.cache["scale"] = self.scale.exp()
+        return self.out(self.body(x).tanh()) * self.cache["scale"]
+
+
+def test_what_a_pass_caches_is_not_used_by_the_next():
+    module, x, found = seeded(Cached).double(), X.double(), []
+    for j in range(N):
+        module.cache.clear()
+        loss = F.cross_entropy(module(x[j : j + 1]), Y[j : j + 1])
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))]))
+    expected = torch.stack(found) @ torch.stack(found).T
+    module.cache.clear()
+    for _ in range(2):
+        assert gram_error(gram_matrix(module, x, Y), expected) < 1e-9
+        assert module.cache == {}
+
+
 class WithOwnLoss(Plain):
     """Returns a loss of its own, and a memory, beside the logits."""
 
