@@ -30,8 +30,9 @@ class FisherRegularizer(MultiPassCallback):
     How: for the batches of the regularized phase, `training_step` is replaced by one that first runs it on the M
     sub-batches at ``w`` and at ``w − α g_i`` (nothing is logged, what it changes is put back or refused by name),
     then on the whole batch, and returns that loss carrying ``β ∇R_α``: its backward pass adds ``β ∇R_α`` to the
-    gradients. Loss scaling, accumulation, the one all-reduce, clipping and every hook see one ordinary gradient. Before
-    the switch, and at β = 0, training is bit for bit what it is without the callback.
+    gradients. Loss scaling, accumulation, the one all-reduce, clipping and every hook see one ordinary gradient. At
+    β = 0 training is bit for bit what it is without the callback; before the switch, too, but for what can't be put
+    back when the second batch is run in parts on trial (listed in docs/callback.md, "What cannot be put back").
 
     In manual optimization the passes run when the step hands a loss to `manual_backward`: the step is followed again on
     each sub-batch up to that loss, on copies of the weights, from the state at its beginning; where it called an

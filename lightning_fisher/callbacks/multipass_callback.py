@@ -48,8 +48,8 @@ class MultiPassCallback(Callback):
     optimization) or hands its losses to `self.manual_backward` (manual optimization), any optimizer that steps on
     ``.grad``, loss scaling, gradient accumulation, clipping, DDP, the switch, schedules, logging, resuming. Extra
     passes leave no trace: nothing of them is logged, and what they change is put back or refused by name. ``w`` are
-    the parameters that the optimizers step. At ``weight=0``, and before the switch, training is bit for bit what it is
-    without the callback.
+    the parameters that the optimizers step. At ``weight=0`` training is bit for bit what it is without the callback;
+    before the switch, too, but for what can't be put back (listed in docs/callback.md, "What cannot be put back").
 
     All passes of the method run in float32 or better with autocast and TF32 off. With ``gradient="shared"`` the pass
     at ``w`` is the training pass; with ``"full"`` the training pass is one more, in the Trainer's precision. With

@@ -45,6 +45,7 @@ class Case:
     oracle: Mapping[str, Any] = field(default_factory=dict)  # the hooks and callbacks, in the reference's words
     apart: str = "-"  # prefix of what a hook of the module moves, not the training: no matter for the oracle
     refused: str | None = None  # what the one line says where the regularizer can't work
+    why: str = ""  # and why it can't be had
     tolerance: float = 1e-12
 
     def build(self, dtype: torch.dtype) -> tuple[LightningModule, list[Any]]:

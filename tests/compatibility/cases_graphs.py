@@ -140,5 +140,6 @@ REFUSED = [
         one_graph,
         collate=first,
         refused=r"Data, which can't be split into sub-batches; give `split_fn`",
+        why="the nodes of one graph are no separate samples",
     ),
 ]

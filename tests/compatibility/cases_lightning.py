@@ -212,5 +212,6 @@ REFUSED = [
         StatefulLSTM,
         sequences,
         refused="runs on parts of a batch.*keep no state from batch to batch",
+        why="the state of a whole batch doesn't fit its parts",
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -190,6 +191,97 @@ class Compiled(Classifier):
         super().__init__(torch.compile(conv_bn_net(), backend="eager"))
 
 
+class OwnIterator(Classifier):
+    """Draws unlabeled images from an iterator of its own."""
+
+    def __init__(self):
+        super().__init__(mlp())
+        self.other = iter([torch.zeros(4, 1, 6, 6)] * 100)
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + self(next(self.other)).pow(2).mean()
+
+
+class HooksInTheStep(Classifier):
+    def __init__(self):
+        super().__init__(mlp())
+
+    def training_step(self, batch, batch_idx):
+        self.net[1].weight.register_hook(lambda gradient: 0.5 * gradient)
+        return super().training_step(batch, batch_idx)
+
+
+class StepsInBackward(Classifier):
+    """Saves memory: a layer is stepped as soon as its gradient is there."""
+
+    def __init__(self):
+        super().__init__(mlp())
+        own = {p: torch.optim.SGD([p], lr=0.1) for p in self.net[1].parameters()}
+        for p in own:
+            p.register_post_accumulate_grad_hook(lambda p: own[p].step())
+
+    def configure_optimizers(self):
+        return sgd(self.net[3].parameters())
+
+
+class PerSample(Classifier):
+    """As Opacus marks the parameters that it looks after."""
+
+    def __init__(self):
+        super().__init__(mlp())
+        for p in self.parameters():
+            p.grad_sample = None
+
+
+class Renormalized(Classifier):
+    def __init__(self):
+        super().__init__(mlp())
+        self.embedding = nn.Embedding(CLASSES, 36, max_norm=1.0)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return super().training_step((x + self.embedding(y).view_as(x), y), batch_idx)
+
+
+def time_first(samples):
+    """Six steps of six numbers, ``[time, samples, ...]``."""
+    x, y = (torch.stack(part) for part in zip(*samples, strict=True))
+    return TimeFirst(x.flatten(1, 2).transpose(0, 1), y)
+
+
+class TimeMajor(Classifier):
+    def __init__(self):
+        super().__init__(mlp())
+
+    def forward(self, x):
+        return self.net(x.transpose(0, 1))
+
+
+class TimeFirst(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+class DirectBackward(ByHand):
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = Classifier.training_step(self, batch, batch_idx)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+
+class OwnGradients(ByHand):
+    def training_step(self, batch, batch_idx):
+        loss, optimizer = Classifier.training_step(self, batch, batch_idx), self.optimizers()
+        parameters = list(self.parameters())
+        for p, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            p.grad = gradient
+        optimizer.step()
+        return {"loss": loss.detach()}
+
+
 CASES = [
     Case(
         "metric objects, a dict from training_step, lists kept for the epoch's end",
@@ -249,13 +341,21 @@ CASES = [
     Case("a plain tensor changed in place in training_step", "set-up", InPlace, images, centered),
 ]
 REFUSED = [
-    Case("autocast inside forward", "set-up", OwnAutocast, images, refused="enters autocast.*Trainer's `precision`"),
+    Case(
+        "autocast inside forward",
+        "set-up",
+        OwnAutocast,
+        images,
+        refused="enters autocast.*Trainer's `precision`",
+        why="a finite difference of numbers with 8 bits is noise, and autocast inside can't be told from outside",
+    ),
     Case(
         "activation checkpointing with use_reentrant=True",
         "set-up",
         Checkpointed,
         images,
         refused="use_reentrant=False",
+        why="torch gives no gradient to `torch.autograd.grad` there",
     ),
     Case(
         "the shared gradient in manual optimization",
@@ -264,6 +364,7 @@ REFUSED = [
         images,
         regularizer={"gradient": "shared"},
         refused='`gradient` to be "full" in manual optimization',
+        why="the step of the whole batch is the module's own",
     ),
     Case(
         "batch-norm on sub-batches of one sample",
@@ -272,6 +373,7 @@ REFUSED = [
         images,
         regularizer={"num_sub_batches": 10},
         refused="runs on parts of a batch.*fewer `num_sub_batches`",
+        why="the statistics of one sample are none",
     ),
     Case(
         "more sub-batches than samples",
@@ -280,5 +382,80 @@ REFUSED = [
         images,
         regularizer={"num_sub_batches": 16},
         refused="`num_sub_batches` to be at most the 10 samples",
+        why="there is nothing to split",
+    ),
+    Case(
+        "an iterator of the module's own",
+        "set-up",
+        OwnIterator,
+        images,
+        refused=r"takes items from the iterator 'OwnIterator\.other'",
+        why="an iterator can't be turned back",
+    ),
+    Case(
+        "a gradient hook registered in every step",
+        "set-up",
+        HooksInTheStep,
+        images,
+        refused="registers gradient hooks on parameters",
+        why="it would be called in the extra passes, too",
+    ),
+    Case(
+        "weights in bfloat16",
+        "set-up",
+        lambda: Classifier(mlp()),
+        images,
+        trainer={"precision": "bf16-true"},
+        refused="float32 or float64 weights.*HalfPrecision",
+        why="w − α g_i would mostly round to w",
+    ),
+    Case(
+        "an optimizer that steps in the backward pass",
+        "set-up",
+        StepsInBackward,
+        images,
+        refused="is stepped by a hook in the backward pass",
+        why="its parameters are in no optimizer of the Trainer, so nobody can say what is perturbed",
+    ),
+    Case(
+        "gradients of single samples (Opacus)",
+        "set-up",
+        PerSample,
+        images,
+        refused="steps on `grad_sample`",
+        why="the penalty is a gradient of the batch; clipping each sample's alone would leave it out",
+    ),
+    Case(
+        "embeddings with max_norm",
+        "set-up",
+        Renormalized,
+        images,
+        refused="renormalizes its weights",
+        why="their forward pass changes the weights that are perturbed",
+    ),
+    Case(
+        "time before samples",
+        "set-up",
+        TimeMajor,
+        images,
+        collate=time_first,
+        refused="which dimension its samples are in.*`split_fn`",
+        why="nothing says which dimension the samples are in; `split_fn` does",
+    ),
+    Case(
+        "manual optimization by loss.backward()",
+        "set-up",
+        DirectBackward,
+        images,
+        refused=r"needs `self.manual_backward\(loss\)`",
+        why="that gradient can't carry the penalty's",
+    ),
+    Case(
+        "manual optimization that sets gradients itself",
+        "set-up",
+        OwnGradients,
+        images,
+        refused="does not call it; call `self.manual_backward",
+        why="there is no loss to regularize",
     ),
 ]

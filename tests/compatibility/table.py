@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tests.compatibility import checks
+from tests.compatibility import checks, manual
 from tests.compatibility.case import Case
 from tests.compatibility.cases import missing_packages, refused, supported
 from tests.compatibility.methods import CHECKS, METHODS, outcome
@@ -22,11 +22,12 @@ HEADINGS = ("set-up", "from", "trains", "β = 0", "β > 0", "logs", "γ̂")
 def tables() -> dict[str, str]:
     """The tables of the page, by name."""
     rows = [[case.name, case.origin, *_outcomes(case)] for case in supported()]
-    lines = [[case.name, case.origin, _line(case, checks.regularizer_is_refused)] for case in refused()]
+    lines = [[case.name, case.origin, _line(case, checks.regularizer_is_refused), case.why] for case in refused()]
     measured = [[case.name, _line(case, checks.gamma)] for case in supported() if case.fisher.refused]
     return {
         "supported": _markdown(HEADINGS, rows),
-        "refused": _markdown(("set-up", "from", "what the one line says"), lines),
+        "manual": _markdown(("step", "β = 0", "β > 0"), manual.rows()),
+        "refused": _markdown(("set-up", "from", "what the one line says", "why"), lines),
         "not measured": _markdown(("set-up", "what the one line says"), measured),
         "methods": methods_table(),
     }

@@ -64,6 +64,7 @@ class StepState:
         self._apart = [(n, p) for n, p in own if p.requires_grad and id(p) not in self._perturbed_ids]
         self._limit = max(SPARE, 4 * sum(p.nbytes for p in perturbed))
         self._compared = True  # in the first pass of every step
+        self._hooks: GradientHooks | None = None
         self._start = self._take()
         self._moved: list[tuple[Tensor, Tensor, Tensor]] = []  # weight, before and after the last training pass
 
@@ -144,7 +145,7 @@ class StepState:
         attributes.exchange()
         for _, parameter in self._apart:  # put back with the tensors: a pass without their gradients is enough
             parameter.requires_grad_(False)
-        hooks = GradientHooks(self._module)
+        hooks = self._hooks = self._hooks or GradientHooks(self._module)
         stop, loggers = self._trainer.should_stop, self._trainer.loggers
         try:
             self._trainer.loggers = [DummyLogger() for _ in loggers]

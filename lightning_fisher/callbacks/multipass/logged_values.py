@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
+import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,16 +17,19 @@ from lightning_fisher.callbacks.multipass.step_outputs import weighted_mean
 
 @contextmanager
 def silenced(module: nn.Module) -> Iterator[None]:
-    """Make `log`, `log_dict` and `print` of every LightningModule in the tree do nothing."""
+    """Make `log`, `log_dict` and `print` of every LightningModule in the tree do nothing, and Python's own `print`."""
     owners = [m for m in module.modules() if hasattr(m, "log_dict")]
     before: list[dict[str, Any]] = [
         {name: vars(m)[name] for name in ("log", "log_dict", "print") if name in vars(m)} for m in owners
     ]
+    printed = builtins.print
     try:
         for owner in owners:
             vars(owner).update(log=_nothing, log_dict=_nothing, print=_nothing)
+        builtins.print = functools.partial(_print, printed)
         yield
     finally:
+        builtins.print = printed
         for owner, saved in zip(owners, before, strict=True):
             for name in ("log", "log_dict", "print"):
                 vars(owner).pop(name, None)
@@ -33,6 +38,11 @@ def silenced(module: nn.Module) -> Iterator[None]:
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
     pass
+
+
+def _print(original: Callable[..., None], *values: Any, file: Any = None, **kwargs: Any) -> None:
+    if file is not None:  # a debugger, a progress bar
+        original(*values, file=file, **kwargs)
 
 
 class CollectedLogs:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lightning_fisher.arguments import is_finite_number
 
 FIRST_LR_DROP = "first_lr_drop"
+_TEXT = r"(?:(epoch):)?(\d+\.?\d*(?:e\+?\d+)?)|(step):(\d+)"
 STEP_RATIO = 0.9 + 1e-9  # one step of a staircase schedule
 PEAK_RATIO = 0.5 + 1e-9  # far down a smooth one; schedulers round
 
@@ -27,7 +28,7 @@ class Start:
 
     def __init__(self, value: Any) -> None:
         self.value = value
-        match = re.fullmatch(r"(?:(epoch):)?(\d+\.?\d*)|(step):(\d+)", value) if isinstance(value, str) else None
+        match = re.fullmatch(_TEXT, value) if isinstance(value, str) else None
         if match:
             self._unit, self._at = match[1] or match[3] or "epoch", float(match[2] or match[4])
         elif is_finite_number(value) and value >= 0:

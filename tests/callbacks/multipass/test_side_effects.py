@@ -215,3 +215,22 @@ def test_a_buffer_made_in_inference_mode(fit, make_trainer, assert_identical):
         return module
 
     run_both(fit, assert_identical, validated)
+
+
+class Prints(Classifier):
+    def __init__(self):
+        super().__init__(seeded(mlp))
+
+    def training_step(self, batch, batch_idx):
+        print("seen", batch_idx)
+        self.print("said", batch_idx)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("start", [0, 99])
+def test_a_step_prints_once(fit, capsys, start):
+    fit(Prints(), BATCHES, FisherRegularizer(5.0, num_sub_batches=4, start=start))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith(("seen", "said"))] == [
+        f"{word} {index}" for index in range(3) for word in ("seen", "said")
+    ]

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -317,8 +318,40 @@ def test_schedule_free_optimizers_never_drop_and_that_is_said(fit, capsys):
     assert "never began" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("start", "expected"), [(0.5, 2), ("epoch:1.25", 5), ("1.5", 6), ("2", 8), (1.0, 4)])
+@pytest.mark.parametrize(
+    ("start", "expected"), [(0.5, 2), ("epoch:1.25", 5), ("1.5", 6), ("2", 8), (1.0, 4), ("1e0", 4)]
+)
 def test_fractions_of_an_epoch(fit, start, expected):
     regularizer = FisherRegularizer(1.0, num_sub_batches=2, start=start)
     fit(Classifier(seeded(mlp)), image_batches([4] * 4), regularizer, max_epochs=3)
     assert regularizer.switch_step == expected
+
+
+@pytest.mark.parametrize("value", ["first_lr_drop", "60", "1.5", "epoch:60", "step:1000", "0"])
+@pytest.mark.parametrize("by", ["flag", "file"])
+def test_start_from_the_command_line_and_from_yaml(tmp_path, value, by):
+    """`LightningCLI` gives numbers as numbers, and text as text."""
+    pytest.importorskip("jsonargparse")
+    from lightning.pytorch.cli import LightningCLI
+
+    given = ["--trainer.callbacks+=lightning_fisher.FisherRegularizer", f"--trainer.callbacks.start={value}"]
+    if by == "file":
+        (tmp_path / "config.yaml").write_text(
+            "trainer:\n  callbacks:\n  - class_path: lightning_fisher.FisherRegularizer\n"
+            f"    init_args: {{start: '{value}', alpha: 1e-4}}\n"
+        )
+        given = ["--config", str(tmp_path / "config.yaml")]
+    cli = LightningCLI(
+        BoringModel,
+        run=False,
+        save_config_callback=None,
+        args=[*given, "--trainer.accelerator=cpu"],
+        seed_everything_default=False,
+    )
+    (regularizer,) = (c for c in cli.trainer.callbacks if isinstance(c, FisherRegularizer))
+    number = value.partition(":")[2] or value
+    assert regularizer.start.waits_for_drop is (value == "first_lr_drop")
+    if not regularizer.start.waits_for_drop:
+        at, by_step = float(number), value.startswith("step")
+        assert not regularizer.start.reached(1e9 if by_step else at - 0.01, at - 1 if by_step else 10**9, True)
+        assert regularizer.start.reached(at, at, False)

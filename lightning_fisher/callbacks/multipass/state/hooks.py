@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+_NONE: dict[Any, Any] = {}
 _OF_MODULES = ("_backward_hooks", "_backward_pre_hooks")
 
 
@@ -43,7 +44,7 @@ class GradientHooks:
     @staticmethod
     def _of(parameter: Any) -> tuple[dict[Any, Any], ...]:
         hooks = (parameter._backward_hooks, parameter._post_accumulate_grad_hooks)
-        return tuple(dict(found) if found else {} for found in hooks)
+        return tuple(dict(found) if found else _NONE for found in hooks)
 
     def remove_new(self) -> bool:
         """Remove the hooks that are new; whether there are any."""
@@ -57,7 +58,7 @@ class GradientHooks:
 
 
 def _without_new(hooks: Any, before: dict[Any, Any]) -> bool:
-    new = [key for key in hooks or () if key not in before]
+    new = [key for key in hooks if key not in before] if hooks else []
     for key in new:
         del hooks[key]
     return bool(new)

@@ -225,8 +225,8 @@ class Tables(Record):
     def restore(self) -> bool:
         """See `Record`."""
         self._module.training = self._training
-        for table in self._empty:
-            if table:
+        if any(self._empty):
+            for table in self._empty:
                 table.clear()
         for table, before in (*self._held, *self._hooks):
             if not unchanged(table, before):
