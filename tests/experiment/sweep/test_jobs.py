@@ -149,6 +149,7 @@ STUDIES = {  # jobs of the full and of the small form
     "differences": (72, 120),
     "methods": (390, 650),
     "select_parameter": (5, 5),
+    "zoo": (120, 72),
 }
 
 
