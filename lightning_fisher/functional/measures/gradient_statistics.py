@@ -11,10 +11,11 @@ from torch.nn.functional import softplus
 from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.arguments import require_positive
-from lightning_fisher.exceptions import NonFiniteError
+from lightning_fisher.exceptions import InteractionError, NonFiniteError
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
+from lightning_fisher.functional.evaluation.independence import GRADIENT, random_order
 from lightning_fisher.functional.evaluation.module_state import dense
-from lightning_fisher.functional.evaluation.precision import require_full_precision
+from lightning_fisher.functional.evaluation.precision import SAME, require_full_precision
 from lightning_fisher.functional.evaluation.samples import num_samples, take
 from lightning_fisher.functional.losses.loss import LossFn, output_gradients
 from lightning_fisher.functional.losses.loss_parameters import with_loss_inside
@@ -177,10 +178,11 @@ def fisher_rao_norm(module: nn.Module, inputs: Any, targets: Any, *, loss_fn: Lo
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy.
 
     Returns:
-        A float64 scalar. Costs one Jacobian-vector product: a forward and two backward passes.
+        A float64 scalar. Costs a Jacobian-vector product, a forward and two backward passes, and as much to check that
+        samples don't interact.
 
     Raises:
-        ValueError: If there is nothing to differentiate, or an argument doesn't fit.
+        ValueError: If there is nothing to differentiate, an argument doesn't fit, or samples interact.
         NonFiniteError: A `ValueError`, if a loss or a gradient is infinite or nan.
 
     Example:
@@ -198,25 +200,39 @@ def fisher_rao_norm(module: nn.Module, inputs: Any, targets: Any, *, loss_fn: Lo
         module, inputs, targets, loss_fn, _ = with_loss_inside(module, inputs, targets, loss_fn, None)
         outputs = evaluate(module, inputs)
         directions, log_norms, _ = output_gradients(outputs, targets, loss_fn)
-        pairs = _pairs(outputs, directions)
-        if not pairs:
-            return torch.zeros((), dtype=torch.float64)
-        # J w = ∂/∂v ⟨w, Jᵀ v⟩: two backward passes, so that every layer with a double backward works.
-        cotangents = [torch.zeros_like(output, requires_grad=True) for output, _ in pairs]
-        gradients = torch.autograd.grad(
-            [output for output, _ in pairs], parameters, cotangents, create_graph=True, allow_unused=True
-        )
-        inner = [(g * p.detach()).sum() for g, p in zip(gradients, parameters, strict=True) if g is not None]
-        changes = torch.autograd.grad(torch.stack(inner).sum(), cotangents, allow_unused=True, materialize_grads=True)
-    products = sum(
-        (change.double() * direction.double()).reshape(len(change), -1).sum(1)
-        for change, (_, direction) in zip(changes, pairs, strict=True)
-    )
-    assert isinstance(products, Tensor)
+        count = num_samples(inputs)
+        products = _inner_products(outputs, directions, parameters, count)
+        order = random_order(count, products.device)
+        for part in (order[: count // 2], order[count // 2 :], order[:1]) if count > 1 else ():
+            seen = evaluate(module, take(inputs, part))
+            again = _inner_products(seen, take(directions, part), parameters, len(part))
+            difference = (again - products[part]).abs().max() / products.abs().max().clamp_min(1e-300)
+            if float(difference) > GRADIENT * SAME[parameters[0].dtype]:
+                raise InteractionError(
+                    f"relative difference {float(difference):.1e} in another grouping", gradient=True
+                )
     values = products * log_norms.exp()
     if not bool(torch.isfinite(values).all()):
         raise NonFiniteError("loss gradients", torch.nonzero(~torch.isfinite(values)).flatten().tolist())
     return values.square().mean().sqrt()
+
+
+def _inner_products(outputs: Any, directions: Any, parameters: list[nn.Parameter], count: int) -> Tensor:
+    """``⟨w, ∇_w ⟨direction_j, z_j⟩⟩``, ``[N]`` float64.
+
+    ``J w = ∂/∂v ⟨w, Jᵀ v⟩``: two backward passes, so that every layer with a double backward works.
+    """
+    pairs = _pairs(outputs, directions)
+    if not pairs:
+        return torch.zeros(count, dtype=torch.float64, device=parameters[0].device)
+    cotangents = [torch.zeros_like(output, requires_grad=True) for output, _ in pairs]
+    gradients = torch.autograd.grad(
+        [output for output, _ in pairs], parameters, cotangents, create_graph=True, allow_unused=True
+    )
+    inner = [(g * p.detach()).sum() for g, p in zip(gradients, parameters, strict=True) if g is not None]
+    changes = torch.autograd.grad(torch.stack(inner).sum(), cotangents, allow_unused=True, materialize_grads=True)
+    terms = [change.double() * direction.double() for change, (_, direction) in zip(changes, pairs, strict=True)]
+    return torch.stack([term.reshape(count, -1).sum(1) for term in terms]).sum(0)
 
 
 def _scaled(gram: Tensor) -> Tensor:
