@@ -23,8 +23,8 @@ class LayerFisher(NamedTuple):
 
     Attributes:
         log_trace: ``ln tr ξ_l``; ``−inf`` where no gradient reaches the layer.
-        log_det: ``ln|ξ_l|`` over its non-zero eigenvalues (see `log_det`, ``"pseudo"``); ``nan`` at rank 0. Values of
-            unequal rank don't compare.
+        log_det: Sum of the logarithms of the non-zero eigenvalues of ξ_l; ``nan`` at rank 0. Values of unequal rank
+            don't compare.
         rank: Rank of ξ_l, at most N and the number of parameters.
         share: ``tr(ξ⁻¹ ξ_l) / rank ξ``: by how much γ̂ changes with the layer's part, ``∂ ln|ξ| / ∂ ln a`` of
             ``ξ + (a − 1) ξ_l`` at a = 1. The shares of all layers sum to one.
@@ -186,7 +186,8 @@ def layer_log_dets(
     for name, gram, share, size in zip(names, scaled.gram, shares, sizes, strict=True):
         own = log_det_of(scaled._replace(gram=gram), rank_policy="silent", tol=tol)
         logs = log_spectrum(own.gram, own.log_norms, rank=int(own.rank))
-        layers[name] = LayerFisher(torch.logsumexp(2 * own.log_norms, 0), own.log_det, own.rank, share, logs, size)
+        log_det = torch.where(torch.isneginf(logs), 0.0, logs).sum() if int(own.rank) else own.log_det
+        layers[name] = LayerFisher(torch.logsumexp(2 * own.log_norms, 0), log_det, own.rank, share, logs, size)
     return LayeredLogDet(total, layers)
 
 

@@ -24,6 +24,8 @@ NUMBERS = [
     "val_error",
     "gamma",
     "gamma_std",
+    "gamma_residual",
+    "gamma_sensitivity",
     "gamma_magnitude",
     "gamma_direction",
     "robustness",
@@ -45,6 +47,21 @@ NUMBERS = [
 
 def read(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text())
+
+
+def test_measures_and_forms_in_the_row(command: Command, tmp_path: Path) -> None:
+    wanted = ["metric.measures=[gamma_layer,gamma,path_norm,distance_from_initialization]", "metric.at_end=gamma"]
+    result = command(*QUICK, *wanted, "metric.residual=false", "metric.scale=layer", "metric.logit_norm=0.04",
+                     "hydra.run.dir=run")  # fmt: skip
+    assert result.code == 0, result.err
+    row = read(tmp_path / "run")
+    assert {"gamma_layer", "gamma_layer_std", "path_norm", "distance_from_initialization"} <= row.keys()
+    assert row["gamma_residual"] == 0.0
+    assert row["gamma"] == pytest.approx(row["gamma_layer"], abs=1e-3)  # the same form, from two passes
+    assert row["gamma"] == pytest.approx(row["gamma_sensitivity"] + row["gamma_direction"], abs=1e-6)
+    assert row["distance_from_initialization"] > 0
+    assert set(row["measure_seconds"]) == {"gamma_layer", "path_norm", "distance_from_initialization"}
+    assert row["config"]["metric.scale"] == "layer"
 
 
 def test_run_writes_its_folder_and_row(command: Command, tmp_path: Path) -> None:
