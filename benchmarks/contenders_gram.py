@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -12,10 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_fisher import FisherMetric
 from lightning_fisher.functional import gram_matrix
 
 OURS = "Lightning Fisher"
+FIRST = f"{OURS}, first call"
 BASELINE = "forward + backward"
+SUBSETS = 10  # T, of a FisherMetric
+TEN, METRIC = f"{SUBSETS} × {BASELINE}", f"FisherMetric, {SUBSETS} subsets"
 
 Call = Callable[[], Tensor]
 Prepare = Callable[[nn.Module, Tensor, Tensor], Call]
@@ -75,6 +80,25 @@ def _forward_backward(net: nn.Module, images: Tensor, labels: Tensor) -> Call:
 
 def _ours(net: nn.Module, images: Tensor, labels: Tensor) -> Call:
     return lambda: gram_matrix(net, images, labels)
+
+
+def _ours_first(net: nn.Module, images: Tensor, labels: Tensor) -> Call:
+    return lambda: gram_matrix(copy.deepcopy(net), images, labels)  # nothing is known of a copy
+
+
+def _ours_metric(net: nn.Module, images: Tensor, labels: Tensor) -> Call:
+    def call() -> Tensor:
+        metric = FisherMetric()
+        for _ in range(SUBSETS):
+            metric.update(net, images, labels)
+        return metric.compute()["gamma"]
+
+    return call
+
+
+def _ten_times(net: nn.Module, images: Tensor, labels: Tensor) -> Call:
+    once = _forward_backward(net, images, labels)
+    return lambda: [once() for _ in range(SUBSETS)][-1]
 
 
 def _loop(net: nn.Module, images: Tensor, labels: Tensor) -> Call:
@@ -203,6 +227,7 @@ def _nngeometry(net: nn.Module, images: Tensor, labels: Tensor) -> Call:
 CONTENDERS = {
     BASELINE: GramContender(_forward_backward, grams=False),
     OURS: GramContender(_ours),
+    FIRST: GramContender(_ours_first, grams=False),  # the same matrix
     "single-sample loop": GramContender(_loop),
     "torch.func vmap(grad)": GramContender(_vmap),
     "Opacus": GramContender(_opacus, "opacus", "opacus"),
@@ -210,3 +235,5 @@ CONTENDERS = {
     "ASDL": GramContender(_asdl, "asdl", "asdfghjkl"),
     "nngeometry": GramContender(_nngeometry, "nngeometry", "nngeometry"),
 }
+
+OF_SUBSETS = {TEN: GramContender(_ten_times, grams=False), METRIC: GramContender(_ours_metric, grams=False)}

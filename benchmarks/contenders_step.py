@@ -17,7 +17,13 @@ from torch.nn import functional as F
 
 from benchmarks.fits import fit_batches
 from benchmarks.lockstep import Lockstep
-from lightning_fisher import FisherRegularizer
+from lightning_fisher import (
+    FisherPenalty,
+    FisherRegularizer,
+    GradientNormPenalty,
+    JacobianPenalty,
+    SharpnessAware,
+)
 from lightning_fisher.functional import regularized_gradient
 
 BASELINE = "plain step"
@@ -145,9 +151,17 @@ def _sam(work: Workload) -> Step:
 
 def _lightning(work: Workload, options: dict[str, Any] | None = None) -> Step:
     """The same step by a `Trainer`; ``options`` are `FisherRegularizer`'s, ``None``: without the callback."""
-    callbacks: list[Callback] = []
-    if options is not None:
-        callbacks = [FisherRegularizer(BETA, ALPHA, work.sub_batches, start=0, **options)]
+    if options is None:
+        return _fitted(work)
+    return _fitted(work, FisherRegularizer(BETA, ALPHA, work.sub_batches, start=0, **options))
+
+
+def _method(work: Workload, make: Callable[[], Callback]) -> Step:
+    """The same step with another method's callback."""
+    return _fitted(work, make())
+
+
+def _fitted(work: Workload, *callbacks: Callback) -> Step:
     return work.stack.enter_context(
         Lockstep(lambda gate: fit_batches(work.net, work.batches, _sgd, [gate, *callbacks], work.device), "step")
     )
@@ -160,6 +174,19 @@ FORMS: dict[str, dict[str, Any]] = {
     "amortized: 1 of M sub-batches": {"perturbed": 1},
     "amortized: 1 of M, shared gradient": {"gradient": "shared", "perturbed": 1},
     "amortized: 2 of M, shared gradient": {"gradient": "shared", "perturbed": 2},
+}
+
+
+METHODS: dict[str, Callable[[], Callback]] = {
+    "SAM, Lightning": SharpnessAware,
+    "ASAM, Lightning": partial(SharpnessAware, 0.5, adaptive=True, eta=0.01),
+    "gradient-norm penalty, Lightning": GradientNormPenalty,
+    "Fisher penalty, forward, Lightning": partial(FisherPenalty, difference="forward"),
+    "Fisher penalty, central, Lightning": FisherPenalty,
+    "Jacobian penalty, Lightning": JacobianPenalty,
+    "central, shared gradient, Lightning": partial(
+        FisherRegularizer, BETA, ALPHA, start=0, gradient="shared", difference="central"
+    ),
 }
 
 
@@ -183,6 +210,8 @@ def contenders(compile_backend: str | None) -> dict[str, StepContender]:
     everyone[f"amortized: every {PERIOD}th step, Lightning"] = StepContender(
         partial(_lightning, options={"every_n_steps": PERIOD}), steps=PERIOD
     )
+    for name, make in METHODS.items():
+        everyone[name] = StepContender(partial(_method, make=make))
     everyone["SAM (pytorch_optimizer)"] = StepContender(_sam, missing=sam)
     everyone["naive three-pass port"] = StepContender(_naive)
     return everyone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contenders_gram import BASELINE, CONTENDERS, OURS, Call
+from benchmarks.contenders_gram import BASELINE, CONTENDERS, OF_SUBSETS, OURS, TEN, Call
 from benchmarks.exact import Exact, exact_gram
 from benchmarks.networks import Network, make, random_batch
 from benchmarks.process import FailedError, Process
@@ -34,7 +35,7 @@ def available(say: Say) -> dict[str, str | None]:
 
 def prepare(name: str, net: nn.Module, images: Tensor, labels: Tensor) -> Call:
     """A contender's call on a copy of ``net`` of its own: hooks of one don't slow another."""
-    return CONTENDERS[name].prepare(copy.deepcopy(net), images, labels)
+    return (CONTENDERS | OF_SUBSETS)[name].prepare(copy.deepcopy(net), images, labels)
 
 
 def times(
@@ -42,8 +43,9 @@ def times(
 ) -> list[dict[str, Any]]:
     """Time every contender on one network, in evaluation mode, with each number of threads."""
     names = [name for name, reason in available(say).items() if reason is None]
+    compared = [(names, BASELINE), (list(OF_SUBSETS), TEN)]
     rows = []
-    for count in thread_counts:
+    for count, (names, baseline) in itertools.product(thread_counts, compared):
         with ExitStack() as stack:
             running = {}
             for name in names:
@@ -51,8 +53,8 @@ def times(
                     running[name] = stack.enter_context(
                         Process(partial(job, name, network, samples, device), count, device)
                     )
-            for row in rows_of(interleave(running, rounds=rounds, clock=Process.time), BASELINE):
-                version = CONTENDERS[str(row["contender"])].version()
+            for row in rows_of(interleave(running, rounds=rounds, clock=Process.time), baseline):
+                version = (CONTENDERS | OF_SUBSETS)[str(row["contender"])].version()
                 rows.append({"network": network.title, "threads": count, "samples": samples, "version": version} | row)
     return rows
 

@@ -70,6 +70,7 @@ def plain(settings: Settings) -> dict[str, Any]:
     """The settings as plain values; networks by their titles."""
     values = asdict(settings)
     values["networks"] = {name: network.title for name, network in settings.networks.items()}
+    values["sequences"] = [sequence.title for sequence in settings.sequences]
     names = settings.memory_contenders
     values["memory_contenders"] = None if names is None else sorted(names)
     return values

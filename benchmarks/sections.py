@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gram, loop, measures, memory_jobs, profile, scaling, step
+from benchmarks import gram, loop, many, measures, memory_jobs, profile, scaling, sequences, step
 from benchmarks.settings import Settings
 
 Say = Callable[[str], None]
@@ -39,6 +39,23 @@ def run_errors(settings: Settings, device: torch.device, compile_backend: str | 
         say(f"errors: {network.title}, trained for {settings.epochs} epochs")
         rows += gram.errors(network, samples=settings.samples, epochs=settings.epochs, device=device, say=say)
     return {"errors": rows}
+
+
+def run_many(settings: Settings, device: torch.device, compile_backend: str | None, say: Say) -> Tables:
+    """``ln|ξ|`` of many samples."""
+    networks = [settings.networks[name] for name in settings.many_networks]
+    say(f"many: {settings.many_samples} samples")
+    return {"many": many.rows(networks, samples=settings.many_samples, epochs=settings.many_epochs, device=device)}
+
+
+def run_sequences(settings: Settings, device: torch.device, compile_backend: str | None, say: Say) -> Tables:
+    """Networks without rules, or with recurrences, against the plain loop."""
+    say("sequences")
+    return {
+        "times": sequences.times(
+            settings.sequences, rounds=settings.sequence_rounds, thread_counts=settings.threads, device=device
+        )
+    }
 
 
 def run_step(settings: Settings, device: torch.device, compile_backend: str | None, say: Say) -> Tables:
@@ -144,6 +161,8 @@ def run_measures(settings: Settings, device: torch.device, compile_backend: str 
 SECTIONS = {
     "gram": run_gram,
     "errors": run_errors,
+    "many": run_many,
+    "sequences": run_sequences,
     "profile": run_profile,
     "step": run_step,
     "loop": run_loop,

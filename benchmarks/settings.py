@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from benchmarks.networks import NETWORKS, QUICK, Network
+from benchmarks.sequences import QUICK_SEQUENCES, SEQUENCES, Sequence
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class Settings:
         gram_networks: what ξ is timed on.
         error_networks: what its errors are measured on.
         epochs: of training before errors are measured.
+        many_networks: what ``ln|ξ|`` of many samples is taken on, besides an MLP.
+        many_samples: how many.
+        many_epochs: of training before.
+        sequences: networks that are compared with the plain loop.
+        sequence_rounds: timed rounds of those.
         batch_size: of a step.
         sub_batches: M.
         step_networks: what steps are timed on.
@@ -40,6 +46,11 @@ class Settings:
     gram_networks: tuple[str, ...] = ("resnet20", "wrn28_2")
     error_networks: tuple[str, ...] = ("resnet20", "wrn28_2")
     epochs: int = 30
+    many_networks: tuple[str, ...] = ("resnet20", "wrn28_2")
+    many_samples: int = 1000
+    many_epochs: int = 5
+    sequences: tuple[Sequence, ...] = SEQUENCES
+    sequence_rounds: int = 5
     batch_size: int = 128
     sub_batches: int = 8
     step_networks: tuple[str, ...] = ("resnet20",)
@@ -74,6 +85,11 @@ QUICK_TRIAL = Settings(
     gram_networks=("resnet20",),
     error_networks=("resnet20",),
     epochs=20,
+    many_networks=("resnet20",),
+    many_samples=64,
+    many_epochs=1,
+    sequences=QUICK_SEQUENCES,
+    sequence_rounds=2,
     batch_size=16,
     sub_batches=4,
     step_networks=("resnet20",),

@@ -109,6 +109,41 @@ def _errors(tables: dict[str, list[Row]]) -> list[str]:
     return parts
 
 
+def _many(tables: dict[str, list[Row]]) -> list[str]:
+    header = [
+        "network",
+        "N′",
+        "W",
+        "ln∣ξ∣ in float64",
+        "relative error",
+        "rank",
+        "float64 passes",
+        "s",
+        "MiB",
+        "reference",
+    ]
+    lines = [
+        [
+            row["network"],
+            f"{row['samples']}",
+            f"{row['parameters']}",
+            f"{row['log_det']:.6f}",
+            _error(row["log_det_error"]),
+            f"{row['rank']}",
+            "yes" if row["repeated"] else "no",
+            f"{row['seconds']:.1f}",
+            f"{row['mib']:.0f}",
+            f"{row['reference']} ({row['reference_seconds']:.0f} s)",
+        ]
+        for row in tables["many"]
+    ]
+    return [table(header, lines)]
+
+
+def _sequences(tables: dict[str, list[Row]]) -> list[str]:
+    return _times(tables["times"], lambda row: f"{row['rounds']} rounds, error of ξ {row['error']:.0e}")
+
+
 def _error(value: float) -> str:
     return "singular" if math.isnan(value) else f"{value:.1e}"
 
@@ -183,6 +218,8 @@ def _measures(tables: dict[str, list[Row]]) -> list[str]:
 _TABLES = {
     "gram": _gram,
     "errors": _errors,
+    "many": _many,
+    "sequences": _sequences,
     "profile": _profile,
     "step": _step,
     "loop": _loop,

@@ -15,29 +15,31 @@ IMAGES = 256
 BATCH = 32
 
 
-def enlarged_digits(size: int) -> tuple[Tensor, Tensor]:
+def enlarged_digits(size: int, count: int = IMAGES) -> tuple[Tensor, Tensor]:
     """The training digits of scikit-learn, scaled from 8×8 to ``size`` and repeated in three channels, normalized."""
     source = load_digits().train
-    chosen = torch.arange(IMAGES)
+    chosen = torch.arange(count)
     images = source.fetch(chosen).float() / 255
     images = F.interpolate(images, size=(size, size), mode="bilinear").expand(-1, 3, -1, -1)
     return ((images - images.mean()) / images.std()).contiguous(), source.labels[chosen]
 
 
-def train(network: Network, *, epochs: int, device: torch.device | str) -> tuple[nn.Module, Tensor, Tensor]:
-    """Train with SGD, learning rate 0.1 falling linearly to 0, batches of 32 of 256 enlarged digits.
+def train(
+    network: Network, *, epochs: int, device: torch.device | str, count: int = IMAGES
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """Train with SGD, learning rate 0.1 falling linearly to 0, batches of 32 of ``count`` enlarged digits.
 
     Returns:
         The network in evaluation mode, and the images and labels it was trained on.
     """
-    images, labels = (t.to(device) for t in enlarged_digits(network.image_size))
+    images, labels = (t.to(device) for t in enlarged_digits(network.image_size, count))
     net = make(network, device).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True)
-    steps = epochs * (IMAGES // BATCH)
+    steps = epochs * -(-count // BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     order = torch.Generator().manual_seed(0)
     for _ in range(epochs):
-        for chosen in torch.randperm(IMAGES, generator=order).to(device).split(BATCH):
+        for chosen in torch.randperm(count, generator=order).to(device).split(BATCH):
             optimizer.zero_grad()
             F.cross_entropy(net(images[chosen]), labels[chosen]).backward()
             optimizer.step()

@@ -103,6 +103,7 @@ def test_validation_and_test_count_every_sample_once():
     module = classifier(label_smoothing=0.3)
     test_set, train_set = batches(23, 5, ignored=2), batches(31, 8, seed=1)
     (first, second) = trainer().test(module, [test_set, train_set], verbose=False)
+    assert 0 <= first.pop("test_calibration_error") <= 100
     for prefix, loader, logged in (("test", test_set, first), ("train_eval", train_set, second)):
         names = (f"{prefix}_loss", f"{prefix}_error", f"{prefix}_error_top5")
         expected = dict(zip(names, naive(module, loader), strict=True))

@@ -12,7 +12,7 @@ from benchmarks.contenders_step import FORMS
 from benchmarks.networks import NETWORKS, QUICK, make, random_batch
 from benchmarks.settings import CPU, GPU, QUICK_TRIAL
 
-TIMED = ["gram", "errors", "profile", "step", "loop", "scaling"]
+TIMED = ["gram", "errors", "many", "sequences", "profile", "step", "loop", "scaling"]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -74,6 +74,8 @@ def small(arguments: str) -> list[str]:
     if study is not None:
         words = [*dict.fromkeys([*words, "size=digits"])]
         more |= {key: ",".join(_values(key, value)[:1]) for key, value in _swept(study).items()}
+        if more.get("reg", more.get("comparison")) == "none":  # has no options
+            more = {key: value for key, value in more.items() if not key.startswith("reg.")}
     elif "-m" in words:
         words = [word if word.startswith("-") or "," not in word else _cut(word) for word in words]
     return _with(words, more)

@@ -44,6 +44,8 @@ ELSEWHERE = [  # what no test here runs, and where it is run
     r"srun python run\.py .*",  # the command after srun is another page's
     r"runs=.*",
     re.escape(REPORT),
+    r"python -m lightning_fisher\.experiment\.zoo .*",  # tests/experiment/test_zoo.py
+    r"python run\.py -m experiment=\w+ size=cifar_small .*",  # hours: composed by the tests of the configs
 ]
 
 

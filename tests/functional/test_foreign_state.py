@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_fisher.functional import fisher_log_det, gram_matrix, penalty_gradient
+from lightning_fisher.functional import fisher_log_det, gram_matrix, penalty_gradient, regularized_gradient
 from lightning_fisher.functional.measures import (
     average_sharpness,
     fisher_rao_norm,
@@ -330,6 +331,68 @@ def test_attributes_are_put_back(call):
     assert module.log is log
     assert module.seen is seen
     assert not hasattr(module, "new")
+
+
+class Cached(Plain):
+    """Keeps what it made of a parameter for the next pass in evaluation mode, with its graph, as timm's LeViT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.3))
+        self.cache = {}
+
+    def forward(self, x):
+        if "scale" not in self.cache:
+            self.cache["scale"] = self.scale.exp()
+        return self.out(self.body(x).tanh()) * self.cache["scale"]
+
+
+def test_what_a_pass_caches_is_not_used_by_the_next():
+    module, x, found = seeded(Cached).double(), X.double(), []
+    for j in range(N):
+        module.cache.clear()
+        loss = F.cross_entropy(module(x[j : j + 1]), Y[j : j + 1])
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(module.parameters()))]))
+    expected = torch.stack(found) @ torch.stack(found).T
+    module.cache.clear()
+    for _ in range(2):
+        assert gram_error(gram_matrix(module, x, Y), expected) < 1e-9
+        assert module.cache == {}
+
+
+class Auxiliary(Plain):
+    """Leaves a term of the loss in an attribute, or elsewhere."""
+
+    elsewhere: ClassVar[dict[str, torch.Tensor]] = {}
+
+    def forward(self, x):
+        hidden = self.body(x).tanh()
+        self.term = Auxiliary.elsewhere["term"] = hidden.square().sum(1)
+        return self.out(hidden)
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("where", ["attribute", "elsewhere"])
+def test_a_loss_that_reads_what_the_pass_left(reduced, where):
+    module, x = seeded(Auxiliary).double(), X.double()
+    module(x[:4])  # of other samples
+
+    def loss(outputs, y):
+        term = module.term if where == "attribute" else Auxiliary.elsewhere["term"]
+        losses = F.cross_entropy(outputs, y, reduction="none") + 0.3 * term
+        return losses.mean() if reduced else losses
+
+    found = []
+    for j in range(N):
+        value = F.cross_entropy(module(x[j : j + 1]), Y[j : j + 1]) + 0.3 * module.term.sum()
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, list(module.parameters()))]))
+    jacobian = torch.stack(found)
+    assert gram_error(gram_matrix(module, x, Y, loss_fn=loss), jacobian @ jacobian.T) < 1e-9
+    weights = torch.cat([p.detach().flatten() for p in module.parameters()])
+    expected = (jacobian @ weights).square().mean().sqrt().item()
+    assert fisher_rao_norm(module, x, Y, loss_fn=loss).item() == pytest.approx(expected, rel=1e-9)
+    step = regularized_gradient(module, x, Y, beta=0.0, num_sub_batches=3, loss_fn=loss, gradient="shared")
+    assert gradient_error(step.gradient, jacobian.mean(0).split([p.numel() for p in module.parameters()])) < 1e-9
 
 
 class WithOwnLoss(Plain):

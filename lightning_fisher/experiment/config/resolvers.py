@@ -87,6 +87,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("run_group", run_group, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("ratio", lambda a, b: float(a) / float(b), replace=True)
     OmegaConf.register_new_resolver("regime_adapted", regime_adapted, replace=True)
     OmegaConf.register_new_resolver("compared", compared, replace=True)
     OmegaConf.register_new_resolver("help_page", help_page, replace=True)

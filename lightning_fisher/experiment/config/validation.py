@@ -30,7 +30,13 @@ TYPE_WORDS = {
     dict: "a node",
 }
 JUDGED = ("trainer.",)  # by its constructor: of which types, too
-SEVERAL_TYPES = ("reg.start", "reg.beta", "reg.adaptive", "reg.norm")  # their own constructors check them
+SEVERAL_TYPES = ("reg.start",)  # their own constructors check them
+# Of one type, or one word.
+OR_WORD: dict[str, tuple[Any, str]] = {
+    "reg.beta": (0.0, "auto"),
+    "reg.adaptive": (False, "weights"),
+    "reg.norm": (0.0, "inf"),
+}
 TOLD = ("reg.", "data.name", "data.augmentation")  # their constructors list what they may be instead of null
 
 
@@ -86,7 +92,10 @@ def check_config(cfg: DictConfig, overrides: list[str]) -> None:
             continue  # what it refers to is checked under its own name
         if key.startswith(JUDGED) and not isinstance(default, bool):
             continue
-        allowed = TYPE_WORDS.get(type(default), type(default).__name__)
+        default, word = OR_WORD.get(key, (default, None))
+        if word is not None and value == word:
+            continue
+        allowed = TYPE_WORDS.get(type(default), type(default).__name__) + (f" or {word}" if word else "")
         if value is None and not key.startswith((*FOREIGN, *TOLD)):
             raise refuse(key, allowed, value)
         if value is not None and not key.startswith(SEVERAL_TYPES) and not _has_type_of(value, default):

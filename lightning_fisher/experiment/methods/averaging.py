@@ -73,8 +73,13 @@ class AveragedWeights(WeightAveraging):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """The average is the network of the checkpoint, once there is one."""
-        if self.begun:
-            super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if not self.begun:
+            return
+        if not self._swapped:  # with statistics of its own
+            self._swap_models(pl_module)
+            refresh(trainer, pl_module)
+            self._swap_models(pl_module)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
 
 def refresh(trainer: Trainer, module: LightningModule) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 OPTIONS = {
     "reg": "method",
     "comparison": "method",
-    "comparison.job": "run of the comparison",
     "reg.beta": "β",
     "reg.alpha": "α",
+    "reg.difference": "finite difference",
+    "reg.step": "step",
     "reg.num_sub_batches": "sub-batches M",
     "reg.start": "regularized from",
     "reg.gradient": "gradient of the loss",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +33,63 @@ def positions(values: Sequence[Any]) -> list[float]:
     return list(map(float, values))
 
 
-def band(axis: Axes, x: Sequence[float], groups: Sequence[Sequence[float]], look: int, label: str) -> Any:
+def band(
+    axis: Axes,
+    x: Sequence[float],
+    groups: Sequence[Sequence[float]],
+    look: int,
+    label: str,
+    *,
+    least: float = -math.inf,
+    bars: bool = False,
+) -> Any:
     """Draw mean ± standard deviation of groups of values over x; empty groups are left out.
 
     On a logarithmic axis mean and deviation are those of the logarithm (the geometric mean): the band is as wide
     above as below, and never reaches zero.
+
+    Args:
+        axis: where to draw.
+        x: the places of the groups.
+        groups: their values.
+        look: number of the look of the line.
+        label: of the line.
+        least: the least possible value, below which no spread is drawn: 0 of a percentage.
+        bars: error bars in place of a band, for the second of two scales.
     """
     logarithmic = axis.get_yscale() == "log"
     groups = [[math.log(v) for v in values] for values in groups] if logarithmic else groups
     pairs = [(place, spread(values)) for place, values in zip(x, groups, strict=True) if values]
     back = math.exp if logarithmic else float
     places, means = [p for p, _ in pairs], [back(s.mean) for _, s in pairs]
-    low = [back(s.mean - (s.std or 0.0)) for _, s in pairs]
+    low = [max(least, back(s.mean - (s.std or 0.0))) for _, s in pairs]
     high = [back(s.mean + (s.std or 0.0)) for _, s in pairs]
     color, marker, dashes = style.SERIES[look]
     (line,) = axis.plot(places, means, color=color, marker=marker, linestyle=dashes, label=label)
-    axis.fill_between(places, low, high, color=color, alpha=0.18, linewidth=0)
+    if bars:
+        lengths = [[m - e for m, e in zip(means, low, strict=True)], [e - m for m, e in zip(means, high, strict=True)]]
+        axis.errorbar(places, means, yerr=lengths, color=color, linestyle="none", capsize=2.5, linewidth=1.0)
+    else:
+        axis.fill_between(places, low, high, color=color, alpha=0.18, linewidth=0)
     return line
+
+
+def sizes(groups: Iterable[Sequence[Any]]) -> str:
+    """How many networks are in each of some groups: ``3 networks``, ``3 to 10 networks``."""
+    counts = sorted({len(members) for members in groups if members})
+    number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{number} network{'' if counts == [1] else 's'}"
+
+
+def what_is_drawn(groups: Iterable[Sequence[Any]]) -> str:
+    """What a line of groups of networks shows."""
+    number = sizes(groups)
+    return "One network each" if number == "1 network" else f"Mean and standard deviation of {number} each"
+
+
+def least_of(key: str) -> float:
+    """The least value that a quantity can have: 0 of a percentage."""
+    return 0.0 if QUANTITIES[key].unit == "%" else -math.inf
 
 
 def scale(axis: Axes, values: Sequence[float]) -> None:
@@ -82,7 +122,6 @@ def plot_scenario(
     """
     groups = {group[0]: members for group, members in grouped(rows, [x], wanted).items()}
     panels = [key for key in METRICS if numbers(rows, key)]
-    n = sorted({len(members) for members in groups.values()})
     logarithmic = False
     with matplotlib.rc_context(style.RC):
         figure, axes = style.grid(len(panels), COLUMNS)
@@ -94,15 +133,16 @@ def plot_scenario(
             right = axis.twinx()
             right.spines["right"].set_visible(True)
             right.grid(False)
-            error = band(right, places, [numbers(m, "test_error") for m in groups.values()], 1, "test error")
+            errors = [numbers(m, "test_error") for m in groups.values()]
+            error = band(right, places, errors, 1, "test error", least=0.0, bars=True)
             right.set_ylabel(QUANTITIES["test_error"].axis, color=style.VERMILION)
             if axis.get_yscale() == "log":
                 logarithmic = True
         note = "; of the logarithm on a logarithmic axis" if logarithmic else ""
-        runs = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
+        figure.suptitle(f"Which metric follows the test error over the {label or option_name(x)}?", fontsize=10)
         figure.legend(
             [left, error],
-            [f"metric, left axis (mean ± std of {runs} networks{note})", "test error, right axis"],
+            [f"metric, left axis (mean ± std of {sizes(groups.values())}{note})", "test error, right axis (bars: std)"],
             loc="outside lower center",
             ncols=2,
             frameon=False,
@@ -149,6 +189,7 @@ def plot_ranking(
                 tau = found[key][0]
                 axis.set_title(rf"Kendall $\tau$ = {tau.statistic:.2f} [{tau.low:.2f}, {tau.high:.2f}]")
         handles, names = axes[0].get_legend_handles_labels()
+        figure.suptitle(f"Which metric orders {len(rows)} networks by their test error?", fontsize=10)
         if x:
             figure.legend(
                 handles,
@@ -192,9 +233,18 @@ def plot_lines(
             places = x_axis(axis, x, values, label)
             for look, (name, members) in enumerate(lines.items()):
                 at = [numbers([m for m in members if grouped([m], [x]).keys() == {(v,)}], key) for v in values]
-                band(axis, places, at, look % len(style.SERIES), value_name(by or "", name[0]))
+                named = value_name(by or "", name[0])
+                band(axis, places, at, look % len(style.SERIES), named, least=least_of(key))
             axis.set_ylabel(QUANTITIES[key].axis)
         handles, names = axes[0].get_legend_handles_labels()
-        if by:
-            figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+        cells = grouped(rows, [x, by] if by else [x]).values()
+        figure.suptitle(f"What changes with the {label or option_name(x)}?", fontsize=10)
+        figure.legend(
+            handles,
+            names if by else ["mean"],
+            title=what_is_drawn(cells),
+            loc="outside lower center",
+            ncols=len(names),
+            frameon=False,
+        )
         return style.save(figure, path)

@@ -10,6 +10,7 @@ import matplotlib
 from lightning_fisher.experiment.display import plot_style as style
 from lightning_fisher.experiment.records.option_names import in_words, value_name
 from lightning_fisher.experiment.records.quantities import QUANTITIES
+from lightning_fisher.experiment.report.figures import sizes
 from lightning_fisher.experiment.report.rows import Row, grouped, numbers, spread
 
 GAP = 0.32  # between the methods of a network, of the distance between networks
@@ -52,7 +53,16 @@ def plot_pairs(rows: Sequence[Row], key: str, path: Path) -> Path:
         axis.set_xlim(-0.6, len(nets) - 0.4)
         axis.grid(False, axis="x")
         axis.set_ylabel(QUANTITIES[key].axis)
-        figure.legend(loc="outside lower center", ncols=len(methods), frameon=False)
+        lower = key == "test_error"
+        question = "Which method has" if lower else "How do methods change"
+        figure.suptitle(f"{question} the {'lower ' if lower else ''}{QUANTITIES[key].name}?", fontsize=9)
+        cells = grouped(rows, ["data", "model", "reg"]).values()
+        figure.legend(
+            title=f"Dots: networks; bars: mean and std of {sizes(cells)} each",
+            loc="outside lower center",
+            ncols=len(methods),
+            frameon=False,
+        )
         return style.save(figure, path)
 
 
@@ -83,4 +93,6 @@ def plot_groups(rows: Sequence[Row], keys: Sequence[str], path: Path, *, quantit
             axis.set_ylim(len(groups) - 0.5, -0.5)
             axis.grid(False, axis="y")
             axis.set_xlabel(QUANTITIES[key].axis)
+        figure.suptitle("What changes with the options?", fontsize=10)
+        figure.supxlabel(f"Dots: networks; bars: mean and std of {sizes(groups.values())} each", fontsize=8)
         return style.save(figure, path)

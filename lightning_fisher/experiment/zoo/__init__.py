@@ -8,7 +8,7 @@ from lightning_fisher.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from lightning_fisher.experiment.zoo.entry import Entry, enter
-    from lightning_fisher.experiment.zoo.networks import ZooNetwork, networks
+    from lightning_fisher.experiment.zoo.loading import ZooNetwork, networks
 
 __all__ = ["Entry", "ZooNetwork", "enter", "networks"]
 

@@ -30,7 +30,7 @@ def _run(folder: Path, out: Path | None, *, pack_them: bool) -> int:
     found = list(find_rows(folder))
     if not found:
         raise ConfigError(f"Expected a folder with at least one complete run (result.json), but got `{folder}`.")
-    from lightning_fisher.experiment.zoo.networks import networks
+    from lightning_fisher.experiment.zoo.loading import networks
     from lightning_fisher.experiment.zoo.weights import find_weights, pack
 
     without = [(run, row) for run, row in found if find_weights(folder, run) is None]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_fisher.exceptions import ConfigError
@@ -23,7 +24,7 @@ from lightning_fisher.experiment.report.zoo.judgement import (
     varied_options,
 )
 from lightning_fisher.experiment.report.zoo.page import option_table, overall_table
-from lightning_fisher.experiment.zoo.networks import networks
+from lightning_fisher.experiment.zoo.loading import networks
 
 Function = Callable[[nn.Module, Tensor, Tensor], Any]
 
@@ -66,7 +67,7 @@ def enter(
     rows = []
     for one in networks(folder):
         started = time.perf_counter()
-        values = [float(function(one.net, inputs, labels)) for inputs, labels in one.subsets]
+        values = [float(torch.as_tensor(function(one.net, *subset)).detach()) for subset in one.subsets]
         seconds = {**one.row.get("measure_seconds", {}), name: time.perf_counter() - started}
         rows.append({**one.row, name: sum(values) / len(values), "measure_seconds": seconds})
     fitted = that_fit(rows)

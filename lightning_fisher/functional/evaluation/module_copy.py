@@ -37,14 +37,14 @@ def require_separate_copy(module: nn.Module, inputs: Any) -> None:
 
     Args:
         module: The module.
-        inputs: Samples; one is run.
+        inputs: Samples; two are run.
 
     Raises:
         ValueError: With what to do.
     """
     twin = copied(module)
     with differentiable_evaluation(twin), _all_trainable(module):
-        outputs = evaluate(twin, differentiable(take(inputs, slice(0, 1)), twin))
+        outputs = evaluate(twin, differentiable(take(inputs, slice(0, 2)), twin))
         tensors = [leaf for leaf in tree_flatten(outputs)[0] if isinstance(leaf, Tensor)]
         used = {id(leaf) for tensor in tensors for leaf in leaves(tensor)}
     if any(id(parameter) in used for parameter in module.parameters()):

@@ -17,7 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 FROZEN = 2  # times as many frozen parameters as trained ones are copied at the most
 LARGE = 20_000  # items of a container that is looked at
-_OF_MODULES = set(vars(nn.Module()))  # parameters, buffers, hooks, modes: looked at by themselves
+# Parameters, buffers, hooks, modes: looked at by themselves; forward passes are replaced while one is watched.
+_OF_MODULES = set(vars(nn.Module())) | {"forward"}
 
 
 @contextmanager
@@ -102,6 +103,7 @@ class BufferSnapshot:
         for kind, group in self._groups.items():
             torch._foreach_copy_(self._values[kind], group)
         self._versions = self._now()
+        self.attributes: _Attributes | None = None
 
     def restore(self) -> None:
         """Put every buffer back; unchanged ones cost a copy, nothing else."""
@@ -116,7 +118,12 @@ class BufferSnapshot:
         self._versions = self._now()
 
     def restore_moved(self) -> None:
-        """`restore` if anything was changed in place or replaced, as far as that shows without a look at values."""
+        """`restore` if anything was changed in place or replaced, as far as that shows without a look at values.
+
+        ``attributes`` too, if set: a pass may have kept a part of its graph for the next (LeViT's attention biases).
+        """
+        if self.attributes is not None:
+            self.attributes.restore()
         if self._now() != self._versions:
             self.restore()
 
@@ -180,11 +187,11 @@ def _own(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def preserved_attributes(module: nn.Module) -> Iterator[None]:
+def preserved_attributes(module: nn.Module) -> Iterator[_Attributes]:
     """Restore on the way out what a forward pass keeps in attributes: activations, counters, lists of them."""
     attributes = _Attributes(module)
     try:
-        yield
+        yield attributes
     finally:
         attributes.restore()
 
@@ -194,7 +201,7 @@ def preserved_buffers(module: nn.Module) -> Iterator[BufferSnapshot]:
     """Restore buffers (batch-norm statistics and counters, spectral norm), and attributes, on the way out."""
     snapshot = BufferSnapshot(module)
     try:
-        with preserved_attributes(module):
+        with preserved_attributes(module) as snapshot.attributes:
             yield snapshot
     finally:
         snapshot.restore()

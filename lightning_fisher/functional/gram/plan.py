@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as torch_module
 from torch.utils._pytree import tree_flatten
 
+from lightning_fisher.functional.evaluation.graph import nodes
 from lightning_fisher.functional.evaluation.precision import SAME
 from lightning_fisher.functional.gram.interception import recorded
 from lightning_fisher.functional.gram.operations import Operations
@@ -134,10 +136,16 @@ def probe(problem: Problem) -> Probe:
     general = set(range(len(problem.parameters))) if everything else recorder.general
     for use in recorder.uses:
         use.arguments = {name: value for name, value in use.arguments.items() if name != "weight"}
-    chosen = operations.chosen or recorder.reads or not watch
+    chosen = operations.chosen or recorder.reads or not watch or _own_backward(outputs)
     narrow = operations.narrow and problem.tolerance < SAME[torch.float32]
     tolerance = SAME[torch.float32] if narrow else problem.tolerance
     return Probe(size, recorder.uses, detached(outputs), general, chosen, tolerance)
+
+
+def _own_backward(outputs: Any) -> bool:
+    """Whether a function with a backward pass written in Python is part of the graph: nobody sees into that."""
+    tensors = [leaf for leaf in tree_flatten(outputs)[0] if isinstance(leaf, Tensor)]
+    return any(isinstance(node, BackwardCFunction) for tensor in tensors for node in nodes(tensor))
 
 
 _PLANS: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[list[weakref.ref[Any]], Plan]]] = (

@@ -278,7 +278,7 @@ class Recorder(TorchFunctionMode):
 _PLAIN = (int, float, bool, str, type(None))
 _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 _DIFFERENTIATING = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
-_READING = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
+_READING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, torch.to_dlpack}
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 

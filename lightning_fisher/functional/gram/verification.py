@@ -87,7 +87,7 @@ def compare(
     positions = sorted(position for group in grams for position in group)
     parameters = [problem.parameters[position] for position in positions]
     sums: list[Any] = [0.0] * len(parameters)
-    difference = 0.0
+    difference, alone = 0.0, True
     for part in order.tensor_split(2) if shuffled and count > 1 else [order]:
         part = part.to(squares.device)
         seen = problem.take(part).outputs()
@@ -98,6 +98,9 @@ def compare(
         one = order[:1].to(squares.device)
         seen = problem.take(one).outputs()
         difference = max(difference, float(outputs_difference(take(outputs, one), seen, 1)))
+        grads = _weighted_gradients(seen, take(directions, one), torch.ones_like(weights[one]), parameters)
+        square = torch.stack([grad.double().square().sum() for grad in grads]).sum()
+        alone = bool((square - squares[one[0]]).abs() <= GRADIENT * problem.tolerance * squares[one[0]])
     norms = {
         position: (s.double() * parameter_scale(parameter, problem.scale)).square().sum()
         for position, s, parameter in zip(positions, sums, parameters, strict=True)
@@ -106,7 +109,8 @@ def compare(
     expected = torch.stack([torch.stack([norms[position] for position in group]).sum() for group in grams])
     scales = torch.stack([weights.square() @ gram.diagonal() for gram in grams.values()])
     scales = torch.maximum(scales, expected)
-    return Comparison(difference, *_decide(list(grams), found, expected, scales, problem))
+    groups, differs = _decide(list(grams), found, expected, scales, problem)
+    return Comparison(difference, groups, differs or not alone)
 
 
 def _decide(

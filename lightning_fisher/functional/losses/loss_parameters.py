@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from lightning_fisher.functional.evaluation.module_state import (
 from lightning_fisher.functional.evaluation.outputs import without
 from lightning_fisher.functional.evaluation.samples import call_module, fresh, num_samples, take
 from lightning_fisher.functional.losses.loss import LossFn, as_variables, losses_of, output_gradients
+from lightning_fisher.functional.losses.separable import SAME_FLOAT32
 
 
 class LossParametersError(LightningFisherError, ValueError):
@@ -82,12 +84,15 @@ def with_loss_inside(
     """
     if loss_fn is None:
         return module, inputs, targets, loss_fn, logit_norm
-    found = _parameters_of(module, inputs, targets, loss_fn)
+    found, attributes = _uses(module, inputs, targets, loss_fn)
     if not found:
         return module, inputs, targets, loss_fn, logit_norm
     refuse_foreign_parameters(module, found)
-    output_gradients(_outputs(module, inputs), targets, loss_fn, logit_norm)  # made of losses of one sample each?
-    inside = ModuleWithLoss(module, loss_fn, logit_norm)
+    inside = ModuleWithLoss(module, loss_fn, logit_norm, attributes)
+    if attributes:
+        inside.require_mean(inputs, targets)
+    else:
+        output_gradients(_outputs(module, inputs), targets, loss_fn, logit_norm)  # of losses of one sample each?
     nothing = torch.zeros(num_samples(inputs), device=found[0].device)
     return inside, (inputs, targets), nothing, lambda losses, _: losses, None
 
@@ -118,40 +123,105 @@ def unused_outputs(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn
 
 
 class ModuleWithLoss(nn.Module):
-    """``(inputs, targets) → [N]``, the losses of the samples."""
+    """``(inputs, targets) → [N]``, the losses of the samples.
 
-    def __init__(self, module: nn.Module, loss_fn: LossFn, logit_norm: float | None) -> None:
+    Args:
+        module: The module.
+        loss_fn: The loss.
+        logit_norm: ``s`` of ``z ← z / (s‖z‖₂)``.
+        attributes: Whether the loss reads what a pass leaves in attributes: a scalar one then takes a pass a sample.
+    """
+
+    def __init__(self, module: nn.Module, loss_fn: LossFn, logit_norm: float | None, attributes: bool) -> None:
         super().__init__()
         self.module = module
         self.loss_fn = loss_fn
         self.logit_norm = logit_norm
+        self.attributes = attributes
 
     def forward(self, inputs: Any, targets: Any) -> Tensor:
         """Losses, one a sample."""
-        outputs = call_module(self.module, inputs)
-        if self.logit_norm is not None:
-            outputs = outputs / (self.logit_norm * torch.linalg.vector_norm(outputs, dim=1, keepdim=True))
-        losses = losses_of(outputs, targets, self.loss_fn)
+        outputs, losses = self._evaluate(inputs, targets)
         if losses.ndim == 1:
             return losses
         one = [slice(j, j + 1) for j in range(num_samples(inputs))]
+        if self.attributes:
+            return torch.stack([self._evaluate(take(inputs, j), take(targets, j))[1].reshape(()) for j in one])
         return torch.stack([losses_of(take(outputs, j), take(targets, j), self.loss_fn).reshape(()) for j in one])
+
+    def require_mean(self, inputs: Any, targets: Any) -> None:
+        """Check that a scalar loss is the mean, or sum, of its values on single samples.
+
+        Raises:
+            ValueError: If it isn't.
+        """
+        with _evaluated(self, (inputs, targets)) as losses:
+            losses = losses.double()
+        with _evaluated(self.module, inputs) as outputs:
+            outputs = outputs if self.logit_norm is None else self._scaled(outputs)
+            batch = losses_of(outputs, targets, self.loss_fn).detach().double()
+        size = SAME_FLOAT32 * losses.abs().mean()
+        if batch.ndim == 0 and not (batch - losses.mean()).abs() <= size and not (batch - losses.sum()).abs() <= size:
+            raise ValueError(
+                "Expected argument `loss_fn` to return the mean of losses of one sample each, but its value on the "
+                f"batch is {float(batch):.6g} and the mean of its values on single samples {float(losses.mean()):.6g}; "
+                "return one loss a sample [N]."
+            )
+
+    def _evaluate(self, inputs: Any, targets: Any) -> tuple[Any, Tensor]:
+        outputs = call_module(self.module, inputs)
+        if self.logit_norm is not None:
+            outputs = self._scaled(outputs)
+        return outputs, losses_of(outputs, targets, self.loss_fn)
+
+    def _scaled(self, outputs: Tensor) -> Tensor:
+        return outputs / (self.logit_norm * torch.linalg.vector_norm(outputs, dim=1, keepdim=True))
+
+
+class _Uses(NamedTuple):
+    """What a loss uses besides outputs and targets: parameters, and what the pass left in attributes, or elsewhere."""
+
+    parameters: list[Tensor]
+    attributes: bool
+
+
+def _uses(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn) -> _Uses:
+    few = slice(0, 2)
+    targets = take(targets, few)
+    try:
+        with _evaluated(module, take(inputs, few)) as outputs, preserved_random_state(set()):
+            variables, _ = as_variables(outputs, double=False)
+            losses = losses_of(fresh(variables), targets, loss_fn)
+            found = loss_parameters(variables, targets, losses)
+    except RuntimeError:  # not in these dtypes: what is differentiated is a converted copy, constants of which
+        return _Uses(
+            [p for p in loss_fn.parameters() if p.requires_grad] if isinstance(loss_fn, nn.Module) else [], False
+        )
+    if not found:
+        return _Uses(found, False)
+    try:  # after another pass
+        with _evaluated(module, take(inputs, slice(0, 1))), preserved_random_state(set()):
+            again = losses_of(fresh(variables), targets, loss_fn)
+            same = {id(leaf) for leaf in loss_parameters(variables, targets, again)} == {id(leaf) for leaf in found}
+    except Exception:  # whatever a loss makes of nothing
+        return _Uses(found, True)
+    return _Uses(found, not (same and torch.equal(again.nan_to_num(), losses.nan_to_num())))
 
 
 def _parameters_of(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn) -> list[Tensor]:
-    few = slice(0, 2)
-    outputs, _ = as_variables(_outputs(module, take(inputs, few)), double=False)
-    targets = take(targets, few)
-    try:
-        with torch.enable_grad(), preserved_random_state(set()):
-            return loss_parameters(outputs, targets, losses_of(fresh(outputs), targets, loss_fn))
-    except RuntimeError:  # not in these dtypes: what is differentiated is a converted copy, constants of which
-        return [p for p in loss_fn.parameters() if p.requires_grad] if isinstance(loss_fn, nn.Module) else []
+    return _uses(module, inputs, targets, loss_fn).parameters
+
+
+@contextmanager
+def _evaluated(module: nn.Module, inputs: Any) -> Iterator[Any]:
+    """Outputs without their graph, while attributes are as the pass left them; nothing of it is kept."""
+    devices = {parameter.device for parameter in module.parameters()}
+    # With a graph, since a module may differentiate in its own forward pass.
+    with torch.enable_grad(), evaluation_mode(module), preserved_buffers(module), preserved_random_state(devices):
+        outputs = call_module(module, inputs)
+        yield tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, outputs)
 
 
 def _outputs(module: nn.Module, inputs: Any) -> Any:
-    devices = {parameter.device for parameter in module.parameters()}
-    # With a graph, since a module may differentiate in its own forward pass; nothing of it is kept.
-    with torch.enable_grad(), evaluation_mode(module), preserved_buffers(module), preserved_random_state(devices):
-        outputs = call_module(module, inputs)
-    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, outputs)
+    with _evaluated(module, inputs) as outputs:
+        return outputs

@@ -19,6 +19,7 @@ from lightning_fisher.functional.evaluation.differentiable import differentiable
 from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.samples import call_module, fresh
 from lightning_fisher.functional.losses.loss import LossFn, as_variables, in_double, losses_of
+from lightning_fisher.functional.losses.loss_parameters import loss_parameters
 
 ALIKE = 1e-6  # squared sine of the angle between two gradients below which they count as parallel
 
@@ -124,6 +125,8 @@ class PartGradients:
                     if isinstance(loss_fn, nn.Module):
                         loss_fn = loss_fn.double() if double else copy.deepcopy(self._loss_fn)
                     loss = losses_of(fresh(outputs), in_double(part.targets, double), loss_fn)
+                    if loss_parameters(outputs, part.targets, loss):  # of its own, or what the pass left in attributes
+                        return None
                     found = _gradients(loss, variables)
             except RuntimeError:  # tensors of its own, class weights say
                 if not double:

@@ -253,6 +253,8 @@ class _Passes:
         parameters: Sequence[nn.Parameter],
         module: nn.Module,
     ) -> None:
+        if any(isinstance(submodule, torch.jit.ScriptModule) for submodule in module.modules()):
+            raise VmapError("part of the module is scripted or traced")
         self._module = _Loss(module, loss)
         self._batches = batches
         # Every place a tensor is held at, once: where a module is held at two, `functional_call` that finds the tied

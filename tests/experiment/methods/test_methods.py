@@ -35,7 +35,7 @@ METHODS = {
     "ghost_batch_norm": (["reg.size=8"], "reg.base_batch_size=8"),
     "large_margin": ([], "reg.gamma=5.0"),
     "flat_minimum_search": (["model=mlp"], "reg.weight=0.1"),
-    "swa": (["reg.begin=0.5"], "reg.begin=0.0"),
+    "swa": (["reg.begin=0.0"], "reg.begin=0.5"),
     "label_smoothing": ([], "model.label_smoothing=0.5"),
 }
 

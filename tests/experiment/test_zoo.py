@@ -1,0 +1,124 @@
+"""The networks of a zoo again from their rows, and a measure entered into it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment.zoo import enter, networks
+from lightning_fisher.experiment.zoo.weights import FILE_NAME, find_weights, load_weights
+from lightning_fisher.functional import fisher_log_det
+
+TINY = Path(__file__).parents[1] / "data" / "zoo_tiny"  # made by the study's command with tiny networks
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return Path(shutil.copytree(TINY, tmp_path / "zoo"))
+
+
+def test_the_networks_are_those_of_the_rows():
+    """The metrics of the loaded networks on the loaded subsets are what the rows say."""
+    found = list(networks(TINY))
+    assert len(found) == 8
+    for one in found:
+        assert not one.net.training
+        assert len(one.subsets) == 2
+        values = [
+            fisher_log_det(one.net, inputs, labels, logit_norm=0.04, residual=False).log_det
+            for inputs, labels in one.subsets
+        ]
+        assert float(sum(values)) / 2 == pytest.approx(one.row["gamma_equal_outputs"], abs=1e-2)
+
+
+def test_a_measure_that_is_there_already_gets_its_judgement():
+    def layer(net, inputs, labels):
+        return fisher_log_det(net, inputs, labels, logit_norm=0.04, residual=False, scale="layer").log_det
+
+    entry = enter(layer, TINY, name="mine")
+    assert [row["mine"] for row in entry.rows] == pytest.approx([row["gamma_layer"] for row in entry.rows], abs=1e-2)
+    cells = {line.split("|")[1].strip(): line.split("|")[2:] for line in entry.text.splitlines() if "|" in line}
+    assert cells["mine"][:2] == cells["γ̂ at equal outputs, by layers"][:2]
+    assert 1 <= entry.place <= len(cells)
+
+
+def test_higher_is_better_is_turned():
+    def error(net, inputs, labels, sign=1.0):
+        return sign * sum(parameter.square().sum() for parameter in net.parameters())
+
+    up = enter(error, TINY, name="norm")
+    down = enter(lambda *given: error(*given, sign=-1.0), TINY, name="norm", higher_is_better=True)
+    assert down.judged.tau == up.judged.tau
+
+
+def test_a_name_that_is_taken_is_refused():
+    with pytest.raises(ValueError, match="Expected argument `name` to be a new one, but got 'gamma'"):
+        enter(lambda *given: 0.0, TINY, name="gamma")
+
+
+def test_a_measure_that_is_constant_is_refused():
+    with pytest.raises(ConfigError, match="Expected at least three networks"):
+        enter(lambda *given: 1.0, TINY, name="constant")
+
+
+def test_missing_weights_are_named(tiny):
+    (tiny / FILE_NAME).unlink()
+    run = sorted(path for path in tiny.iterdir() if path.is_dir())[0]
+    assert find_weights(tiny, run) is None
+    with pytest.raises(ConfigError, match=rf"Expected the weights of `{run.name}`.*--train OUT"):
+        load_weights(torch.nn.Linear(1, 1), tiny, run)
+
+
+def test_a_row_of_other_configs_is_refused(tiny):
+    file = sorted(tiny.rglob("result.json"))[0]
+    row = json.loads(file.read_text())
+    row["overrides"].append("model.batch_size=31")
+    file.write_text(json.dumps(row))
+    with pytest.raises(ConfigError, match=r"the configs that the row .* was made with"):
+        next(networks(tiny))
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="at least one complete run"):
+        next(networks(tmp_path))
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "lightning_fisher.experiment.zoo", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_command_says_what_is_there(tiny):
+    done = run(tiny)
+    assert (done.returncode, done.stdout.strip()) == (0, "8 networks, 8 with weights"), done.stderr
+    (tiny / FILE_NAME).unlink()
+    done = run(tiny)
+    assert done.returncode == 1
+    assert "8 networks, 0 with weights" in done.stdout
+    assert "--train OUT" in done.stdout
+    done = run(tiny / "nothing")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: Expected a folder with at least one complete run")
+
+
+@pytest.mark.slow
+def test_a_network_is_trained_again_from_its_row(tiny, tmp_path):
+    (tiny / FILE_NAME).unlink()
+    for path in sorted(path for path in tiny.iterdir() if path.is_dir())[1:]:
+        shutil.rmtree(path)
+    done = run(tiny, "--train", tmp_path / "again")
+    assert done.returncode == 0, done.stderr
+    (before,) = [json.loads(path.read_text()) for path in tiny.rglob("result.json")]
+    (again,) = list(networks(tmp_path / "again"))
+    assert again.row["config_hash"] == before["config_hash"]
+    assert again.row["test_error"] == pytest.approx(before["test_error"], abs=5.0)
+    done = run(tmp_path / "again", "--pack")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again" / FILE_NAME).is_file()
