@@ -192,7 +192,10 @@ class AttributeSnapshot:
             self._records += [Entries(group, once=True), Items(group["params"])]
             self._items(None, ((k, v) for k, v in group.items() if k != "params"), f"{name}.param_groups[{index}]")
         self._records.append(Entries(optimizer.state))
-        self._records += [Entries(held) for held in optimizer.state.values() if isinstance(held, dict)]
+        if self._thorough or id(optimizer.state) in self._deep:  # hundreds of dictionaries, which hardly a step changes
+            held = [Entries(state) for state in optimizer.state.values() if isinstance(state, dict)]
+            learn = functools.partial(self._deep.__setitem__, id(optimizer.state), optimizer.state)
+            self._records.append(Nested([*held], learn))
         self._records.append(Namespace(vars(optimizer)))
 
     def _array(self, value: Any, name: str) -> None:
