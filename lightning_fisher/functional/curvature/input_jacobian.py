@@ -56,7 +56,7 @@ def robustness(
         tol: Power iteration ends when the residual of every sample's eigenvalue is at most ``tol`` times it.
         max_iter: Steps of power iteration at most.
         seed: Of the start vectors of power iteration; the global random state is not touched.
-        chunk_size: Samples at a time; ``None``: all.
+        chunk_size: Samples at a time, two at the least; ``None``: all.
         reduction: ``"mean"``: a scalar. ``"none"``: one value a sample ``[N]``.
 
     Returns:
@@ -77,7 +77,7 @@ def robustness(
     """
     _check(method, reduction, tol, max_iter, chunk_size)
     count = num_samples(inputs)
-    step = chunk_size or count
+    step = max(chunk_size or count, 2)  # alone, samples don't show whether they interact
     generator = torch.Generator().manual_seed(seed)
     values = []
     with differentiable_evaluation(module), frozen(module.parameters()):

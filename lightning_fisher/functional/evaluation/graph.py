@@ -1,12 +1,15 @@
-"""What autograd recorded of a forward pass: in which precision it ran, and which tensors it reaches."""
+"""What autograd recorded of a forward pass: its precision, the tensors it reaches, gradients through it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from lightning_fisher.functional.evaluation.module_state import dense
 
 REDUCED = (torch.float16, torch.bfloat16)
 
@@ -49,3 +52,27 @@ def refuse_reduced_precision(loss: Tensor) -> None:
                     "difference is noise; leave mixed precision to the caller (in Lightning: the Trainer's "
                     "`precision`), and keep what gradients pass through in float32."
                 )
+
+
+def differentiated_pairs(outputs: Any, directions: Any) -> list[tuple[Tensor, Tensor]]:
+    """The outputs that have a graph, each with its direction, in trees of one structure."""
+    return [
+        (output, direction.reshape(output.shape))  # some modules squeeze a batch of one away
+        for output, direction in zip(tree_flatten(outputs)[0], tree_flatten(directions)[0], strict=True)
+        if isinstance(output, Tensor) and output.requires_grad
+    ]
+
+
+def pulled_back(outputs: Any, directions: Any, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Gradient of ``⟨direction, output⟩``, one float64 tensor a parameter; the graph is not kept."""
+    pairs = differentiated_pairs(outputs, directions)
+    if not pairs:
+        return [torch.zeros_like(parameter, dtype=torch.float64) for parameter in parameters]
+    gradients = torch.autograd.grad(
+        [output for output, _ in pairs],
+        list(parameters),
+        [direction for _, direction in pairs],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return [dense(gradient).double() for gradient in gradients]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
+from lightning_fisher.functional.evaluation.graph import pulled_back
+from lightning_fisher.functional.evaluation.independence import OneByOne
 from lightning_fisher.functional.evaluation.module_copy import in_float64, requires_float64
 from lightning_fisher.functional.evaluation.samples import num_samples, ordinary, take, with_sample_dimension
 from lightning_fisher.functional.fisher.log_determinant import RankPolicy
@@ -30,7 +32,8 @@ def exact_gamma(
     """Log-determinant of the observed Fisher information, ``γ = ln|I_S|``, ``I_S = 1/N Σ_x ∇ℓ ∇ℓᵀ`` (Eq. 2–3).
 
     From the singular values of the per-sample gradients ``J [N, W]``, on a float64 copy of the module in
-    evaluation mode. Takes N single-sample passes, ``N W`` numbers and O(N W²) operations: for small networks.
+    evaluation mode. Takes N single-sample passes and one of the batch, with which they are compared, ``N W`` numbers
+    and O(N W²) operations: for small networks.
 
     ``I_S`` is singular, and γ = −∞, wherever the loss has a direction in which no sample's loss changes: fewer
     samples than parameters, but also *every* softmax over K free logits (a constant added to all of them changes
@@ -50,6 +53,7 @@ def exact_gamma(
 
     Raises:
         ValueError: If ``I_S`` is singular and the policy is ``"error"``, or an argument doesn't fit.
+        InteractionError: A `ValueError`, if samples interact.
         NonFiniteError: If outputs, losses or gradients are infinite or nan.
 
     Example:
@@ -74,11 +78,19 @@ def exact_gamma(
     count = num_samples(inputs)
     with in_float64(module, loss_fn), differentiable_evaluation(module):
         inputs, targets = differentiable((inputs, targets), module)
+        outputs = evaluate(module, inputs)
+        directions, log_norms, _ = output_gradients(outputs, targets, loss_fn)
+        check = OneByOne(partial(evaluate, module), inputs, outputs, directions, log_norms.exp(), parameters)
         rows = []
         for j in range(count):
             one = slice(j, j + 1)
             with samples_of_a_batch([j]), requires_float64():
-                rows.append(_gradient(module, parameters, take(inputs, one), take(targets, one), loss_fn))
+                seen = with_sample_dimension(evaluate(module, take(inputs, one)))
+                directions, log_norms, _ = output_gradients(seen, take(targets, one), loss_fn)
+                found = pulled_back(seen, directions, parameters)
+                rows.append(torch.cat([part.flatten() for part in found]) * log_norms.exp())
+            check.add(j, seen, rows[-1])
+        check.finish()
     jacobian = torch.stack(rows)
     require_finite(jacobian, "per-sample gradients")
     values = torch.linalg.svdvals(jacobian)
@@ -90,26 +102,3 @@ def exact_gamma(
             raise ValueError(f'{line}: γ is −∞. Use more samples, or `rank_policy="pseudo"`.')
         warnings.warn(f"{line}: the log-pseudo-determinant is reported.", stacklevel=2)
     return (2 * values[kept].log() - math.log(count)).sum()
-
-
-def _gradient(
-    module: nn.Module, parameters: list[nn.Parameter], inputs: Any, targets: Any, loss_fn: LossFn | None
-) -> Tensor:
-    """Gradient of one sample's loss, ``[W]``."""
-    outputs = with_sample_dimension(evaluate(module, inputs))
-    directions, log_norms, _ = output_gradients(outputs, targets, loss_fn)
-    pairs = [
-        (output, direction)
-        for output, direction in zip(tree_flatten(outputs)[0], tree_flatten(directions)[0], strict=True)
-        if isinstance(output, Tensor) and output.requires_grad
-    ]
-    if not pairs:
-        return torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
-    grads = torch.autograd.grad(
-        [output for output, _ in pairs],
-        parameters,
-        [direction for _, direction in pairs],
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return torch.cat([grad.flatten() for grad in grads]) * log_norms.exp()

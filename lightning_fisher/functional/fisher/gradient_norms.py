@@ -35,7 +35,7 @@ def log_gradient_norms(
         inputs: See `gram_matrix`; N as large as fits, results don't depend on how samples are grouped.
         targets: See `gram_matrix`.
         loss_fn: See `gram_matrix`.
-        chunk_size: Samples at a time.
+        chunk_size: Samples at a time, two at the least.
         logit_norm: See `gram_matrix`.
 
     Returns:
@@ -52,7 +52,7 @@ def log_gradient_norms(
     """
     require_integer("chunk_size", chunk_size, 1)
     parts = []
-    for chunk in chunks(num_samples(inputs), chunk_size):
+    for chunk in chunks(num_samples(inputs), max(chunk_size, 2)):  # alone, samples don't show whether they interact
         scaled = scaled_gram(module, take(inputs, chunk), take(targets, chunk), loss_fn=loss_fn, logit_norm=logit_norm)
         parts.append(scaled.gram.diagonal().log() / 2 + scaled.log_scales)
     return torch.cat(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +14,18 @@ from torch.utils._pytree import tree_flatten
 from lightning_fisher.arguments import require_positive
 from lightning_fisher.exceptions import InteractionError, NonFiniteError
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
-from lightning_fisher.functional.evaluation.independence import GRADIENT, random_order
-from lightning_fisher.functional.evaluation.module_state import dense
-from lightning_fisher.functional.evaluation.precision import SAME, require_full_precision
-from lightning_fisher.functional.evaluation.samples import num_samples, take
+from lightning_fisher.functional.evaluation.graph import differentiated_pairs, pulled_back
+from lightning_fisher.functional.evaluation.independence import (
+    OneByOne,
+    gradient_tolerance,
+    random_weights,
+    refuse_random_outputs,
+    regroupings,
+    require_same_outputs,
+    weighted,
+)
+from lightning_fisher.functional.evaluation.precision import require_full_precision
+from lightning_fisher.functional.evaluation.samples import num_samples, restore_sample_dimension, take
 from lightning_fisher.functional.losses.loss import LossFn, output_gradients
 from lightning_fisher.functional.losses.loss_parameters import with_loss_inside
 
@@ -125,10 +134,12 @@ def gradient_signal_to_noise(
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy.
 
     Returns:
-        A float64 scalar; ``nan`` where no parameter has a gradient. Costs N forward and backward passes of one sample.
+        A float64 scalar; ``nan`` where no parameter has a gradient. Costs N forward and backward passes of one sample,
+        and one of the batch, with which they are compared.
 
     Raises:
         ValueError: If there is nothing to differentiate, or an argument doesn't fit.
+        InteractionError: A `ValueError`, if samples interact.
         NonFiniteError: A `ValueError`, if a loss or a gradient is infinite or nan.
 
     Example:
@@ -146,15 +157,22 @@ def gradient_signal_to_noise(
     with differentiable_evaluation(module):
         inputs, targets = differentiable((inputs, targets), module)
         module, inputs, targets, loss_fn, _ = with_loss_inside(module, inputs, targets, loss_fn, None)
-        directions, log_norms, _ = output_gradients(evaluate(module, inputs), targets, loss_fn)
+        outputs = evaluate(module, inputs)
+        directions, log_norms, _ = output_gradients(outputs, targets, loss_fn)
         offset = log_norms.max() if eps == 0 and bool(log_norms.max() > -math.inf) else 0.0
         scales = (log_norms - offset).exp()  # a common factor cancels at ε = 0, and nothing underflows
-        count = num_samples(inputs)
+        check = OneByOne(partial(evaluate, module), inputs, outputs, directions, scales, parameters)
+        del outputs
         total = squares = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=scales.device)
+        count = num_samples(inputs)
         for j in range(count):
             one = slice(j, j + 1)
-            gradient = _gradient(evaluate(module, take(inputs, one)), take(directions, one), parameters) * scales[j]
+            seen = evaluate(module, take(inputs, one))
+            found = pulled_back(seen, take(directions, one), parameters)
+            gradient = torch.cat([part.flatten() for part in found]) * scales[j]
+            check.add(j, seen, gradient)
             total, squares = total + gradient, squares + gradient.square()
+        check.finish()
     if not bool(torch.isfinite(squares).all()):
         raise NonFiniteError("per-sample gradients")
     signal = (total / count).square()
@@ -178,11 +196,12 @@ def fisher_rao_norm(module: nn.Module, inputs: Any, targets: Any, *, loss_fn: Lo
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy.
 
     Returns:
-        A float64 scalar. Costs a Jacobian-vector product, a forward and two backward passes, and as much to check that
-        samples don't interact.
+        A float64 scalar. Costs one Jacobian-vector product, a forward and two backward passes, and a forward and
+        backward pass in another grouping of the samples, which shows whether they interact.
 
     Raises:
-        ValueError: If there is nothing to differentiate, an argument doesn't fit, or samples interact.
+        ValueError: If there is nothing to differentiate, or an argument doesn't fit.
+        InteractionError: A `ValueError`, if samples interact.
         NonFiniteError: A `ValueError`, if a loss or a gradient is infinite or nan.
 
     Example:
@@ -200,39 +219,70 @@ def fisher_rao_norm(module: nn.Module, inputs: Any, targets: Any, *, loss_fn: Lo
         module, inputs, targets, loss_fn, _ = with_loss_inside(module, inputs, targets, loss_fn, None)
         outputs = evaluate(module, inputs)
         directions, log_norms, _ = output_gradients(outputs, targets, loss_fn)
-        count = num_samples(inputs)
-        products = _inner_products(outputs, directions, parameters, count)
-        order = random_order(count, products.device)
-        for part in (order[: count // 2], order[count // 2 :], order[:1]) if count > 1 else ():
-            seen = evaluate(module, take(inputs, part))
-            again = _inner_products(seen, take(directions, part), parameters, len(part))
-            difference = (again - products[part]).abs().max() / products.abs().max().clamp_min(1e-300)
-            if float(difference) > GRADIENT * SAME[parameters[0].dtype]:
-                raise InteractionError(
-                    f"relative difference {float(difference):.1e} in another grouping", gradient=True
-                )
+        pairs = differentiated_pairs(outputs, directions)
+        if not pairs:
+            return torch.zeros((), dtype=torch.float64)
+        # J w = ∂/∂v ⟨w, Jᵀ v⟩: two backward passes, so that every layer with a double backward works.
+        cotangents = [torch.zeros_like(output, requires_grad=True) for output, _ in pairs]
+        gradients = torch.autograd.grad(
+            [output for output, _ in pairs], parameters, cotangents, create_graph=True, allow_unused=True
+        )
+        inner = [(g * p.detach()).sum() for g, p in zip(gradients, parameters, strict=True) if g is not None]
+        changes = torch.autograd.grad(torch.stack(inner).sum(), cotangents, allow_unused=True, materialize_grads=True)
+        products = sum(
+            (change.double() * direction.double()).reshape(len(change), -1).sum(1)
+            for change, (_, direction) in zip(changes, pairs, strict=True)
+        )
+        assert isinstance(products, Tensor)
+        _refuse_interaction(module, inputs, outputs, directions, parameters, products)
     values = products * log_norms.exp()
     if not bool(torch.isfinite(values).all()):
         raise NonFiniteError("loss gradients", torch.nonzero(~torch.isfinite(values)).flatten().tolist())
     return values.square().mean().sqrt()
 
 
-def _inner_products(outputs: Any, directions: Any, parameters: list[nn.Parameter], count: int) -> Tensor:
-    """``⟨w, ∇_w ⟨direction_j, z_j⟩⟩``, ``[N]`` float64.
+def _refuse_interaction(
+    module: nn.Module, inputs: Any, outputs: Any, directions: Any, parameters: list[nn.Parameter], products: Tensor
+) -> None:
+    """Compare with ordinary backward passes of other groupings: ``⟨w, Σ_j c_j J_jᵀ d_j⟩ = Σ_j c_j ⟨w, J_jᵀ d_j⟩``.
 
-    ``J w = ∂/∂v ⟨w, Jᵀ v⟩``: two backward passes, so that every layer with a double backward works.
+    Args:
+        module: The module.
+        inputs: N samples.
+        outputs: Theirs.
+        directions: d, in the structure of the outputs.
+        parameters: w.
+        products: ``⟨w, J_jᵀ d_j⟩``, ``[N]``.
+
+    Raises:
+        InteractionError: If samples interact.
+        ValueError: If the forward pass is not deterministic.
     """
-    pairs = _pairs(outputs, directions)
-    if not pairs:
-        return torch.zeros(count, dtype=torch.float64, device=parameters[0].device)
-    cotangents = [torch.zeros_like(output, requires_grad=True) for output, _ in pairs]
-    gradients = torch.autograd.grad(
-        [output for output, _ in pairs], parameters, cotangents, create_graph=True, allow_unused=True
-    )
-    inner = [(g * p.detach()).sum() for g, p in zip(gradients, parameters, strict=True) if g is not None]
-    changes = torch.autograd.grad(torch.stack(inner).sum(), cotangents, allow_unused=True, materialize_grads=True)
-    terms = [change.double() * direction.double() for change, (_, direction) in zip(changes, pairs, strict=True)]
-    return torch.stack([term.reshape(count, -1).sum(1) for term in terms]).sum(0)
+    weights = random_weights(len(products), products.device)
+    for part in regroupings(len(products), products.device):
+        expected = take(outputs, part)
+        seen = restore_sample_dimension(evaluate(module, take(inputs, part)), expected)
+        of_loss = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_flatten(outputs)[0]]
+        try:
+            require_same_outputs(
+                *(
+                    [leaf for leaf, it in zip(tree_flatten(tree)[0], of_loss, strict=True) if it]
+                    for tree in (seen, expected, outputs)
+                )
+            )
+        except InteractionError:
+            refuse_random_outputs(evaluate(module, inputs), outputs)
+            raise
+        gradients = pulled_back(seen, weighted(take(directions, part), weights[part]), parameters)
+        pairs = list(zip(gradients, (p.detach().double() for p in parameters), strict=True))
+        inner = torch.stack([(g * w).sum() for g, w in pairs])
+        terms = weights[part] * products[part]
+        rounding = 10 * torch.finfo(parameters[0].dtype).eps * sum(g.norm() * w.norm() for g, w in pairs)
+        difference, size = (inner.sum() - terms.sum()).abs(), inner.abs().sum() + terms.abs().sum()
+        if bool(difference > gradient_tolerance(parameters) * size + rounding):
+            raise InteractionError(
+                f"relative difference {float(difference / size):.1e} in another grouping", gradient=True
+            )
 
 
 def _scaled(gram: Tensor) -> Tensor:
@@ -252,26 +302,3 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
         raise ValueError("Expected argument `module` to have parameters that require gradients, but got none.")
     require_full_precision(parameters, "per-sample gradients")
     return parameters
-
-
-def _pairs(outputs: Any, directions: Any) -> list[tuple[Tensor, Tensor]]:
-    return [
-        (output, direction.reshape(output.shape))  # some modules squeeze a batch of one away
-        for output, direction in zip(tree_flatten(outputs)[0], tree_flatten(directions)[0], strict=True)
-        if isinstance(output, Tensor) and output.requires_grad
-    ]
-
-
-def _gradient(outputs: Any, directions: Any, parameters: list[nn.Parameter]) -> Tensor:
-    """Gradient of ``⟨direction, output⟩``, ``[W]`` float64."""
-    pairs = _pairs(outputs, directions)
-    if not pairs:
-        return torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
-    gradients = torch.autograd.grad(
-        [output for output, _ in pairs],
-        parameters,
-        [direction for _, direction in pairs],
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    return torch.cat([dense(gradient).flatten().double() for gradient in gradients])

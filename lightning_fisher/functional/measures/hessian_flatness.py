@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
+from lightning_fisher.functional.evaluation.independence import refuse_dependent_outputs
 from lightning_fisher.functional.evaluation.samples import take
 from lightning_fisher.functional.measures.logits import last_linear_layer, require_logits
 
@@ -29,10 +31,12 @@ def relative_flatness(module: nn.Module, inputs: Any, targets: Tensor, *, normal
             weights would count unscaled otherwise, as they do in the public code.
 
     Returns:
-        A float64 scalar. Costs one forward pass, and one of one sample.
+        A float64 scalar. Costs two forward passes: one in another grouping of the samples, which shows whether they
+        interact.
 
     Raises:
         ValueError: If outputs or targets don't fit.
+        InteractionError: A `ValueError`, if samples interact.
         UndefinedMeasureError: A `ValueError`, if the output is not that of an ``nn.Linear``.
         NonFiniteError: A `ValueError`, if an output is infinite or nan.
 
@@ -54,6 +58,7 @@ def relative_flatness(module: nn.Module, inputs: Any, targets: Tensor, *, normal
             logits = require_logits(evaluate(module, inputs), targets)
         finally:
             handle.remove()
+        refuse_dependent_outputs(partial(evaluate, module), inputs, logits)
         features, weight = received[-1].double(), layer.weight.double()
         if normalize:
             varies = features.amax(0) > features.amin(0)

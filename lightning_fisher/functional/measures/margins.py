@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_fisher.exceptions import UndefinedMeasureError
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
+from lightning_fisher.functional.evaluation.independence import refuse_coupled_gradients, refuse_dependent_outputs
 from lightning_fisher.functional.evaluation.module_state import frozen
 from lightning_fisher.functional.evaluation.samples import take
 from lightning_fisher.functional.measures.logits import last_linear_layer, require_logits
@@ -43,10 +45,12 @@ def output_margins(module: nn.Module, inputs: Any, targets: Tensor) -> Tensor:
         targets: Class indices ``[N]``.
 
     Returns:
-        ``[N]`` float64. Costs one forward pass.
+        ``[N]`` float64. Costs two forward passes: one in another grouping of the samples, which shows whether they
+        interact.
 
     Raises:
         ValueError: If the outputs or the targets don't fit.
+        InteractionError: A `ValueError`, if samples interact.
         NonFiniteError: A `ValueError`, if an output is infinite or nan.
 
     Example:
@@ -57,7 +61,9 @@ def output_margins(module: nn.Module, inputs: Any, targets: Tensor) -> Tensor:
     """
     with differentiable_evaluation(module), torch.no_grad():
         inputs, targets = differentiable((inputs, targets), module)
-        return _margins(require_logits(evaluate(module, inputs), targets).double(), targets)
+        logits = require_logits(evaluate(module, inputs), targets)
+        refuse_dependent_outputs(partial(evaluate, module), inputs, logits)
+        return _margins(logits.double(), targets)
 
 
 def output_margin(module: nn.Module, inputs: Any, targets: Tensor, *, fraction: float = 0.1) -> Tensor:
@@ -73,7 +79,7 @@ def output_margin(module: nn.Module, inputs: Any, targets: Tensor, *, fraction: 
         fraction: Of the samples, between 0 and 1.
 
     Returns:
-        A float64 scalar. Costs one forward pass.
+        A float64 scalar. Costs two forward passes.
 
     Raises:
         ValueError: As `output_margins`, or if ``fraction`` is out of range.
@@ -111,10 +117,12 @@ def normalized_margins(
         eps: ε. Jiang et al. take 1e-6, which spoils the invariance; 0: a margin with zero gradient is infinite.
 
     Returns:
-        ``[N]`` float64. Costs one forward and one backward pass, without weight gradients.
+        ``[N]`` float64. Costs two forward and three backward passes, without weight gradients: all but one of each
+        show whether samples interact.
 
     Raises:
         ValueError: If outputs, targets or the name don't fit.
+        InteractionError: A `ValueError`, if samples interact.
         UndefinedMeasureError: A `ValueError`, if the activations are no floating-point tensor, or made several times.
         NonFiniteError: A `ValueError`, if an output is infinite or nan.
 
@@ -132,6 +140,12 @@ def normalized_margins(
         inputs, targets = differentiable((inputs, targets), module)
         logits, activations = _logits_and_activations(module, inputs, at)
         margins = _margins(require_logits(logits, targets), targets)
+        if wrong := [tuple(a.shape) for a in activations if a.ndim == 0 or len(a) != len(logits)]:
+            raise UndefinedMeasureError(
+                f"margin at {at!r}", f"shape {wrong[0]} there, without the samples in dimension 0"
+            )
+        refuse_dependent_outputs(partial(evaluate, module), inputs, logits)
+        refuse_coupled_gradients(margins, activations)
         gradients = torch.autograd.grad(margins.sum(), activations, allow_unused=True, materialize_grads=True)
     squared = sum(gradient.double().flatten(1).square().sum(1) for gradient in gradients)
     assert isinstance(squared, Tensor)
@@ -156,7 +170,7 @@ def median_margin(
         spread: See `normalized_margins`.
 
     Returns:
-        A float64 scalar. Costs one forward and one backward pass, without weight gradients.
+        A float64 scalar. Costs two forward and three backward passes, without weight gradients.
 
     Raises:
         ValueError: As `normalized_margins`.
