@@ -30,7 +30,7 @@ TRAINING = {
 SCORING = {"metric.num_subsets": "2", "metric.subset_size": "5"}
 NETWORKS = {
     "wrn28_2": {"model.net.depth": "10", "model.net.widen_factor": "1"},
-    "mlp": {},
+    "two_layers": {},
     "resnet8": {"model.net.width": "2"},
     "resnet20": {"model.net.width": "2"},
 }
@@ -55,7 +55,7 @@ def is_slow(arguments: str) -> bool:
 
 def small(arguments: str) -> list[str]:
     """The words of the small form."""
-    words = [word.replace("my_model", "mlp") for word in shlex.split(arguments)]
+    words = [word.replace("my_model", "two_layers") for word in shlex.split(arguments)]
     if any(word.startswith("--") and "config-dir" not in word for word in words):
         return words
     words = [word.replace("$runs", "outputs/a,outputs/b") for word in words if not word.startswith("data.download")]

@@ -99,7 +99,7 @@ def test_command_composes(name: str, folder: Path) -> None:
     for override in OverridesParser.create().parse_overrides([word.replace("$runs", "a,b") for word in words]):
         values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [None]
         text = override.input_line if values == [None] else f"{override.key_or_group}={values[0]}"
-        overrides.append(text.replace("my_model", "mlp"))
+        overrides.append(text.replace("my_model", "two_layers"))
     register_resolvers()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose(CONFIG_NAME, overrides=[*overrides, f"hydra.searchpath={own}"])
@@ -149,12 +149,12 @@ def test_own_model_data_scenario_and_callback_train(
 ) -> None:
     quick = ["model.max_epochs=10", "data.validation_size=0", "metric.at_end=gamma", "metric.num_subsets=2"]
     quick += ["metric.every_n_validations=null", "metric.subset_size=20", "trainer.accelerator=cpu"]
-    chosen = ["--config-dir=my_configs", "model=mlp", "data=blobs", "scenario=small", "model.net.width=32"]
+    chosen = ["--config-dir=my_configs", "model=two_layers", "data=blobs", "scenario=small", "model.net.width=32"]
     chosen += ["callbacks=announce", "callbacks.announce.every=9"]
     monkeypatch.setattr(sys, "argv", ["lightning-fisher", *chosen, *quick])
     main()
     assert "test error" in capsys.readouterr().out
-    (path,) = folder.glob("outputs/blobs-mlp/*/result.json")
+    (path,) = folder.glob("outputs/blobs-two_layers/*/result.json")
     row = json.loads(path.read_text())
     assert row["training_samples"] == 100
     assert row["parameters"] == 64 * 32 + 32 + 32 * 8 + 8

@@ -38,7 +38,7 @@ def test_the_networks_are_those_of_the_rows():
         assert float(sum(values)) / 2 == pytest.approx(one.row["gamma_equal_outputs"], abs=1e-2)
 
 
-def test_a_measure_that_is_there_already_gets_its_judgement():
+def test_a_measure_that_is_there_already_gets_its_judgment():
     def layer(net, inputs, labels):
         return fisher_log_det(net, inputs, labels, logit_norm=0.04, residual=False, scale="layer").log_det
 

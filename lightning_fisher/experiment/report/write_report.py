@@ -24,7 +24,7 @@ from lightning_fisher.experiment.report.rank_table import LEAST, all_correlation
 from lightning_fisher.experiment.report.rows import Row, grouped, load_rows, numbers, require_known, value, varied
 from lightning_fisher.experiment.report.tables import TABLES, summary
 from lightning_fisher.experiment.report.zoo.figure import plot_zoo
-from lightning_fisher.experiment.report.zoo.judgement import varied_options
+from lightning_fisher.experiment.report.zoo.judgment import varied_options
 from lightning_fisher.experiment.report.zoo.page import parts
 
 MOST_COLORS = 6  # of a figure: more values of an option are not told apart

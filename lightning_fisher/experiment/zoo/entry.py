@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.records.quantities import QUANTITIES
 from lightning_fisher.experiment.report.rows import Row
-from lightning_fisher.experiment.report.zoo.judgement import (
+from lightning_fisher.experiment.report.zoo.judgment import (
     Judged,
     effects,
     judge,
@@ -34,7 +34,7 @@ class Entry:
     """How an entered measure did.
 
     Attributes:
-        judged: its judgement.
+        judged: its judgment.
         place: 1 for the best worst case among all measures.
         text: the tables of all measures, with it among them, as Markdown.
         rows: the rows, with its values.

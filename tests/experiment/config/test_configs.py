@@ -70,7 +70,7 @@ def test_seed_zero_is_a_seed() -> None:
 def test_several_loggers_at_once(tmp_path: Path) -> None:
     cfg = composed("logger=[csv,tensorboard,wandb]")
     kinds = [type(logger).__name__ for logger in make_loggers(cfg.logger, tmp_path, "study", "12345678")]
-    assert kinds == ["CSVLogger", "TensorBoardLogger", "WandbLogger"]
+    assert kinds == ["CSVLogger", "TensorBoardLogger", "LastingWandbLogger"]
 
 
 def test_one_logger_replaces_the_default() -> None:

@@ -10,8 +10,8 @@ import pytest
 import scipy.stats
 
 from lightning_fisher.experiment.report import write_report
-from lightning_fisher.experiment.report.zoo import judgement
-from lightning_fisher.experiment.report.zoo.judgement import effects, judge, judge_all, that_fit, varied_options
+from lightning_fisher.experiment.report.zoo import judgment
+from lightning_fisher.experiment.report.zoo.judgment import effects, judge, judge_all, that_fit, varied_options
 
 VERSIONS = {"torch": "2", "lightning": "2", "lightning_fisher": "0"}
 HARDWARE = {"devices": 1, "cpu": "x", "device": "cpu"}
@@ -19,7 +19,7 @@ HARDWARE = {"devices": 1, "cpu": "x", "device": "cpu"}
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(judgement, "RESAMPLES", 40)
+    monkeypatch.setattr(judgment, "RESAMPLES", 40)
 
 
 def make(seeds=6, noise=0.3):
@@ -116,13 +116,13 @@ def test_networks_that_do_not_fit_are_left_out():
 
 def test_few_seeds_are_no_clusters(monkeypatch):
     seen = []
-    original = judgement.bootstrap_interval
+    original = judgment.bootstrap_interval
 
     def watched(*args, clusters=None, **options):
         seen.append(clusters)
         return original(*args, clusters=clusters, **options)
 
-    monkeypatch.setattr(judgement, "bootstrap_interval", watched)
+    monkeypatch.setattr(judgment, "bootstrap_interval", watched)
     for seeds, clustered in ((3, False), (6, True)):
         seen.clear()
         rows = make(seeds)

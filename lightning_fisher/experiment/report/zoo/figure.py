@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lightning_fisher.experiment.display import plot_style as style
-from lightning_fisher.experiment.report.zoo.judgement import BASELINES, VARIED, Effect, Judged, measure_label
+from lightning_fisher.experiment.report.zoo.judgment import BASELINES, VARIED, Effect, Judged, measure_label
 
 LIGHT = 0.55  # of |ψ|: from there on text is white
 
@@ -21,7 +21,7 @@ def plot_zoo(done: Sequence[Judged], found: Sequence[Effect], path: Path) -> Pat
     """Plot ψ as colored numbers, measures by their worst case, options by what they do; τ with its interval beside it.
 
     Args:
-        done: the judgements, in order.
+        done: the judgments, in order.
         found: the options, in order.
         path: of the PNG.
     """

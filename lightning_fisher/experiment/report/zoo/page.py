@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lightning_fisher.experiment.records.quantities import QUANTITIES
 from lightning_fisher.experiment.report.rows import Row, grouped
 from lightning_fisher.experiment.report.tables import MISSING, markdown
-from lightning_fisher.experiment.report.zoo.judgement import (
+from lightning_fisher.experiment.report.zoo.judgment import (
     BASELINES,
     FEW_SEEDS,
     FIT,
@@ -25,7 +25,7 @@ from lightning_fisher.experiment.report.zoo.judgement import (
 
 
 def parts(rows: Sequence[Row]) -> tuple[list[tuple[str, str]], list[Judged], list[Effect]]:
-    """Headings and tables of the report, the judgements and what the options do.
+    """Headings and tables of the report, the judgments and what the options do.
 
     Args:
         rows: of all networks.
