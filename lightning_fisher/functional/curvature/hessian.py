@@ -16,6 +16,7 @@ from lightning_fisher.arguments import require_integer
 from lightning_fisher.exceptions import InteractionError
 from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.differentiable import differentiable_evaluation, evaluate
+from lightning_fisher.functional.evaluation.graph import refuse_constant
 from lightning_fisher.functional.evaluation.independence import random_order, require_same_outputs
 from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot, dense
 from lightning_fisher.functional.evaluation.precision import require_full_precision
@@ -135,6 +136,7 @@ def mean_loss_hessian(
             parts = _weighted_chunks(part, inputs, parameters, weights, chunks(count, step))
         first = part(parts[0][0])
         refuse_foreign_parameters(module, loss_parameters(*first))
+        refuse_constant(first[2], parameters)
         del first
         yield HessianVectorProduct(parameters, lambda index: part(index)[2].mean(), parts)
 

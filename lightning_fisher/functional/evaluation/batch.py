@@ -13,7 +13,14 @@ from lightning_fisher.functional.evaluation.module_state import (
     preserved_buffers,
     preserved_random_state,
 )
-from lightning_fisher.functional.evaluation.samples import call_module, device_of, num_samples, ordinary, take
+from lightning_fisher.functional.evaluation.samples import (
+    call_module,
+    device_of,
+    num_samples,
+    ordinary,
+    refuse_closed,
+    take,
+)
 
 
 def own_batch(module: nn.Module, inputs: Any, targets: Any = None) -> tuple[Any, Any]:
@@ -27,9 +34,14 @@ def own_batch(module: nn.Module, inputs: Any, targets: Any = None) -> tuple[Any,
         module: The module.
         inputs: N samples.
         targets: Theirs.
+
+    Raises:
+        ValueError: If samples can't be taken, see `refuse_closed`.
     """
     parameters = [p for p in module.parameters() if p.is_floating_point()]
     device = device_of(parameters)
+    refuse_closed(inputs, "inputs")
+    refuse_closed(targets, "targets")
     inputs, targets = ordinary(inputs, device=device), ordinary(targets, device=device)
     found = {leaf.dtype for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()}
     dtypes = {parameter.dtype for parameter in parameters}

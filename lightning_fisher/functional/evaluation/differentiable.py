@@ -20,7 +20,7 @@ from lightning_fisher.functional.evaluation.module_state import (
     standardizes_one,
 )
 from lightning_fisher.functional.evaluation.precision import device_types, full_precision
-from lightning_fisher.functional.evaluation.samples import call_module, ordinary
+from lightning_fisher.functional.evaluation.samples import call_module, ordinary, refuse_closed
 
 FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 
@@ -48,6 +48,7 @@ def differentiable_evaluation(module: nn.Module) -> Iterator[None]:
 
 def differentiable(tree: Any, module: nn.Module) -> Any:
     """Copies that autograd may save, floating ones in the precision of the module's parameters: of a converted copy."""
+    refuse_closed(tree, "inputs` or `targets")
     dtypes = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
     dtype = torch.float64 if dtypes == {torch.float64} else torch.float32
     return ordinary(tree, dtype if dtypes else None)

@@ -34,6 +34,29 @@ def leaves(tensor: Tensor, stop: Iterable[Any] = ()) -> list[Tensor]:
     return [node.variable for node in nodes(tensor, stop) if hasattr(node, "variable")]
 
 
+def refuse_constant(losses: Tensor, parameters: Iterable[Tensor]) -> None:
+    """Refuse losses whose graph reaches none of the parameters: zeros would be no gradients.
+
+    Raises:
+        ValueError: With what may be the reason.
+    """
+    own = {id(parameter) for parameter in parameters}
+    require_dependence(any(id(leaf) in own for leaf in leaves(losses)))
+
+
+def require_dependence(dependent: bool) -> None:
+    """Refuse a loss without a gradient.
+
+    Raises:
+        ValueError: If it is not ``dependent`` on the parameters.
+    """
+    if not dependent:
+        raise ValueError(
+            "Expected a loss that depends on the trainable parameters, but none of them gets a gradient "
+            "(activation checkpointing needs `use_reentrant=False`)."
+        )
+
+
 def refuse_reduced_precision(loss: Tensor) -> None:
     """Refuse a loss whose gradient passes through half precision; where no gradient flows it does no harm.
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.graph import leaves
-from lightning_fisher.functional.evaluation.samples import take
+from lightning_fisher.functional.evaluation.samples import refuse_closed, take
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -42,6 +42,7 @@ def require_separate_copy(module: nn.Module, inputs: Any) -> None:
     Raises:
         ValueError: With what to do.
     """
+    refuse_closed(inputs, "inputs")
     twin = copied(module)
     with differentiable_evaluation(twin), _all_trainable(module):
         outputs = evaluate(twin, differentiable(take(inputs, slice(0, 2)), twin))

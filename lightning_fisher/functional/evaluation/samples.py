@@ -34,8 +34,9 @@ def num_samples(inputs: Any, name: str = "inputs") -> int:
     """The size of dimension 0, which every tensor in ``inputs`` (of the argument ``name``) has to share.
 
     Raises:
-        ValueError: If there is no tensor, or sizes differ.
+        ValueError: If there is no tensor, sizes differ, or there is a tensor where it isn't found.
     """
+    refuse_closed(inputs, name)
     sizes = {
         leaf.shape[0] if leaf.ndim else None for leaf in tree_flatten(_plain(inputs))[0] if isinstance(leaf, Tensor)
     }
@@ -48,8 +49,29 @@ def num_samples(inputs: Any, name: str = "inputs") -> int:
     return sizes.pop()  # type: ignore[return-value]
 
 
+def refuse_closed(tree: Any, name: str) -> None:
+    """Refuse tensors whose samples can't be taken: in objects that aren't taken apart, in nested tensors.
+
+    Raises:
+        ValueError: With what is allowed.
+    """
+    for leaf in tree_flatten(_plain(tree))[0]:
+        if isinstance(leaf, Tensor):
+            if leaf.is_nested:
+                raise ValueError(
+                    f"Expected argument `{name}` to hold tensors of which every sample has the same shape, but got a "
+                    "nested tensor; pad it, and give lengths or a mask beside it."
+                )
+        elif any(isinstance(inner, Tensor) for inner in tree_flatten(as_tree(leaf))[0]):
+            raise ValueError(
+                f"Expected argument `{name}` to be a tensor, or a tuple, list or dict of tensors, but got "
+                f"{'a' if leaf is tree else 'one with a'} {type(leaf).__name__}, which isn't taken apart."
+            )
+
+
 def has_tensors(tree: Any) -> bool:
-    """Whether there is a tensor in it: a loss may need no targets."""
+    """Whether there is a tensor in the targets: a loss may need none."""
+    refuse_closed(tree, "targets")
     return any(isinstance(leaf, Tensor) for leaf in tree_flatten(_plain(tree))[0])
 
 

@@ -12,12 +12,18 @@ from torch import Tensor, nn
 
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
-from lightning_fisher.functional.evaluation.graph import pulled_back
+from lightning_fisher.functional.evaluation.graph import pulled_back, refuse_constant
 from lightning_fisher.functional.evaluation.independence import OneByOne
 from lightning_fisher.functional.evaluation.module_copy import in_float64, requires_float64
-from lightning_fisher.functional.evaluation.samples import num_samples, ordinary, take, with_sample_dimension
+from lightning_fisher.functional.evaluation.samples import (
+    num_samples,
+    ordinary,
+    refuse_closed,
+    take,
+    with_sample_dimension,
+)
 from lightning_fisher.functional.fisher.log_determinant import RankPolicy
-from lightning_fisher.functional.losses.loss import LossFn, output_gradients
+from lightning_fisher.functional.losses.loss import LossFn, losses_of, output_gradients
 from lightning_fisher.functional.losses.loss_parameters import refuse_loss_parameters
 
 
@@ -70,6 +76,8 @@ def exact_gamma(
         raise ValueError(
             f"Expected argument `rank_policy` to be one of {get_args(RankPolicy)}, but got {rank_policy!r}."
         )
+    refuse_closed(inputs, "inputs")
+    refuse_closed(targets, "targets")
     refuse_loss_parameters(module, ordinary(inputs), ordinary(targets), loss_fn)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     size = sum(parameter.numel() for parameter in parameters)
@@ -78,7 +86,8 @@ def exact_gamma(
     count = num_samples(inputs)
     with in_float64(module, loss_fn), differentiable_evaluation(module):
         inputs, targets = differentiable((inputs, targets), module)
-        outputs = evaluate(module, inputs)
+        with requires_float64():
+            outputs = evaluate(module, inputs)
         directions, log_norms, _ = output_gradients(outputs, targets, loss_fn)
         check = OneByOne(partial(evaluate, module), inputs, outputs, directions, log_norms.exp(), parameters)
         rows = []
@@ -91,6 +100,8 @@ def exact_gamma(
                 rows.append(torch.cat([part.flatten() for part in found]) * log_norms.exp())
             check.add(j, seen, rows[-1])
         check.finish()
+        if not any(bool(row.any()) for row in rows):
+            refuse_constant(losses_of(evaluate(module, inputs), targets, loss_fn), parameters)
     jacobian = torch.stack(rows)
     require_finite(jacobian, "per-sample gradients")
     values = torch.linalg.svdvals(jacobian)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer
-from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take
+from lightning_fisher.functional.evaluation.samples import chunks, num_samples, refuse_closed, take
 from lightning_fisher.functional.gram.matrix import scaled_gram
 from lightning_fisher.functional.losses.loss import LossFn
 
@@ -51,6 +51,8 @@ def log_gradient_norms(
         torch.Size([200])
     """
     require_integer("chunk_size", chunk_size, 1)
+    refuse_closed(inputs, "inputs")
+    refuse_closed(targets, "targets")
     parts = []
     for chunk in chunks(num_samples(inputs), max(chunk_size, 2)):  # alone, samples don't show whether they interact
         scaled = scaled_gram(module, take(inputs, chunk), take(targets, chunk), loss_fn=loss_fn, logit_norm=logit_norm)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_fisher.arguments import require_choice, require_integer
 from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
+from lightning_fisher.functional.evaluation.graph import refuse_constant
 from lightning_fisher.functional.evaluation.memory import available_memory
 from lightning_fisher.functional.evaluation.module_state import (
     evaluation_mode,
@@ -33,7 +34,7 @@ from lightning_fisher.functional.gram.plan import Plan, Probe, find_plan, probe
 from lightning_fisher.functional.gram.problem import Problem
 from lightning_fisher.functional.gram.rules.parameter_scale import Scale
 from lightning_fisher.functional.gram.rules.products import MAX_ELEMENTS
-from lightning_fisher.functional.losses.loss import LossFn, OutputGradients
+from lightning_fisher.functional.losses.loss import LossFn, OutputGradients, losses_of
 from lightning_fisher.functional.losses.loss_parameters import unused_outputs, with_loss_inside
 
 BatchNorm = Literal["eval", "batch"]
@@ -114,8 +115,8 @@ def gram_matrix(
         ``[N, N]``, float64, symmetric.
 
     Raises:
-        ValueError: If an argument doesn't fit, parameters are narrower than float32, samples interact, or the backward
-            pass is not linear in the gradient of the output.
+        ValueError: If an argument doesn't fit, parameters are narrower than float32, samples interact, the backward
+            pass is not linear in the gradient of the output, or the loss depends on none of the parameters.
         NonFiniteError: A `ValueError`, if outputs, losses or gradients are infinite or nan; it names the samples.
 
     Example:
@@ -205,6 +206,8 @@ def scaled_gram(
             gram, logs = _coupled(problem, COUPLED_CHUNK if chunk_size is None else chunk_size)
         else:
             gram, logs = _independent(problem, chunk_size)
+        if bool(torch.isneginf(logs[0]).all()) or not bool(gram.any()):
+            refuse_constant(losses_of(problem.outputs(), targets, loss_fn), parameters)
     log_scales, log_residuals = logs
     if not residual:  # a gradient of exactly zero has no direction
         log_scales = torch.where(torch.isneginf(log_scales), log_scales, log_scales - log_residuals)

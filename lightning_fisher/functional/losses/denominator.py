@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from lightning_fisher.functional.losses.loss import IGNORE_INDEX, LossFn
+from lightning_fisher.functional.losses.loss import IGNORE_INDEX, LossFn, class_targets
 from lightning_fisher.functional.losses.part_gradients import LossGradient, Part, PartGradients
 
 EQUAL = {1e-6: 1e-6, 1e-3: 1e-4}  # relative: weights this close to the number of samples are that number
@@ -59,7 +59,7 @@ class PartWeights:
             samples: How many samples it has.
         """
         if self._loss_fn is None:
-            weight = _labels(targets, samples)
+            weight = _labels(class_targets(targets), samples)
         elif losses.ndim == 1:
             weight = float(samples)
         else:

@@ -62,8 +62,13 @@ def losses_of(outputs: Any, targets: Any, loss_fn: LossFn | None) -> Tensor:
         ValueError: If the outputs are no logits for the cross-entropy, or ``loss_fn`` returns something else.
     """
     if loss_fn is None:
-        logits = _require_logits(outputs)
-        return cross_entropy(logits.double(), _class_targets(targets))
+        logits, targets = _require_logits(outputs).double(), class_targets(targets)
+        _require_target_shape(logits, targets)
+        try:
+            return cross_entropy(logits, targets)
+        except IndexError:  # found on the CPU, where it costs nothing
+            _require_classes(logits, targets)
+            raise
     losses = loss_fn(as_returned(outputs), fresh(targets))
     if not isinstance(losses, Tensor) or losses.ndim > 1:
         what = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
@@ -73,7 +78,7 @@ def losses_of(outputs: Any, targets: Any, loss_fn: LossFn | None) -> Tensor:
     return losses
 
 
-def _class_targets(targets: Any) -> Tensor:
+def class_targets(targets: Any) -> Tensor:
     """Class probabilities in float64, class indices of any integer type as torch's functions take them."""
     if not isinstance(targets, Tensor):
         raise ValueError(
@@ -115,7 +120,7 @@ def output_gradients(
         norms = torch.linalg.vector_norm(logits, dim=1, keepdim=True)
         seen = logits / (logit_norm * norms)
     if loss_fn is None:
-        direction, log_residuals = _cross_entropy_gradient(_checked_logits(seen), _class_targets(targets))
+        direction, log_residuals = _cross_entropy_gradient(_checked_logits(seen), class_targets(targets))
         leaves, spec = [direction], None
     else:
         leaves, spec = _custom_gradient(seen, targets, loss_fn, outputs)
@@ -138,7 +143,7 @@ def output_gradients(
 
 
 def _require_logits(outputs: Any) -> Tensor:
-    if not isinstance(outputs, Tensor) or outputs.ndim < 1 or not outputs.is_floating_point():
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or not outputs.is_floating_point():
         what = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(
             f"Expected the module to return logits of shape [N, K] or [N, K, d1, …] (cross-entropy), but got {what}; "
@@ -147,14 +152,28 @@ def _require_logits(outputs: Any) -> Tensor:
     return outputs
 
 
-def _checked_logits(outputs: Any) -> Tensor:
-    logits = _require_logits(outputs)
-    if logits.ndim < 2:
+def _require_target_shape(logits: Tensor, targets: Tensor) -> None:
+    """Class probabilities are as large as the logits, class indices have no dimension of classes."""
+    kind, shape = "probabilities", tuple(logits.shape)
+    if not targets.is_floating_point():
+        kind, shape = "indices", (shape[0], *shape[2:])
+    if tuple(targets.shape) != shape:
+        raise ValueError(f"Expected class {kind} in `targets` of shape {shape}, but got {tuple(targets.shape)}.")
+
+
+def _require_classes(logits: Tensor, targets: Tensor) -> Tensor:
+    """Class indices from 0 to K − 1, or ignored; returns which aren't."""
+    kept = targets != IGNORE_INDEX
+    if bool(((targets < 0) | (targets >= logits.shape[1]))[kept].any()):
         raise ValueError(
-            "Expected the module to return logits of shape [N, K] or [N, K, d1, …] (cross-entropy), but got shape "
-            f"{tuple(logits.shape)}; give `loss_fn` for other outputs."
+            f"Expected class indices in `targets` to be 0…{logits.shape[1] - 1}, "
+            f"but got {int(targets[kept].min())}…{int(targets[kept].max())}."
         )
-    return logits.detach().double()
+    return kept
+
+
+def _checked_logits(outputs: Any) -> Tensor:
+    return _require_logits(outputs).detach().double()
 
 
 def _normalize(direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,24 +200,12 @@ def _cross_entropy_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Te
     """Direction and log-norm of ``∂ CE/∂z`` for ``[N, K, …]`` logits in float64."""
     shape = logits.shape
     log_p = torch.log_softmax(logits, 1)
+    _require_target_shape(logits, targets)
     if targets.is_floating_point():
-        if targets.shape != shape:
-            raise ValueError(
-                f"Expected class probabilities in `targets` of shape {tuple(shape)}, but got {tuple(targets.shape)}."
-            )
         positions = logits[0].numel() // shape[1]
         weights = targets.double()
         return _normalize((log_p.exp() * weights.sum(1, keepdim=True) - weights) / positions)
-    if targets.shape != (shape[0], *shape[2:]):
-        raise ValueError(
-            f"Expected class indices in `targets` of shape {(shape[0], *shape[2:])}, but got {tuple(targets.shape)}."
-        )
-    kept = targets != IGNORE_INDEX
-    if bool(((targets < 0) | (targets >= shape[1]))[kept].any()):
-        raise ValueError(
-            f"Expected class indices in `targets` to be 0…{shape[1] - 1}, "
-            f"but got {int(targets[kept].min())}…{int(targets[kept].max())}."
-        )
+    kept = _require_classes(logits, targets)
     true = torch.zeros_like(logits, dtype=torch.bool)
     true.scatter_(1, targets.clamp_min(0).unsqueeze(1), True)
     # |δ_k| = p_k for the wrong classes and Σ_{k≠y} p_k for the true one, in logarithms: nothing cancels.

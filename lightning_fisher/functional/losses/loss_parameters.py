@@ -64,10 +64,11 @@ def refuse_loss_parameters(module: nn.Module, inputs: Any, targets: Any, loss_fn
     Raises:
         LossParametersError: If it does.
     """
-    if loss_fn is not None and _parameters_of(module, inputs, targets, loss_fn):
+    found, attributes = _Uses([], False) if loss_fn is None else _uses(module, inputs, targets, loss_fn)
+    if found or attributes:
         raise LossParametersError(
-            "Expected argument `loss_fn` to depend on the parameters through the module's outputs only, but it uses "
-            "some itself."
+            "Expected argument `loss_fn` to depend on the parameters through the module's outputs only, but it "
+            f"{'uses some itself' if found else 'reads what the forward pass leaves in the module, or elsewhere'}."
         )
 
 
@@ -76,7 +77,9 @@ def with_loss_inside(
 ) -> tuple[nn.Module, Any, Any, LossFn | None, float | None]:
     """The arguments unchanged, or, where the loss uses parameters of the module, with a module that returns losses.
 
-    Costs a pass of two samples with a ``loss_fn``, and one of all samples where it uses parameters.
+    So where it reads what a pass leaves in the module, or elsewhere: a loss of its own pass only is right then.
+
+    Costs a pass of two samples and one of one with a ``loss_fn``, and one of all samples where it uses parameters.
 
     Raises:
         LossParametersError: If the loss has parameters of its own.
@@ -85,7 +88,7 @@ def with_loss_inside(
     if loss_fn is None:
         return module, inputs, targets, loss_fn, logit_norm
     found, attributes = _uses(module, inputs, targets, loss_fn)
-    if not found:
+    if not found and not attributes:
         return module, inputs, targets, loss_fn, logit_norm
     refuse_foreign_parameters(module, found)
     inside = ModuleWithLoss(module, loss_fn, logit_norm, attributes)
@@ -93,7 +96,7 @@ def with_loss_inside(
         inside.require_mean(inputs, targets)
     else:
         output_gradients(_outputs(module, inputs), targets, loss_fn, logit_norm)  # of losses of one sample each?
-    nothing = torch.zeros(num_samples(inputs), device=found[0].device)
+    nothing = torch.zeros(num_samples(inputs), device=next(module.parameters()).device)
     return inside, (inputs, targets), nothing, lambda losses, _: losses, None
 
 
@@ -193,11 +196,12 @@ def _uses(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn) -> _Use
             variables, _ = as_variables(outputs, double=False)
             losses = losses_of(fresh(variables), targets, loss_fn)
             found = loss_parameters(variables, targets, losses)
+            steady = _same(losses_of(fresh(variables), targets, loss_fn), losses)
     except RuntimeError:  # not in these dtypes: what is differentiated is a converted copy, constants of which
         return _Uses(
             [p for p in loss_fn.parameters() if p.requires_grad] if isinstance(loss_fn, nn.Module) else [], False
         )
-    if not found:
+    if not found and not steady:  # a loss that draws random numbers
         return _Uses(found, False)
     try:  # after another pass
         with _evaluated(module, take(inputs, slice(0, 1))), preserved_random_state(set()):
@@ -205,11 +209,11 @@ def _uses(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn) -> _Use
             same = {id(leaf) for leaf in loss_parameters(variables, targets, again)} == {id(leaf) for leaf in found}
     except Exception:  # whatever a loss makes of nothing
         return _Uses(found, True)
-    return _Uses(found, not (same and torch.equal(again.nan_to_num(), losses.nan_to_num())))
+    return _Uses(found, not (same and _same(again, losses)))
 
 
-def _parameters_of(module: nn.Module, inputs: Any, targets: Any, loss_fn: LossFn) -> list[Tensor]:
-    return _uses(module, inputs, targets, loss_fn).parameters
+def _same(losses: Tensor, others: Tensor) -> bool:
+    return losses.shape == others.shape and torch.equal(losses.nan_to_num(), others.nan_to_num())
 
 
 @contextmanager

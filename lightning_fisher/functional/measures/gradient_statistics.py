@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 from lightning_fisher.arguments import require_positive
 from lightning_fisher.exceptions import InteractionError, NonFiniteError
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
-from lightning_fisher.functional.evaluation.graph import differentiated_pairs, pulled_back
+from lightning_fisher.functional.evaluation.graph import differentiated_pairs, pulled_back, refuse_constant
 from lightning_fisher.functional.evaluation.independence import (
     OneByOne,
     gradient_tolerance,
@@ -26,7 +26,7 @@ from lightning_fisher.functional.evaluation.independence import (
 )
 from lightning_fisher.functional.evaluation.precision import require_full_precision
 from lightning_fisher.functional.evaluation.samples import num_samples, restore_sample_dimension, take
-from lightning_fisher.functional.losses.loss import LossFn, output_gradients
+from lightning_fisher.functional.losses.loss import LossFn, losses_of, output_gradients
 from lightning_fisher.functional.losses.loss_parameters import with_loss_inside
 
 
@@ -173,6 +173,8 @@ def gradient_signal_to_noise(
             check.add(j, seen, gradient)
             total, squares = total + gradient, squares + gradient.square()
         check.finish()
+        if not bool(squares.any()):
+            refuse_constant(losses_of(evaluate(module, inputs), targets, loss_fn), parameters)
     if not bool(torch.isfinite(squares).all()):
         raise NonFiniteError("per-sample gradients")
     signal = (total / count).square()
@@ -220,7 +222,8 @@ def fisher_rao_norm(module: nn.Module, inputs: Any, targets: Any, *, loss_fn: Lo
         outputs = evaluate(module, inputs)
         directions, log_norms, _ = output_gradients(outputs, targets, loss_fn)
         pairs = differentiated_pairs(outputs, directions)
-        if not pairs:
+        if not pairs or not bool(torch.isfinite(log_norms).any()):
+            refuse_constant(losses_of(outputs, targets, loss_fn), parameters)
             return torch.zeros((), dtype=torch.float64)
         # J w = ∂/∂v ⟨w, Jᵀ v⟩: two backward passes, so that every layer with a double backward works.
         cotangents = [torch.zeros_like(output, requires_grad=True) for output, _ in pairs]

@@ -21,6 +21,8 @@ def require_logits(outputs: Any, targets: Tensor) -> Tensor:
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
         got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(f"Expected the module to return logits of shape [N, K], K ≥ 2, but got {got}.")
+    if not isinstance(targets, Tensor):
+        raise ValueError(f"Expected argument `targets` to be class indices [N], but got {type(targets).__name__}.")
     if targets.is_floating_point() or targets.shape != outputs.shape[:1]:
         raise ValueError(
             f"Expected argument `targets` to be class indices of shape {(len(outputs),)}, "

@@ -140,6 +140,9 @@ def normalized_margins(
         inputs, targets = differentiable((inputs, targets), module)
         logits, activations = _logits_and_activations(module, inputs, at)
         margins = _margins(require_logits(logits, targets), targets)
+        if not margins.requires_grad:
+            got = "one whose output has no gradient there (detached, or made under `torch.no_grad`?)"
+            raise UndefinedMeasureError(f"margin at {at!r}", got)
         if wrong := [tuple(a.shape) for a in activations if a.ndim == 0 or len(a) != len(logits)]:
             raise UndefinedMeasureError(
                 f"margin at {at!r}", f"shape {wrong[0]} there, without the samples in dimension 0"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice, require_integer, require_positive
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
+from lightning_fisher.functional.evaluation.graph import refuse_constant
 from lightning_fisher.functional.evaluation.precision import require_full_precision
 from lightning_fisher.functional.losses.loss import LossFn, mean_loss
 
@@ -180,6 +181,8 @@ class _PerturbedLoss:
 
     def with_gradient(self, perturbation: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         loss = self(perturbation)
+        if not loss.requires_grad:
+            refuse_constant(loss, self._parameters)
         gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
         return loss.detach(), [scale * gradient for scale, gradient in zip(self._scales, gradients, strict=True)]
 

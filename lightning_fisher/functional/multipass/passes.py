@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.functional.evaluation.graph import refuse_reduced_precision
+from lightning_fisher.functional.evaluation.graph import refuse_reduced_precision, require_dependence
 from lightning_fisher.functional.evaluation.module_state import (
     BufferSnapshot,
     RandomStateSnapshot,
@@ -234,16 +234,3 @@ class SubBatch:
 
 # What a method makes of a sub-batch: what it adds to the loss, and the gradient of that.
 Method = Callable[[SubBatch], Evaluation]
-
-
-def require_dependence(dependent: bool) -> None:
-    """Refuse a loss without a gradient.
-
-    Raises:
-        ValueError: If it is not ``dependent`` on the parameters.
-    """
-    if not dependent:
-        raise ValueError(
-            "Expected a loss that depends on the trainable parameters, but none of them gets a gradient "
-            "(activation checkpointing needs `use_reentrant=False`)."
-        )

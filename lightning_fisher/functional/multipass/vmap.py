@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from lightning_fisher.functional.evaluation.graph import refuse_reduced_precision
+from lightning_fisher.functional.evaluation.graph import refuse_reduced_precision, require_dependence
 from lightning_fisher.functional.evaluation.module_state import (
     BufferSnapshot,
     RandomStateSnapshot,
@@ -32,7 +32,6 @@ from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.divergence import DivergenceAccumulator
 from lightning_fisher.functional.multipass.gradients import finite_or_left_out
 from lightning_fisher.functional.multipass.loop import Penalty
-from lightning_fisher.functional.multipass.passes import require_dependence
 
 ExtraPass = Callable[[], AbstractContextManager[None]]
 

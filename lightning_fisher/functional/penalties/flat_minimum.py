@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_fisher.arguments import require_choice, require_non_negative, require_positive
+from lightning_fisher.functional.evaluation.graph import refuse_constant
 from lightning_fisher.functional.evaluation.samples import call_module
 
 OUTPUTS = ("logits", "probabilities")
@@ -77,7 +79,7 @@ def flat_minimum_penalty(
         raise ValueError("Expected the module to have parameters that require gradients, but it has none.")
 
     def one(parameters: dict[str, Tensor], sample: Any) -> Tensor:
-        batch = torch.utils._pytree.tree_map(lambda leaf: leaf.unsqueeze(0), sample)
+        batch = tree_map(lambda leaf: leaf.unsqueeze(0), sample)
         found = functional_call(_Call(module), {f"module.{n}": p for n, p in parameters.items()}, (batch,)).reshape(-1)
         return found.softmax(0) if outputs == "probabilities" else found
 
@@ -89,6 +91,8 @@ def flat_minimum_penalty(
     rows = torch.cat([part.flatten(2) for part in jacobian.values()], 2).double()  # [N, K, L]
     squares = rows.square().sum(1)
     kept = squares > guard
+    if not bool(squares.any()):
+        refuse_constant(sum(leaf.sum() for leaf in tree_leaves(call_module(module, inputs))), weights.values())
     safe = torch.where(kept, squares, 1.0)  # ln 1 = 0, and no gradient
     number = kept.sum(1).double()
     adverse = torch.where(kept.unsqueeze(1), rows.abs() / safe.sqrt().unsqueeze(1), 0.0).sum(2).square().sum(1)
