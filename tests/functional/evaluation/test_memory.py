@@ -60,7 +60,7 @@ def test_enough_memory_changes_nothing(room, monkeypatch, recwarn):
     sizes = samples_in_flight(module)
     monkeypatch.setattr(matrix, "available_memory", lambda device: room)
     gram_matrix(module, inputs, targets)
-    assert sizes == [2, 40, 20, 20]  # a few, all, and all again to verify
+    assert sizes == [2, 40, 20, 20, 1]  # a few, all, and to verify all again and one alone
     assert not recwarn.list
 
 

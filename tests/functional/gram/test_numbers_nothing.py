@@ -17,20 +17,9 @@ from tests.functional.tiny import N, X, Y, mlp
 from tests.reference.jacobian import jacobian
 from tests.reference.logdet import jacobian_log_det
 
-
-class Detached(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.net = mlp()
-
-    def forward(self, x):
-        return self.net(x).detach()
-
-
 NOTHING = {
     "a single logit": lambda: (nn.Linear(6, 1), X, torch.zeros(N, dtype=torch.long)),
     "no sample has a label": lambda: (mlp(), X, torch.full((N,), -100)),
-    "outputs without a graph": lambda: (Detached(), X, Y),
     "a single sample, and it has no gradient": lambda: (mlp(), X[:1], torch.tensor([-100])),
 }
 
