@@ -77,7 +77,9 @@ class FisherRegularizer(MultiPassCallback):
             its running statistics M times a step. `training_step` then runs once a sub-batch, in float32 whatever
             the Trainer's precision; what it logs is logged once, as the mean over the sub-batches, and what it
             returns is merged (`merge_outputs`). Numbers, moving averages and weights that the step itself changes count
-            once a step, lists, arrays, metrics and buffers once a sub-batch. Automatic optimization only.
+            once a step, lists, arrays, metrics and other buffers once a sub-batch. Moving averages are modules whose
+            weights the step moves (`AveragedModel`, a target network), with their buffers, and lists and dictionaries
+            of tensors that are all replaced. Automatic optimization only.
         perturbed: Only k of the M sub-batches, drawn anew every step, are evaluated at ``w − α g_i``; their penalty
             counts M/k times: an unbiased estimate of ``∇R_α``, whose variance grows as M/k. ``1 + 2k/M`` evaluations
             (``"shared"``: ``1 + k/M``). Over all processes together, like M. ``None``: all M.

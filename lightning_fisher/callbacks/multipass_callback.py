@@ -80,8 +80,10 @@ class MultiPassCallback(Callback):
             batch-norm normalizes each sub-batch by itself (ghost batch-norm) and moves its running statistics M times
             a step. `training_step` then runs once a sub-batch, in float32 whatever the Trainer's precision; what it
             logs is logged once, as the mean over the sub-batches, and what it returns is merged (`merge_outputs`).
-            Numbers, moving averages and weights that the step itself changes count once a step, lists, arrays, metrics
-            and buffers once a sub-batch. Automatic optimization only. ``"auto"``: ``"shared"`` where that is possible.
+            Numbers, moving averages (modules whose weights the step moves, with their buffers; lists and dictionaries
+            of tensors that are all replaced) and weights that the step itself changes count once a step, lists, arrays,
+            metrics and other buffers once a sub-batch. Automatic optimization only. ``"auto"``: ``"shared"`` where that
+            is possible.
         perturbed: Only k of the M sub-batches, drawn anew every step, get extra passes; their penalty counts M/k
             times: an unbiased estimate, whose variance grows as M/k. ``None``: all M.
         every_n_steps: Only every n-th optimizer step (in manual optimization: batch) has the penalty, with n times the

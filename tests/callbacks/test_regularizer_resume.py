@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lightning_fisher import FisherRegularizer
+from tests.callbacks.conftest import Recorder
 from tests.callbacks.tiny import (
     Classifier,
     Tick,
@@ -137,3 +138,59 @@ def test_a_checkpoint_without_the_callback_can_be_continued_with_it(fit, tmp_pat
     callback = regularizer(start=3)
     fit(module(), BATCHES, callback, max_epochs=EPOCHS, ckpt_path=path)
     assert (callback.switch_step, callback.switch_epoch) == (12, 3)
+
+
+class Shuffled:
+    """A loader with a state, which Lightning keeps: batches in an order of each epoch's own."""
+
+    def __init__(self):
+        self.epoch = self.next = 0
+
+    def __len__(self):
+        return len(BATCHES)
+
+    def __iter__(self):
+        order = torch.randperm(len(BATCHES), generator=torch.Generator().manual_seed(self.epoch)).tolist()
+        for index in order[self.next :]:
+            self.next += 1
+            if self.next == len(BATCHES):  # nobody may ask for another one
+                self.epoch, self.next = self.epoch + 1, 0
+            yield BATCHES[index]
+
+    def state_dict(self):
+        return {"epoch": self.epoch, "next": self.next}
+
+    def load_state_dict(self, state):
+        self.epoch, self.next = state["epoch"], state["next"]
+
+
+FORMS = {
+    "no callback": None,
+    "full": {"start": 0},
+    "shared": {"start": 0, "gradient": "shared"},
+    "perturbed": {"start": 0, "perturbed": 1},
+    "shared, perturbed": {"start": 0, "gradient": "shared", "perturbed": 1},
+    "every third step": {"start": 0, "every_n_steps": 3},
+    "switched on later": {"start": 1},
+    "within an epoch": {"start": "step:3"},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_resumed_with_a_loader_that_has_a_state(make_trainer, tmp_path, form):
+    """After 2 of 4 batches, on the batches that were left."""
+
+    def run(*callbacks, ckpt_path=None):
+        options = FORMS[form]
+        recorder = Recorder()
+        own = [] if options is None else [regularizer(**options)]
+        trainer = make_trainer(callbacks=[*own, *callbacks, recorder], max_epochs=2)
+        trainer.fit(module(), Shuffled(), ckpt_path=ckpt_path)
+        return recorder.states
+
+    whole = run(every(tmp_path / "whole", every_n_train_steps=2))
+    (path,) = (tmp_path / "whole").glob("*step=2.ckpt")
+    resumed = run(ckpt_path=path)
+    assert len(resumed) == 6
+    for a, b in zip(resumed, whole[2:], strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in b)

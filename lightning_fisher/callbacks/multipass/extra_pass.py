@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_fisher.callbacks.multipass.logged_values import silenced
 from lightning_fisher.callbacks.multipass.state.attributes import AttributeSnapshot
+from lightning_fisher.callbacks.multipass.state.averages import AverageBuffers, unstepped_modules
 from lightning_fisher.callbacks.multipass.state.hooks import GradientHooks
 from lightning_fisher.callbacks.multipass.state.stand_ins import LostStateError
 from lightning_fisher.callbacks.multipass.state.tensors import SPARE, ChangedTensors, TensorSnapshot
@@ -65,10 +66,11 @@ class StepState:
         self._limit = max(SPARE, 4 * sum(p.nbytes for p in perturbed))
         self._compared = True  # in the first pass of every step
         self._hooks: GradientHooks | None = None
+        self._averages = list(unstepped_modules(module, self._perturbed_ids))
         self._start = self._take()
         self._moved: list[tuple[Tensor, Tensor, Tensor]] = []  # weight, before and after the last training pass
 
-    def _take(self) -> tuple[AttributeSnapshot, TensorSnapshot]:
+    def _take(self) -> tuple[AttributeSnapshot, TensorSnapshot, AverageBuffers]:
         trainer, thorough = self._trainer, self._passes.thorough > 0
         others: list[tuple[str, Any]] = [("an optimizer", o) for o in trainer.optimizers]
         others += [("a scheduler", config.scheduler) for config in trainer.lr_scheduler_configs]
@@ -77,7 +79,12 @@ class StepState:
         tensors = [*self._module.named_parameters(), *attributes.tensors]
         distinct = {id(t): (name, t) for name, t in tensors if id(t) not in self._perturbed_ids}
         compared = thorough or self._compared
-        return attributes, TensorSnapshot(distinct.values(), self._passes.changed, True, compared, self._limit)
+        changed = self._passes.changed
+        return (
+            attributes,
+            TensorSnapshot(distinct.values(), changed, True, compared, self._limit),
+            AverageBuffers(self._averages, changed),
+        )
 
     @contextmanager
     def extra_pass(self) -> Iterator[None]:
@@ -112,9 +119,10 @@ class StepState:
 
     def next_part(self) -> None:
         """The next training pass begins here; what counts once a step, numbers and weights, counts with it."""
-        attributes, tensors = self._start
+        attributes, tensors, buffers = self._start
         attributes.restore_numbers()
         tensors.restore()
+        buffers.restore()
         self._start = self._take()
 
     def training_pass(self, run: Callable[[], Any]) -> Any:
@@ -139,7 +147,7 @@ class StepState:
 
     @contextmanager
     def _pass(self) -> Iterator[None]:
-        attributes, tensors = self._start
+        attributes, tensors, _ = self._start
         compared, self._compared = self._passes.thorough > 0 or self._compared, False
         weights = TensorSnapshot(self._perturbed, self._passes.changed, compared, compared, self._limit)
         attributes.exchange()
@@ -173,6 +181,6 @@ def _around(trainer: Trainer) -> list[Any]:
     return [item for item in found if hasattr(item, "__dict__")]
 
 
-def _restore(state: tuple[AttributeSnapshot, TensorSnapshot]) -> None:
+def _restore(state: tuple[AttributeSnapshot, TensorSnapshot, AverageBuffers]) -> None:
     for part in state:
         part.restore()

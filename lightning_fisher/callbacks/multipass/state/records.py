@@ -79,7 +79,8 @@ class Namespace(Record):
                 if counts_once(self._names[name]):
                     del self._names[name]
         for name, value in self._before.items():
-            if counts_once(value) and self._names.get(name, _MISSING) is not value:
+            now = self._names.get(name, _MISSING)
+            if now is not value and (counts_once(value) or is_moving_average(value, now)):
                 self._names[name] = value
 
 
@@ -91,16 +92,17 @@ class Assigned(Record):
 
     def restore(self) -> bool:
         """See `Record`."""
-        return self._restore(lambda value: True)
+        return self._restore(lambda value, now: True)
 
     def restore_numbers(self) -> None:
         """See `Record`."""
-        self._restore(counts_once)
+        self._restore(lambda value, now: counts_once(value) or is_moving_average(value, now))
 
-    def _restore(self, wanted: Callable[[Any], bool]) -> bool:
+    def _restore(self, wanted: Callable[[Any, Any], bool]) -> bool:
         changed = False
         for name, value in self._values.items():
-            if wanted(value) and getattr(self._owner, name, _MISSING) is not value:
+            now = getattr(self._owner, name, _MISSING)
+            if now is not value and wanted(value, now):
                 changed = True
                 if isinstance(self._owner, type):
                     setattr(self._owner, name, value)
@@ -122,6 +124,11 @@ class Items(Record):
         self._items.clear()
         self._items.extend(self._before)
         return True
+
+    def restore_numbers(self) -> None:
+        """See `Record`."""
+        if is_moving_average(self._before, self._items):
+            self._items[:] = self._before
 
 
 class Entries(Record):
@@ -147,12 +154,11 @@ class Entries(Record):
 
     def restore_numbers(self) -> None:
         """See `Record`."""
-        numbers = {
-            key: value
-            for key, value in self._before.items()
-            if (counts_once(value) if self._once else _is_moving_average(value))
-        }
-        self._kind.update(self._mapping, numbers)
+        if self._once:
+            numbers = {key: value for key, value in self._before.items() if counts_once(value)}
+            self._kind.update(self._mapping, numbers)
+        elif is_moving_average(self._before, self._mapping):
+            self._kind.update(self._mapping, self._before)
 
 
 class Members(Record):
@@ -291,8 +297,26 @@ def counts_once(value: Any) -> bool:
     return type(value) in PLAIN or isinstance(value, Tensor)
 
 
-def _is_moving_average(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0
+def is_moving_average(before: Any, now: Any) -> bool:
+    """Whether a list, tuple or dictionary holds arrays each of which has been replaced by a new one of the same shape.
+
+    A queue moves the tensors that it holds, and a memory of samples replaces some of them: these are none.
+    """
+    kind = next((kind for kind in (dict, list, tuple) if isinstance(before, kind)), None)
+    if kind is None or not isinstance(now, kind) or len(before) != len(now):
+        return False
+    if kind is dict:
+        if before.keys() != now.keys():
+            return False
+        pairs = [(value, now[key]) for key, value in before.items()]
+    else:
+        pairs = list(zip(before, now, strict=True))
+    arrays = [(old, new) for old, new in pairs if isinstance(old, Tensor) and old.is_floating_point() and old.ndim]
+    held = {id(old) for old, _ in arrays}
+    return bool(arrays) and all(
+        isinstance(new, Tensor) and new.shape == old.shape and new.dtype == old.dtype and id(new) not in held
+        for old, new in arrays
+    )
 
 
 def _is_metric_state(name: str, value: Any) -> bool:
