@@ -193,7 +193,7 @@ def test_one_epoch_on_digits():
     assert trainer.callback_metrics["train_loss"] < math.log(10)
     assert 0 <= trainer.callback_metrics["val_error"] <= 100
     test, train = trainer.test(trainer.lightning_module, datamodule=trainer.datamodule, verbose=False)
-    assert set(test) == {"test_loss", "test_error", "test_error_top5"}
+    assert set(test) == {"test_loss", "test_error", "test_error_top5", "test_calibration_error"}
     assert set(train) == {"train_eval_loss", "train_eval_error", "train_eval_error_top5"}
 
 

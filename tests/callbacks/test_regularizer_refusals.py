@@ -245,7 +245,7 @@ def test_sharded_strategies(make_trainer, monkeypatch, name, start):
         (
             "start",
             ["drop", "first lr drop", "", "epoch", "epoch:", "epoch:-1", "step:x", "step:-3",
-             -1, math.nan, math.inf, "epoch:1.5.2", "step:1.5", "1e3", None, True],
+             -1, math.nan, math.inf, "epoch:1.5.2", "step:1.5", "1e", None, True],
         ),
         ("split_fn", [3, "chunk"]),
         ("losses", [0, "0", [], [-1], [0.0], [True]]),

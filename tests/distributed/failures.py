@@ -14,21 +14,23 @@ from lightning_fisher import FisherMonitor, FisherRegularizer
 from tests.callbacks.tiny import Classifier, loader, mlp, multi_step, seeded
 from tests.distributed.fits import BATCHES, MONITOR, MONITORED, M, share, trainer_of
 
+CALLS = "CALLS_OF_TRAINING_STEP"
+
 
 class Fails(Classifier):
     """Raises, or dies, in the step of a batch, in its second call of `training_step` where there are extra passes.
 
-    Counts on the class: what an extra pass changes on the module is undone.
+    Counts in the environment: what an extra pass changes on the module or its class is undone.
     """
 
-    how, at, call, calls = "", 0, 1, 0
+    how, at, call = "", 0, 1
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        Fails.calls = 0
+        os.environ[CALLS] = "0"
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
-        Fails.calls += 1
-        if self.how and self.trainer.fit_loop.total_batch_idx + 1 == self.at and Fails.calls == self.call:
+        os.environ[CALLS] = str(int(os.environ[CALLS]) + 1)
+        if self.how and self.trainer.fit_loop.total_batch_idx + 1 == self.at and int(os.environ[CALLS]) == self.call:
             if self.how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise RuntimeError("this rank fails")

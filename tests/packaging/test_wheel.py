@@ -56,10 +56,10 @@ def own_network(tmp_path: Path) -> list[str]:
     )
     (tmp_path / "own" / "model").mkdir(parents=True)
     recipe = (ROOT / "conf" / "model" / "resnet8.yaml").read_text()
-    recipe = recipe.replace("lightning_fisher.models.resnet", "networks.mlp").replace("name: resnet8", "name: mlp")
+    recipe = recipe.replace("lightning_fisher.models.resnet", "networks.mlp").replace("name: resnet8", "name: own_mlp")
     recipe = re.sub(r"^  (depth|width): .*\n", "", recipe, flags=re.MULTILINE)
-    (tmp_path / "own" / "model" / "mlp.yaml").write_text(recipe)
-    return ["--config-dir=own", "model=mlp"]
+    (tmp_path / "own" / "model" / "own_mlp.yaml").write_text(recipe)
+    return ["--config-dir=own", "model=own_mlp"]
 
 
 SCRIPT = """
@@ -105,7 +105,7 @@ def test_a_sweep_of_an_own_network_runs_without_the_checkout(
     quick = ["model.max_epochs=1", "trainer.accelerator=cpu", "metric.at_end=none", "metric.every_n_validations=null"]
     out = run(["-m", "lightning_fisher.experiment", "-m", *own_network, *quick], tmp_path, installed)
     assert "1 of 1 jobs complete" in out
-    (path,) = (tmp_path / "multirun" / "digits-mlp").glob("*/result.json")
+    (path,) = (tmp_path / "multirun" / "digits-own_mlp").glob("*/result.json")
     row = json.loads(path.read_text())
     assert row["parameters"] == 64 * 10 + 10
     assert row["commit"] is None  # the package is no checkout

@@ -166,7 +166,7 @@ def test_a_sweep_over_checkpoints_ranks_them(
     assert result.code == 0, result.err
     assert "4 of 4 jobs complete" in result.out
     assert "| γ̂ " in result.out
-    assert "-1.00" in result.out  # Kendall: gamma falls while the test error rises
+    assert "of fewer than 6 runs" in result.out  # a rank correlation of four says nothing
     (folder,) = (tmp_path / "multirun").iterdir()
     assert folder.name == "score"
     assert (folder / "ranking.png").is_file()
