@@ -6,7 +6,6 @@ import pickle
 import pytest
 from torchmetrics import MetricCollection
 
-import lightning_fisher.metrics.gram as gram_metric
 from lightning_fisher.metrics import (
     FisherMetric,
     FrobeniusNormMetric,
@@ -15,6 +14,7 @@ from lightning_fisher.metrics import (
     RobustnessMetric,
     SpectralRadiusMetric,
     local_minima_metrics,
+    sharing,
 )
 from tests.metrics.subsets import same, subsets, updated
 
@@ -22,13 +22,13 @@ from tests.metrics.subsets import same, subsets, updated
 @pytest.fixture
 def grams(monkeypatch):
     """A list that grows by one with every Gram matrix."""
-    made, original = [], gram_metric.fisher_log_det
+    made, original = [], sharing.fisher_log_det
 
     def counted(*args, **kwargs):
         made.append(kwargs)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(gram_metric, "fisher_log_det", counted)
+    monkeypatch.setattr(sharing, "fisher_log_det", counted)
     return made
 
 
