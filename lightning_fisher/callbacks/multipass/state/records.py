@@ -302,15 +302,14 @@ def is_moving_average(before: Any, now: Any) -> bool:
 
     A queue moves the tensors that it holds, and a memory of samples replaces some of them: these are none.
     """
-    kind = next((kind for kind in (dict, list, tuple) if isinstance(before, kind)), None)
-    if kind is None or not isinstance(now, kind) or len(before) != len(now):
-        return False
-    if kind is dict:
-        if before.keys() != now.keys():
-            return False
-        pairs = [(value, now[key]) for key, value in before.items()]
+    if isinstance(before, dict) and isinstance(now, dict):
+        pairs = [(value, now[key]) for key, value in before.items() if key in now]
+    elif any(isinstance(before, kind) and isinstance(now, kind) for kind in (list, tuple)):
+        pairs = list(zip(before, now, strict=False))
     else:
-        pairs = list(zip(before, now, strict=True))
+        return False
+    if not len(pairs) == len(before) == len(now):
+        return False
     arrays = [(old, new) for old, new in pairs if isinstance(old, Tensor) and old.is_floating_point() and old.ndim]
     held = {id(old) for old, _ in arrays}
     return bool(arrays) and all(
