@@ -53,7 +53,12 @@ def is_hashed(key: str, value: str) -> bool:
     return not machine and (key, value) != ("trainer", "cpu")
 
 
-def config_hash(cfg: DictConfig) -> str:
+def earlier_hash(cfg: DictConfig) -> str:
+    """The hash of 0.1.0, which held options of the machine too: runs that it began are continued."""
+    return config_hash(cfg, machine=True)
+
+
+def config_hash(cfg: DictConfig, *, machine: bool = False) -> str:
     """Hash everything that determines the result: 8 hexadecimal digits of SHA-256.
 
     Loggers, progress bars, worker counts, the accelerator, the place of the data set and whether it may be fetched are
@@ -62,11 +67,16 @@ def config_hash(cfg: DictConfig) -> str:
     (:mod:`lightning_fisher.data.sources.fingerprint`).
     Of a command that scores, the content of the checkpoints is part of it; of one that trains, the options of scoring
     are not.
+
+    Args:
+        cfg: the composed config.
+        machine: whether the options of the machine count too.
     """
+    hashed_as = {"data.download": False} if machine else HASHED_AS
     scoring = is_scoring(cfg)
     left_out = NOT_HASHED if scoring else (*NOT_HASHED, "score.")
     flat = {
-        key: HASHED_AS.get(key, value)
+        key: hashed_as.get(key, value)
         for key, value in flat_config(cfg).items()
         if not key.startswith(left_out) and not key.endswith(NOT_HASHED_ENDINGS) and not is_as_before(key, value)
     }

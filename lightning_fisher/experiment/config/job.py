@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lightning_fisher.experiment.config.config_hash import config_hash
+from lightning_fisher.experiment.config.config_hash import config_hash, earlier_hash
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,8 @@ class Job:
     def config_hash(self) -> str:
         """Identifies its result."""
         return config_hash(self.cfg)
+
+    @functools.cached_property
+    def earlier_hash(self) -> str:
+        """What identified it in 0.1.0."""
+        return earlier_hash(self.cfg)

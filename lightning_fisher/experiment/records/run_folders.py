@@ -74,14 +74,14 @@ def check_own(folder: Path) -> None:
         )
 
 
-def check_same(folder: Path, config_hash: str) -> None:
-    """Refuse a folder that holds a run of another configuration.
+def check_same(folder: Path, *hashes: str) -> None:
+    """Refuse a folder that holds a run of another configuration, one of none of the hashes.
 
     Raises:
         ConfigError: naming the folder.
     """
     first = _header(folder)
-    if first.startswith(HEADER) and not first.endswith(config_hash):
+    if first.startswith(HEADER) and not first.endswith(hashes):
         raise ConfigError(
             f"Expected option `hydra.run.dir` to be an empty folder or one of this same run, but got `{folder}`, "
             "which holds a run of another configuration: choose another folder, or restart=true replaces it."

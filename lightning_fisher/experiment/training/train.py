@@ -71,7 +71,7 @@ def train(job: Job) -> dict[str, Any] | None:
         check_run(run)  # before the data, which may have to be fetched first
         load_training_data(run, cfg)
         checkpoint = resumable(folder) if not cfg.restart else None
-        run_folders.check_same(folder, digest)
+        run_folders.check_same(folder, digest, job.earlier_hash)
         if checkpoint is not None:
             check_checkpoint(run.module, checkpoint)
         if first:
