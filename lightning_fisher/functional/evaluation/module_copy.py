@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -69,25 +69,68 @@ def _all_trainable(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def in_float64(*modules: Any) -> Iterator[None]:
+def in_float64(*modules: Any) -> Iterator[Callable[[nn.Parameter], nn.Parameter]]:
     """Parameters, buffers and tensors in attributes in float64 inside, the very same as before afterwards.
 
-    In place, not on a copy: hooks on parameters stay, and functions that close over the modules see it.
+    In place, not on a copy: hooks on parameters stay, and functions that close over the modules see it. Parameters
+    whose gradient accumulator somebody holds (`DistributedDataParallel`, whose hooks are on it) would lose it with
+    their type: the modules hold others in their place inside, with the same hooks, and whatever else uses them gets
+    nan.
 
     Args:
         modules: Modules; anything else is left alone.
+
+    Yields:
+        What stands for a parameter inside.
     """
-    found = {id(tensor): tensor for module in modules for tensor in _floating(module)}
-    before = [(tensor, tensor.data, tensor.grad) for tensor in found.values() if tensor.dtype != torch.float64]
+    narrow = {id(t): t for module in modules for t in _floating(module) if t.dtype != torch.float64}
+    held = {key: tensor for key, tensor in narrow.items() if isinstance(tensor, nn.Parameter) and _is_held(tensor)}
+    before = [(tensor, tensor.data, tensor.grad) for tensor in narrow.values()]
+    replaced, twins = [], {key: _twin(tensor) for key, tensor in held.items()}
     try:
         for tensor, data, _ in before:
-            tensor.grad = None
-            tensor.data = data.double()
-        yield
+            if id(tensor) not in held:
+                tensor.grad = None
+                tensor.data = data.double()
+        if held:
+            for owner in (sub for module in modules if isinstance(module, nn.Module) for sub in module.modules()):
+                for name, tensor in owner._parameters.items():
+                    if id(tensor) in twins:
+                        replaced.append((owner, name, tensor))
+                        owner._parameters[name] = twins[id(tensor)]
+            for tensor in held.values():
+                tensor.data = torch.full_like(tensor, torch.nan)
+        yield lambda parameter: twins.get(id(parameter), parameter)
     finally:
+        for owner, name, tensor in replaced:
+            owner._parameters[name] = tensor
         for tensor, data, gradient in before:
             tensor.data = data
-            tensor.grad = gradient
+            if id(tensor) not in held:
+                tensor.grad = gradient
+
+
+def _twin(parameter: nn.Parameter) -> nn.Parameter:
+    """In float64, with the same hooks."""
+    twin = nn.Parameter(parameter.detach().double(), parameter.requires_grad)
+    twin._backward_hooks = parameter._backward_hooks
+    return twin
+
+
+def _is_held(parameter: nn.Parameter) -> bool:
+    """Whether anything but a graph that is about to end holds the node that accumulates a parameter's gradient.
+
+    A new node takes the place of one that nobody holds, without what was noted on the old one.
+    """
+    if not parameter.requires_grad:
+        return False
+    with torch.inference_mode(False), torch.enable_grad():
+        _accumulator(parameter).metadata[__name__] = True
+        return _accumulator(parameter).metadata.pop(__name__, False) is True
+
+
+def _accumulator(parameter: nn.Parameter) -> Any:
+    return parameter.view_as(parameter).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
 
 
 def _floating(module: Any) -> Iterator[Tensor]:

@@ -84,7 +84,8 @@ def exact_gamma(
     if size == 0:
         raise ValueError("Expected argument `module` to have parameters that require gradients, but got none.")
     count = num_samples(inputs)
-    with in_float64(module, loss_fn), differentiable_evaluation(module):
+    with in_float64(module, loss_fn) as inside, differentiable_evaluation(module):
+        parameters = [inside(parameter) for parameter in parameters]
         inputs, targets = differentiable((inputs, targets), module)
         with requires_float64():
             outputs = evaluate(module, inputs)

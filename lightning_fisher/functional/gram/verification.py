@@ -165,8 +165,9 @@ def settle(problem: Problem, detail: str) -> None:
             "does the module draw random numbers?"
         )
     try:
-        with in_float64(problem.module, problem.loss_fn):
-            finding = _interaction(_in_float64(problem))
+        with in_float64(problem.module, problem.loss_fn) as inside:
+            own = replace(problem, parameters=tuple(inside(parameter) for parameter in problem.parameters))
+            finding = _interaction(_in_float64(own))
     except (RuntimeError, TypeError, ValueError) as error:
         raise InteractionError(f"{detail}; not settled in float64: {first_line(error)}") from error
     if finding is not None:
