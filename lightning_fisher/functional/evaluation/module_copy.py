@@ -86,7 +86,8 @@ def in_float64(*modules: Any) -> Iterator[Callable[[nn.Parameter], nn.Parameter]
     narrow = {id(t): t for module in modules for t in _floating(module) if t.dtype != torch.float64}
     held = {key: tensor for key, tensor in narrow.items() if isinstance(tensor, nn.Parameter) and _is_held(tensor)}
     before = [(tensor, tensor.data, tensor.grad) for tensor in narrow.values()]
-    replaced, twins = [], {key: _twin(tensor) for key, tensor in held.items()}
+    replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
+    twins = {key: _twin(tensor) for key, tensor in held.items()}
     try:
         for tensor, data, _ in before:
             if id(tensor) not in held:
@@ -94,16 +95,16 @@ def in_float64(*modules: Any) -> Iterator[Callable[[nn.Parameter], nn.Parameter]
                 tensor.data = data.double()
         if held:
             for owner in (sub for module in modules if isinstance(module, nn.Module) for sub in module.modules()):
-                for name, tensor in owner._parameters.items():
-                    if id(tensor) in twins:
-                        replaced.append((owner, name, tensor))
-                        owner._parameters[name] = twins[id(tensor)]
+                for name, parameter in owner._parameters.items():
+                    if parameter is not None and id(parameter) in twins:
+                        replaced.append((owner, name, parameter))
+                        owner._parameters[name] = twins[id(parameter)]
             for tensor in held.values():
                 tensor.data = torch.full_like(tensor, torch.nan)
         yield lambda parameter: twins.get(id(parameter), parameter)
     finally:
-        for owner, name, tensor in replaced:
-            owner._parameters[name] = tensor
+        for owner, name, parameter in replaced:
+            owner._parameters[name] = parameter
         for tensor, data, gradient in before:
             tensor.data = data
             if id(tensor) not in held:
