@@ -25,6 +25,6 @@ def test_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     from lightning_fisher.data import SOURCES
 
     monkeypatch.chdir(tmp_path)
-    block = block.replace('"results/zoo-digits"', repr(str(TINY_ZOO)))
+    block = block.replace('"multirun/zoo-digits"', repr(str(TINY_ZOO)))
     monkeypatch.setattr("lightning_fisher.data.SOURCES", dict(SOURCES))  # a block may add to it
     exec(compile(block, "docs", "exec"), {"__name__": "block"})

@@ -46,7 +46,7 @@ def networks(folder: str | Path) -> Iterator[ZooNetwork]:
     there, as for training.
 
     Args:
-        folder: as ``multirun/zoo-digits`` or ``results/zoo-digits``.
+        folder: as ``multirun/zoo-digits``.
 
     Yields:
         One network a row.
