@@ -37,8 +37,8 @@ def exact_gamma(
 ) -> Tensor:
     """Log-determinant of the observed Fisher information, ``γ = ln|I_S|``, ``I_S = 1/N Σ_x ∇ℓ ∇ℓᵀ`` (Eq. 2–3).
 
-    From the singular values of the per-sample gradients ``J [N, W]``, on a float64 copy of the module in
-    evaluation mode. Takes N single-sample passes and one of the batch, with which they are compared, ``N W`` numbers
+    From the singular values of the per-sample gradients ``J [N, W]``, with the module in float64 and in evaluation mode,
+    as before afterwards. Takes N single-sample passes and one of the batch, with which they are compared, ``N W`` numbers
     and O(N W²) operations: for small networks.
 
     ``I_S`` is singular, and γ = −∞, wherever the loss has a direction in which no sample's loss changes: fewer
