@@ -37,9 +37,9 @@ def exact_gamma(
 ) -> Tensor:
     """Log-determinant of the observed Fisher information, ``γ = ln|I_S|``, ``I_S = 1/N Σ_x ∇ℓ ∇ℓᵀ`` (Eq. 2–3).
 
-    From the singular values of the per-sample gradients ``J [N, W]``, with the module in float64 and in evaluation mode,
-    as before afterwards. Takes N single-sample passes and one of the batch, with which they are compared, ``N W`` numbers
-    and O(N W²) operations: for small networks.
+    From the singular values of the per-sample gradients ``J [N, W]``, with the module in float64 and evaluation mode;
+    it is left unchanged. Takes N single-sample passes and one of the batch, with which they are compared, ``N W``
+    numbers and O(N W²) operations: for small networks.
 
     ``I_S`` is singular, and γ = −∞, wherever the loss has a direction in which no sample's loss changes: fewer
     samples than parameters, but also *every* softmax over K free logits (a constant added to all of them changes
