@@ -105,6 +105,7 @@ def _experiments(files: list[ConfigFile]) -> str:
     parts = ["# `experiment`, `size`", WORDS["experiment"]]
     sizes = [file for file in files if file.path.parts[0] == "size"]
     parts += ["| size | |\n| --- | --- |\n" + "\n".join(f"| `{s.path.stem}` | {_text(s.header)} |" for s in sizes)]
+    parts += [f"`size={s.path.stem}` sets:\n\n{_table(s.options)}" for s in sizes if s.options]
     for file in files:
         if file.path.parts[0] != "experiment":
             continue

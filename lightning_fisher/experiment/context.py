@@ -21,6 +21,7 @@ class Command:
         started: whether the job or the sweep was reached: a failure before is one of composing, or of that folder.
         sweep: the folder of the sweep that this process runs; None in a process that runs a job.
         record: where the sweep notes how its jobs end; None without one.
+        jobs: of the sweep; 0 before the first one starts.
         errors: what the job raised; Hydra would print a line of its own about it first.
         defaults: composed configs by their group choices, see `config.compose.defaults`.
         fingerprints: of data sets, by name and place: made once.
@@ -31,6 +32,7 @@ class Command:
     started: bool = False
     sweep: Path | None = None
     record: Path | None = None
+    jobs: int = 0
     errors: list[Exception] = field(default_factory=list)
     defaults: dict[Any, Any] = field(default_factory=dict)
     fingerprints: dict[tuple[str, str], str | None] = field(default_factory=dict)

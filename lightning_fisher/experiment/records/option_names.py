@@ -34,6 +34,7 @@ VALUES = {
     ("reg", "none"): "no regularizer",
     ("reg", "fisher"): "Fisher regularizer",
     ("reg", "fisher_auto"): "Fisher regularizer, β auto",
+    ("reg", "fisher_amortized"): "Fisher regularizer, 1 of 8",
     ("reg", "label_smoothing"): "label smoothing",
     ("reg", "sam"): "SAM",
     ("reg", "asam"): "ASAM",

@@ -9,6 +9,7 @@ from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment import context
 
 
 class ComposedOnce:
@@ -30,10 +31,14 @@ class ComposedOnce:
         self.fixed = fixed
         self.params = params
         self.made: dict[tuple[str, ...], DictConfig] = {}
+        self.total = 0  # jobs of the sweep; known when the first one starts
 
     def __call__(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
         """Compose the config of a job, or return it, the first time it is asked for again: the launcher changes it."""
         key = tuple(sweep_overrides)
+        if key in self.made:
+            self.total = self.total or len(self.made)
+        context.current().jobs = self.total
         found = self.made.pop(key, None)
         if found is not None and OmegaConf.is_missing(found.hydra.job, "num"):  # of no job yet: two may be the same
             return found
@@ -61,4 +66,5 @@ class ComposedOnce:
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: without the configs."""
-        return {"loader": self.loader, "params": self.params, "fixed": self.fixed, "made": {}}
+        total = self.total or len(self.made)
+        return {"loader": self.loader, "params": self.params, "fixed": self.fixed, "made": {}, "total": total}

@@ -36,7 +36,7 @@ def end(record: Path) -> None:
         shutil.rmtree(record.parent, ignore_errors=True)
 
 
-def note(folder: Path, state: str, code: int, seconds: float) -> None:
+def note(folder: Path, state: str, code: int, seconds: float) -> Path:
     """Note how a job of the sweep that this process works for ended.
 
     Args:
@@ -44,11 +44,15 @@ def note(folder: Path, state: str, code: int, seconds: float) -> None:
         state: ``"complete"``, ``"complete already"`` or ``"failed"``.
         code: its exit code.
         seconds: that it took.
+
+    Returns:
+        The record of the sweep.
     """
     record = Path(os.environ[RECORD])
     record.mkdir(parents=True, exist_ok=True)
     found = {"folder": folder.name, "state": state, "exit_code": code, "seconds": round(seconds, 2)}
     write_atomically(record / f"{folder.name}.json", json.dumps(found))
+    return record
 
 
 def read(record: Path) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from lightning_fisher.experiment.config.validation import check_config
 from lightning_fisher.experiment.records.result import complete_row
 from lightning_fisher.experiment.sweep import job_record, kept_report
 from lightning_fisher.experiment.sweep.composed_once import ComposedOnce
+from lightning_fisher.experiment.sweep.progress import progress
 
 PARENT = "LIGHTNING_FISHER_PARENT"
 CHECKED = context.CHECKED
@@ -125,18 +126,26 @@ def run_in_own_process(job: Job) -> None:
     folder = job.folder
     if not job.cfg.restart and complete_row(folder, job.config_hash) is not None:
         print(f"[{label(folder)}] complete already", flush=True)
-        job_record.note(folder, "complete already", 0, 0.0)
+        _note(folder, "complete already", 0, 0.0)
         return
     start = time.monotonic()
     try:
         check_config(job.cfg, job.overrides)
     except ConfigError as error:
         _say(folder, f"Error: {one_line(error)}\n")
-        job_record.note(folder, "failed", 1, time.monotonic() - start)
+        _note(folder, "failed", 1, time.monotonic() - start)
         return
     code = _run(job_command([*own_configs(), *job.overrides], folder), folder, job.config_hash)
     complete = code == 0 and complete_row(folder, job.config_hash) is not None
-    job_record.note(folder, "complete" if complete else "failed", code, time.monotonic() - start)
+    _note(folder, "complete" if complete else "failed", code, time.monotonic() - start)
+
+
+def _note(folder: Path, state: str, code: int, seconds: float) -> None:
+    """Note how a job ended, and say how far the sweep is."""
+    record = job_record.note(folder, state, code, seconds)
+    total = context.current().jobs
+    if total and state != "complete already":
+        print(progress(job_record.read(record), total, jobs_at_once()), flush=True)
 
 
 def is_checked(job: Job) -> bool:

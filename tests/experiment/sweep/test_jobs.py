@@ -58,6 +58,10 @@ def test_failed_jobs_are_told_and_only_they_run_again(command: Command, tmp_path
     second = command("-m", "seed=0,1,2")
     assert second.code == 0
     assert "3 of 3 jobs complete (2 before this command), 0 failed" in second.out
+    lines = [line for line in (first.out + second.out).splitlines() if line.startswith("[sweep]")]
+    assert [line.partition(",")[0] for line in lines] == [
+        f"[sweep] {n} of 3 jobs done" for n in (1, 2, 3, 2)
+    ]  # then one complete already
     assert (tmp_path / "ran.txt").read_text().split() == [failed.name]
 
 
