@@ -24,7 +24,7 @@ def test_no_estimate_without_a_job_that_ran_or_one_that_is_left() -> None:
 
 
 @pytest.mark.parametrize(
-    "seconds, words",
+    ("seconds", "words"),
     [(40.4, "40 s"), (720, "12 min"), (12600, "3.5 h"), (47.9 * 3600, "47.9 h"), (2.1 * 86400, "2.1 days")],
 )
 def test_units(seconds: float, words: str) -> None:
