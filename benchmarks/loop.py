@@ -43,22 +43,32 @@ def times(
     rounds: int,
     thread_counts: Iterable[int],
     device: torch.device,
+    bfloat16: bool = False,
 ) -> list[dict[str, Any]]:
-    """Time an epoch of every loop with each number of threads."""
+    """Time an epoch of every loop with each number of threads; ``bfloat16``: by autocast, channels last."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         archive = _archive(network, images, batch_size, Path(folder))
         for count in thread_counts:
-            jobs = {name: partial(job, name, network, batch_size, archive, device) for name in (BASELINE, *LOOPS)}
+            jobs = {
+                name: partial(job, name, network, batch_size, archive, device, bfloat16) for name in (BASELINE, *LOOPS)
+            }
             samples = time_apart(jobs, rounds=rounds, threads=count, device=device)
-            settings = {"network": network.title, "threads": count, "batch_size": batch_size, "images": images}
+            title = network.title + ", bfloat16, channels last" * bfloat16
+            settings = {"network": title, "threads": count, "batch_size": batch_size, "images": images}
             for row in rows_of(samples, BASELINE):
                 rows.append(settings | row | {"images_per_second": images / float(str(row["seconds"]))})
     return rows
 
 
 def job(
-    name: str, network: Network, batch_size: int, archive: Path, device: torch.device, stack: ExitStack
+    name: str,
+    network: Network,
+    batch_size: int,
+    archive: Path,
+    device: torch.device,
+    bfloat16: bool,
+    stack: ExitStack,
 ) -> Callable[[], object]:
     """An epoch of a loop."""
     data = ImageDataModule(
@@ -71,9 +81,11 @@ def job(
         path=str(archive),
     )
     if name == BASELINE:
-        return _bare(network, data, device)
+        return _bare(network, data, device, bfloat16)
     callbacks, options = LOOPS[name](archive.parent)
-    return stack.enter_context(Lockstep(partial(_fit, network, data, device, callbacks, options), "epoch"))
+    if bfloat16:
+        options = options | {"precision": "bf16-mixed"}
+    return stack.enter_context(Lockstep(partial(_fit, network, data, device, bfloat16, callbacks, options), "epoch"))
 
 
 def _archive(network: Network, images: int, batch_size: int, folder: Path) -> Path:
@@ -89,12 +101,13 @@ def _archive(network: Network, images: int, batch_size: int, folder: Path) -> Pa
     return archive
 
 
-def _bare(network: Network, data: ImageDataModule, device: torch.device) -> Callable[[], None]:
+def _bare(network: Network, data: ImageDataModule, device: torch.device, bfloat16: bool) -> Callable[[], None]:
     """No data loader, no hooks: the images on the device, indexed; the same normalization and augmentation."""
     data.setup()
     images, labels = (t.to(device) for t in data.train_set.__getitems__(range(len(data.train_set))))
     augment = AUGMENTATIONS[AUGMENTATION]
-    net = make(network, device).train()
+    layout = torch.channels_last if bfloat16 else torch.contiguous_format
+    net = make(network, device).train().to(memory_format=layout)
     optimizer = _sgd(net.parameters())
     generator = torch.Generator().manual_seed(0)
 
@@ -104,8 +117,9 @@ def _bare(network: Network, data: ImageDataModule, device: torch.device) -> Call
         for chosen in torch.randperm(len(labels), generator=generator).to(device).split(data.batch_size):
             x, y = augment(data.normalization(images[chosen]), generator), labels[chosen]
             optimizer.zero_grad()
-            logits = net(x)
-            loss = F.cross_entropy(logits, y)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                logits = net(x.contiguous(memory_format=layout))
+                loss = F.cross_entropy(logits, y)
             loss.backward()
             optimizer.step()
             total += loss.detach() * len(y)
@@ -133,10 +147,11 @@ def _fit(
     network: Network,
     data: ImageDataModule,
     device: torch.device,
+    channels_last: bool,
     callbacks: list[Callback],
     options: dict[str, Any],
     gate: Callback,
 ) -> None:
     with quiet():
         trainer = bare_trainer([gate, *callbacks], device, max_epochs=-1, **options)
-        trainer.fit(ImageClassifier(make(network, device), _sgd), datamodule=data)
+        trainer.fit(ImageClassifier(make(network, device), _sgd, channels_last=channels_last), datamodule=data)

@@ -78,17 +78,20 @@ def run_step(settings: Settings, device: torch.device, compile_backend: str | No
 
 
 def run_loop(settings: Settings, device: torch.device, compile_backend: str | None, say: Say) -> Tables:
-    """Times of an epoch."""
+    """Times of an epoch, in float32 and in bfloat16."""
     network = settings.networks["resnet20"]
-    say(f"loop: {network.title}")
-    rows = loop.times(
-        network,
-        images=settings.loop_images,
-        batch_size=settings.batch_size,
-        rounds=settings.rounds,
-        thread_counts=settings.threads,
-        device=device,
-    )
+    rows = []
+    for bfloat16 in (False, True):
+        say(f"loop: {network.title}{', bfloat16' * bfloat16}")
+        rows += loop.times(
+            network,
+            images=settings.loop_images,
+            batch_size=settings.batch_size,
+            rounds=settings.rounds,
+            thread_counts=settings.threads,
+            device=device,
+            bfloat16=bfloat16,
+        )
     return {"times": rows}
 
 
