@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ import scipy.stats
 
 from lightning_fisher.experiment.report import write_report
 from lightning_fisher.experiment.report.zoo import judgment
-from lightning_fisher.experiment.report.zoo.judgment import effects, judge, judge_all, that_fit, varied_options
+from lightning_fisher.experiment.report.zoo.judgment import (
+    effects,
+    judge,
+    judge_all,
+    sorted_by_worst,
+    that_fit,
+    varied_options,
+)
 
 VERSIONS = {"torch": "2", "lightning": "2", "lightning_fisher": "0"}
 HARDWARE = {"devices": 1, "cpu": "x", "device": "cpu"}
@@ -105,6 +113,22 @@ def test_the_best_worst_case_comes_first():
     assert set(keys[:2]) == {"gamma", "input_margin"}
     assert keys[-1] == "path_norm"
     assert {"train_loss", "epochs", "parameter_norm"} <= set(keys)
+
+
+def test_equals_by_the_worst_case_are_listed_by_psi():
+    (template, *_) = judge_all(rows := make(), varied_options(rows))
+    effect = next(e for e in effects(rows, varied_options(rows)) if e.option == "data.confusion_size")
+    made = {
+        key: replace(template, key=key, psi=psi, per_option={effect.option: worst})
+        for key, psi, worst in (
+            ("a", 0.1, 0.5),
+            ("b", math.nan, 0.5),
+            ("c", 0.9, 0.5),
+            ("d", 1.0, -0.5),
+            ("e", 0.2, math.nan),
+        )
+    }
+    assert [judged.key for judged in sorted_by_worst(list(made.values()), [effect])] == ["c", "a", "b", "d", "e"]
 
 
 def test_networks_that_do_not_fit_are_left_out():

@@ -192,9 +192,9 @@ def judge_all(rows: Sequence[Row], options: Sequence[str]) -> list[Judged]:
 
 
 def sorted_by_worst(done: Sequence[Judged], found: Sequence[Effect]) -> list[Judged]:
-    """Judgments, the best worst case over the options that matter first (over all where none does)."""
+    """Judgments, the best worst case over the options that matter first (over all where none does), then by Ψ."""
     decisive = [effect.option for effect in found if effect.matters] or [effect.option for effect in found]
-    return sorted(done, key=lambda judged: -_or_last(judged.worst(decisive)))
+    return sorted(done, key=lambda judged: (-_or_last(judged.worst(decisive)), -_or_last(judged.psi)))
 
 
 def _or_last(number: float) -> float:
