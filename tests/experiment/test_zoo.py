@@ -13,8 +13,11 @@ import torch
 
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.zoo import enter, networks
+from lightning_fisher.experiment.zoo.measuring import add_measures
 from lightning_fisher.experiment.zoo.weights import FILE_NAME, find_weights, load_weights
 from lightning_fisher.functional import fisher_log_det
+from lightning_fisher.functional.measures import distance_from_initialization
+from lightning_fisher.models import resnet
 
 TINY = Path(__file__).parents[1] / "data" / "zoo_tiny"  # made by the study's command with tiny networks
 
@@ -106,6 +109,62 @@ def test_the_command_says_what_is_there(tiny):
     done = run(tiny / "nothing")
     assert done.returncode == 1
     assert done.stderr.startswith("Error: Expected a folder with at least one complete run")
+
+
+def test_measures_are_added_to_rows_and_only_where_they_lack(tiny):
+    files = sorted(tiny.rglob("result.json"))
+    before = [json.loads(file.read_text()) for file in files]
+    for file, row in list(zip(files, before, strict=True))[:2]:
+        file.write_text(json.dumps({key: value for key, value in row.items() if not key.startswith("gamma_layer")}))
+    unchanged = files[2].read_bytes()
+    lines: list[str] = []
+    assert add_measures(tiny, ["gamma_layer"], lines.append) == 2
+    assert lines[0] == "8 networks, 6 with all of 1 measures"
+    assert lines[-1].endswith("2 of 2, about 0 s left")
+    for file, row in list(zip(files, before, strict=True))[:2]:
+        after = json.loads(file.read_text())
+        added = after.pop("measured_later")
+        assert after.pop("measure_seconds").keys() == row["measure_seconds"].keys()
+        names = ("gamma_layer", "gamma_layer_std")
+        assert [after.pop(name) for name in names] == pytest.approx([row[name] for name in names], abs=1e-2)
+        assert after == {key: value for key, value in row.items() if key not in (*names, "measure_seconds")}
+        assert [(one["measures"], one["subsets"]) for one in added] == [(["gamma_layer"], 2)]
+    assert files[2].read_bytes() == unchanged
+    assert add_measures(tiny, ["gamma_layer"], lines.append) == 0
+
+
+def test_the_distance_is_from_the_weights_that_the_seed_gives(tiny):
+    """Those of a network that is made right after the seed."""
+    (one, *_) = networks(tiny)
+    for path in sorted(path for path in tiny.iterdir() if path.is_dir())[1:]:
+        shutil.rmtree(path)
+    add_measures(tiny, ["distance_from_initialization"], lambda line: None)
+    (row,) = [json.loads(file.read_text()) for file in tiny.rglob("result.json")]
+    torch.manual_seed(row["seed"])
+    fresh = resnet(depth=8, num_classes=10, in_channels=1, width=3)
+    (inputs, _), *_ = one.subsets
+    distance = float(distance_from_initialization(one.net, inputs, fresh))
+    assert row["distance_from_initialization"] == pytest.approx(distance, rel=1e-6)
+
+
+def test_weights_may_stand_beside_the_row(tiny):
+    found = list(networks(tiny))
+    runs = sorted(path.parent for path in tiny.rglob("result.json"))
+    for run, one in zip(runs, found, strict=True):
+        torch.save(one.net.state_dict(), run / "weights.pt")
+    (tiny / FILE_NAME).unlink()
+    assert {find_weights(tiny, run) for run in runs} == {"state dict"}
+    for one, again in zip(found, networks(tiny), strict=True):
+        for a, b in zip(one.net.state_dict().values(), again.net.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_an_unknown_measure_is_one_line(tiny):
+    done = run(tiny, "--measure", "sharpnes")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: Expected option `--measure` to ")
+    assert "sharpnes" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -58,7 +58,12 @@ def earlier_hash(cfg: DictConfig) -> str:
     return config_hash(cfg, machine=True)
 
 
-def config_hash(cfg: DictConfig, *, machine: bool = False) -> str:
+def hash_by_place(cfg: DictConfig) -> str:
+    """The hash of 0.1.0 where the data are the user's own: it held their path, and nothing of their content."""
+    return config_hash(cfg, machine=True, content=False)
+
+
+def config_hash(cfg: DictConfig, *, machine: bool = False, content: bool = True) -> str:
     """Hash everything that determines the result: 8 hexadecimal digits of SHA-256.
 
     Loggers, progress bars, worker counts, the accelerator, the place of the data set and whether it may be fetched are
@@ -71,6 +76,7 @@ def config_hash(cfg: DictConfig, *, machine: bool = False) -> str:
     Args:
         cfg: the composed config.
         machine: whether the options of the machine count too.
+        content: whether the content of the user's own data counts, and not their place.
     """
     hashed_as = {"data.download": False} if machine else HASHED_AS
     scoring = is_scoring(cfg)
@@ -81,8 +87,10 @@ def config_hash(cfg: DictConfig, *, machine: bool = False) -> str:
         if not key.startswith(left_out) and not key.endswith(NOT_HASHED_ENDINGS) and not is_as_before(key, value)
     }
     place = PLACES.get(str(flat.get("data.name")))
-    if place is not None and flat.pop(place, None) is not None:
-        flat["data.fingerprint"] = data_fingerprint(cfg)
+    if place is not None and place in flat:
+        if content:
+            del flat[place]
+            flat["data.fingerprint"] = data_fingerprint(cfg)
     elif DEFAULT_PLACE[0] in flat:
         flat.update([DEFAULT_PLACE])
     if scoring:

@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from lightning_fisher.exceptions import ConfigError
@@ -18,9 +19,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="any folder with runs (result.json) at or below it")
     parser.add_argument("--pack", action="store_true", help="write the weights of all networks into weights.npz")
     parser.add_argument("--train", type=Path, metavar="OUT", help="train networks without weights again, into OUT")
+    parser.add_argument(
+        "--measure", nargs="+", metavar="NAME", help="add measures to the rows: names, or a group (all)"
+    )
     given = parser.parse_args(arguments)
     try:
+        if given.measure is not None:
+            from lightning_fisher.experiment.zoo.measuring import add_measures
+
+            add_measures(given.folder, given.measure, partial(print, flush=True))
+            return 0
         return _run(given.folder, given.train, pack_them=given.pack)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on.", file=sys.stderr)
+        return 130
     except (ConfigError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

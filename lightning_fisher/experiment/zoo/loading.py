@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.compose import CONFIG_DIR, CONFIG_NAME
-from lightning_fisher.experiment.config.config_hash import config_hash
+from lightning_fisher.experiment.config.config_hash import config_hash, earlier_hash, hash_by_place
 from lightning_fisher.experiment.config.resolvers import register_resolvers
 from lightning_fisher.experiment.records.result import find_rows
 from lightning_fisher.experiment.report.rows import Row
@@ -42,8 +42,8 @@ class ZooNetwork:
 def networks(folder: str | Path) -> Iterator[ZooNetwork]:
     """The networks of a folder with rows, one after the other.
 
-    The weights are those of ``weights.npz`` in the folder or of the runs' own checkpoints. The data set has to be
-    there, as for training.
+    The weights are those of ``weights.npz`` in the folder, of ``weights.pt`` beside a row (a state dict), or of the
+    runs' own checkpoints. The data set has to be there, as for training.
 
     Args:
         folder: as ``multirun/zoo-digits``.
@@ -59,10 +59,24 @@ def networks(folder: str | Path) -> Iterator[ZooNetwork]:
     if not found:
         raise ConfigError(f"Expected a folder with at least one complete run (result.json), but got `{folder}`.")
     for run, row in found:
-        cfg = config_of(row)
-        net = instantiate(cfg.model.net)
-        load_weights(net, folder, run)
-        yield ZooNetwork(row, net.eval(), _subsets(cfg, net))
+        yield load_network(folder, run, row)
+
+
+def load_network(folder: Path, run: Path, row: Row) -> ZooNetwork:
+    """The network of one row.
+
+    Args:
+        folder: of the zoo.
+        run: folder of the run.
+        row: of the run.
+
+    Raises:
+        ConfigError: as :func:`networks`.
+    """
+    cfg = config_of(row)
+    net = instantiate(cfg.model.net)
+    load_weights(net, folder, run)
+    return ZooNetwork(row, net.eval(), _subsets(cfg, net))
 
 
 def config_of(row: Row) -> DictConfig:
@@ -74,7 +88,7 @@ def config_of(row: Row) -> DictConfig:
     register_resolvers()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose(CONFIG_NAME, overrides=row["overrides"])
-    if config_hash(cfg) != row["config_hash"]:
+    if all(row["config_hash"] != made(cfg) for made in (config_hash, earlier_hash, hash_by_place)):
         raise ConfigError(
             f"Expected the configs that the row {row['config_hash']} was made with, but they were changed since: take "
             "the version of its commit."

@@ -14,10 +14,11 @@ from lightning_fisher.experiment.records.run_folders import CHECKPOINTS
 from lightning_fisher.experiment.scoring.weights import load, read_checkpoint
 
 FILE_NAME = "weights.npz"
+STATE = "weights.pt"  # beside a row: its network's state dict
 
 
 def find_weights(folder: Path, run: Path) -> str | None:
-    """Say where the weights of a run are: the file of the zoo, or its own checkpoint; None where they are not.
+    """Say where the weights of a run are: the file of the zoo, its state dict or checkpoint; None where they are not.
 
     Args:
         folder: of the zoo.
@@ -28,7 +29,8 @@ def find_weights(folder: Path, run: Path) -> str | None:
         with np.load(packed, allow_pickle=False) as arrays:
             if any(name.startswith(f"{run.name}/") for name in arrays.files):
                 return "file"
-    return "checkpoint" if (run / CHECKPOINTS / LAST).is_file() else None
+    files = {"state dict": run / STATE, "checkpoint": run / CHECKPOINTS / LAST}
+    return next((where for where, file in files.items() if file.is_file()), None)
 
 
 def load_weights(net: nn.Module, folder: Path, run: Path) -> None:
@@ -48,8 +50,8 @@ def load_weights(net: nn.Module, folder: Path, run: Path) -> None:
             f"Expected the weights of `{run.name}` in `{folder / FILE_NAME}` or its checkpoint, but there are none: "
             f"train it again with `python -m lightning_fisher.experiment.zoo {folder} --train OUT`."
         )
-    if where == "checkpoint":
-        file = run / CHECKPOINTS / LAST
+    if where != "file":
+        file = run / STATE if where == "state dict" else run / CHECKPOINTS / LAST
         load(net, read_checkpoint(file), file, None)
         return
     own = net.state_dict()
