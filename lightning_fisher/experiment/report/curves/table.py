@@ -37,6 +37,6 @@ def curves_table(rows: Sequence[Row], keys: Sequence[str]) -> str:
     ]
     text = table([*headings, QUANTITIES["fit_seconds"].heading], lines)
     if share := wrong_labels(rows):
-        text += f"\n\n{share:g} % of the training labels are wrong: a network that learned none of them reproduces about "
-        text += f"{100 - share:g} %. The labels of the test images are right."
+        text += f"\n\n{share:g} % of the training labels are wrong: a network that learned none of them reproduces "
+        text += f"about {100 - share:g} %. The labels of the test images are right."
     return text
