@@ -97,6 +97,20 @@ class Study:
         found = self.less(other, key)
         return f"{_form(found.mean, form)} [{_form(found.low, form)}, {_form(found.high, form)}]"
 
+    def only_difference(self, other: Study, key: str, form: str = "{:+.2f}") -> str:
+        """The mean of the paired differences, for too few pairs for an interval."""
+        return _form(self.less(other, key).mean, form)
+
+    def least_and_most(self, other: Study, key: str, form: str = "{:.2f}") -> str:
+        """By how much it is lower: the least and the largest of the pairs."""
+        theirs = {row["seed"]: value(row, key) for row in other.rows}
+        gains = [theirs[row["seed"]] - value(row, key) for row in self.rows]
+        return f"{_form(min(gains), form)} to {_form(max(gains), form)}"
+
+    def times(self, key: str, of: str, form: str = "{:.1f}") -> str:
+        """How many times one quantity another is, in the same run: the median over the runs."""
+        return form.format(statistics.median(value(row, key) / value(row, of) for row in self.rows))
+
     def distance(self, other: Study, key: str, form: str = "{:.2f}") -> str:
         """The mean distance of the pairs."""
         theirs = {row["seed"]: value(row, key) for row in other.rows}

@@ -1,22 +1,42 @@
-"""The README's Python blocks run as they stand, from the first to the last."""
+"""The README's code runs as it stands: its Python blocks, and its diff as it is before and after."""
 
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = runpy.run_path(str(ROOT / ".ci" / "installed.py"))["blocks"]
+MEASURED = {"gamma", "gamma_std", "fisher/penalty", "fisher/grad_norm_var"}
 
 
-def test_blocks_run(tmp_path, monkeypatch):
-    assert len(BLOCKS) == 3
+@pytest.mark.parametrize(("without", "measured"), [("-", MEASURED), ("+", set())])
+def test_blocks_run(without: str, measured: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = BLOCKS(TEXT, without)
+    assert len(blocks) == 3
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "block"}
-    for block in BLOCKS:
+    names: dict[str, object] = {"__name__": "block"}
+    for block in blocks:
         exec(compile(block, "README", "exec"), names)
-    assert {"gamma", "gamma_std", "fisher/penalty"} <= set(names["trainer"].callback_metrics)
+    found = {key for key in names["trainer"].callback_metrics if "gamma" in key or "fisher" in key}
+    assert measured <= found
+    assert bool(found) == bool(measured)
 
 
-def test_what_is_added_is_short():
-    assert len(BLOCKS[1].splitlines()) < 15
+def test_what_is_added_is_five_lines() -> None:
+    (diff,) = re.findall(r"```diff\n(.*?)```", TEXT, re.DOTALL)
+    signs = [line[:2] for line in diff.splitlines()]
+    assert signs.count("+ ") == 5
+    assert signs.count("- ") == 1
+
+
+def test_every_link_of_the_readme_leads_somewhere() -> None:
+    """Those to files of the repository; the badge of CI is a page of the host."""
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", TEXT)
+    assert len(links) > 20
+    missing = [link for link in links if "://" not in link and "/actions/" not in link and not (ROOT / link).exists()]
+    assert not missing

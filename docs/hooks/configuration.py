@@ -43,7 +43,7 @@ def pages() -> dict[str, str]:
     written = {f"{PLACE}/index.md": _index(files)}
     groups = {file.path.parts[0] for file in files if len(file.path.parts) > 1} - {"study", "size", "hydra"}
     for group in sorted(groups, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
-        written[f"{PLACE}/{group}.md"] = _experiments(files) if group == "experiment" else _group(group, files)
+        written |= _experiments(files) if group == "experiment" else {f"{PLACE}/{group}.md": _group(group, files)}
     return written
 
 
@@ -52,7 +52,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for entry in config.nav or []:
         if isinstance(entry, dict) and f"{PLACE}/" in entry.values():
             (title,) = entry
-            entry[title] = list(pages())
+            paths = list(pages())
+            studies = [path for path in paths if path.startswith(f"{PLACE}/experiment/")]
+            entry[title] = [path for path in paths if path not in studies and path != f"{PLACE}/experiment.md"]
+            entry[title].append({"Experiments": [f"{PLACE}/experiment.md", *studies]})
     config.watch.append(str(CONF))
     return config
 
@@ -101,20 +104,24 @@ def _group(group: str, files: list[ConfigFile]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _experiments(files: list[ConfigFile]) -> str:
+def _experiments(files: list[ConfigFile]) -> dict[str, str]:
+    """A page with all studies, and a page for each."""
     parts = ["# `experiment`, `size`", WORDS["experiment"]]
     sizes = [file for file in files if file.path.parts[0] == "size"]
     parts += ["| size | |\n| --- | --- |\n" + "\n".join(f"| `{s.path.stem}` | {_text(s.header)} |" for s in sizes)]
     parts += [f"`size={s.path.stem}` sets:\n\n{_table(s.options)}" for s in sizes if s.options]
-    for file in files:
-        if file.path.parts[0] != "experiment":
-            continue
+    studies = [file for file in files if file.path.parts[0] == "experiment"]
+    lines = [f"| [`{s.path.stem}`](experiment/{s.path.stem}.md) | {_text(s.header)} |" for s in studies]
+    parts += ["| experiment | |\n| --- | --- |\n" + "\n".join(lines)]
+    written = {f"{PLACE}/experiment.md": "\n\n".join(parts) + "\n"}
+    for file in studies:
         name = file.path.stem
         forms = [form for form in files if form.path.parts[:2] == ("study", name)]
-        parts += [f"## `experiment={name}`", file.header, _defaults(file, "experiment"), _table(file.options)]
+        parts = [f"# `experiment={name}`", file.header, _defaults(file, "experiment"), _table(file.options)]
         for form in forms:
-            parts += [f"### `experiment={name} size={form.path.stem}`", form.header, _table(form.options)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+            parts += [f"## `size={form.path.stem}`", form.header, _table(form.options)]
+        written[f"{PLACE}/experiment/{name}.md"] = "\n\n".join(part for part in parts if part) + "\n"
+    return written
 
 
 def _defaults(file: ConfigFile, group: str) -> str:

@@ -1,4 +1,4 @@
-"""MkDocs hook: a page of reference for every public package, from what its ``__init__`` exports."""
+"""MkDocs hook: pages of reference for every public package, from what its ``__init__`` exports."""
 
 from __future__ import annotations
 
@@ -36,6 +36,31 @@ TITLES = {
     "models": "Networks",
 }
 
+# Packages whose reference takes several pages: each page, its title, its modules. A module is on the first that fits.
+SECTIONS = {
+    "callbacks": {
+        "fisher": ("Regularizer and metric", ("fisher_regularizer", "fisher_monitor")),
+        "methods": ("Other methods", ("sharpness_aware", "fisher_penalty", "jacobian_penalty", "multipass_callback")),
+        "training": ("Around a training", ("",)),
+    },
+    "functional": {
+        "gamma": ("γ̂", ("fisher.log_determinant", "fisher.spectrum", "fisher.layers", "fisher.gradient_norms")),
+        "bounds": ("Bounds and the exact γ", ("fisher",)),
+        "gram": ("The Gram matrix", ("gram", "exceptions")),
+        "regularizer": ("The regularizer", ("multipass.loop", "multipass.regularized", "multipass.finite_difference")),
+        "multipass": ("Other methods with extra passes", ("multipass",)),
+        "curvature": ("Curvature and robustness", ("curvature",)),
+        "penalties": ("Terms of a loss", ("penalties",)),
+        "ranking": ("Ranking networks", ("ranking",)),
+    },
+    "functional.measures": {
+        "sharpness": ("Sharpness and PAC-Bayes", ("sharpness", "pac_bayes", "hessian_flatness", "hessian_traces")),
+        "gradients": ("Gradients of samples", ("gradient_statistics",)),
+        "norms": ("Norms and margins", ("norms", "path_norms", "margins", "folding")),
+        "registry": ("Measures by name", ("registry",)),
+    },
+}
+
 
 def plain(docstring: str) -> str:
     """A docstring with reST roles replaced by the names in them."""
@@ -71,15 +96,54 @@ def summary(module: str) -> str:
     return plain(docstring.splitlines()[0].rstrip(".")) if docstring else ""
 
 
-def page(part: str) -> str:
-    """The Markdown of a page; mkdocstrings fills it from the docstrings."""
-    lines = [f"# {TITLES[part]}", f"`{PACKAGE}.{part}`: {summary(f'{PACKAGE}.{part}')}."]
-    for module, members in exports(part).items():
+def objects(found: dict[str, list[str]]) -> list[str]:
+    """The blocks that mkdocstrings fills from the docstrings, module by module."""
+    lines = []
+    for module, members in found.items():
         level = 2 if len(members) == 1 else 3
         if level == 3:
             lines.append(f"## {summary(module)}")
         lines += [f"::: {module}.{name}\n    options: {{heading_level: {level}}}" for name in members]
-    return "\n\n".join(lines) + "\n"
+    return lines
+
+
+def sections(part: str) -> dict[str, dict[str, list[str]]]:
+    """The public names of a package by page and module."""
+    found: dict[str, dict[str, list[str]]] = {name: {} for name in SECTIONS[part]}
+    for module, members in exports(part).items():
+        below = module.removeprefix(f"{PACKAGE}.").removeprefix(f"{part}.")
+        name = next(name for name, (_, begins) in SECTIONS[part].items() if below.startswith(begins))
+        found[name][module] = members
+    return found
+
+
+def pages() -> dict[str, str]:
+    """The Markdown of every page, by its path in the site."""
+    written = {}
+    for part, title in TITLES.items():
+        lines = [f"# {title}", f"`{PACKAGE}.{part}`: {summary(f'{PACKAGE}.{part}')}."]
+        if part not in SECTIONS:
+            written[f"api/{part}.md"] = "\n\n".join([*lines, *objects(exports(part))]) + "\n"
+            continue
+        for name, found in sections(part).items():
+            names = ", ".join(f"[`{one}`][{module}.{one}]" for module, members in found.items() for one in members)
+            lines += [f"## [{SECTIONS[part][name][0]}]({part}.{name}.md)", names]
+            head = [f"# {SECTIONS[part][name][0]}", f"In `{PACKAGE}.{part}`."]
+            written[f"api/{part}.{name}.md"] = "\n\n".join([*head, *objects(found)]) + "\n"
+        written[f"api/{part}.md"] = "\n\n".join(lines) + "\n"
+    return written
+
+
+def navigation() -> list[dict[str, Any]]:
+    """The pages as a part of the navigation."""
+    return [
+        {
+            title: [f"api/{part}.md", *({name: f"api/{part}.{key}.md"} for key, (name, _) in SECTIONS[part].items())]
+            if part in SECTIONS
+            else f"api/{part}.md"
+        }
+        for part, title in TITLES.items()
+    ]
 
 
 def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
@@ -96,13 +160,18 @@ def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Rebuild when a docstring changes."""
+    """Put the pages into the navigation, in place of the entry ``api/``; rebuild when a docstring changes."""
+    for entry in config.nav or []:
+        for title, below in entry.items() if isinstance(entry, dict) else ():
+            if isinstance(below, list) and "api/" in below:
+                place = below.index("api/")
+                entry[title] = [*below[:place], *navigation(), *below[place + 1 :]]
     config.watch.append(str(ROOT / PACKAGE))
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages."""
-    for part in TITLES:
-        files.append(File.generated(config, f"api/{part}.md", content=page(part)))
+    for path, text in pages().items():
+        files.append(File.generated(config, path, content=text))
     return files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -84,7 +85,11 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
         )
 
 
-LabelledImages = LabeledImages  # the name until 0.2
+def __getattr__(name: str) -> Any:
+    if name == "LabelledImages":  # the name of 0.1
+        warnings.warn("`LabelledImages` is called `LabeledImages`.", DeprecationWarning, stacklevel=3)
+        return LabeledImages
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def keep_batch(batch: Any) -> tuple[Tensor, Tensor]:

@@ -94,6 +94,11 @@ def test_every_option_is_on_a_page(path: Path, reader: ModuleType, pages: dict[s
         )
 
 
-def test_every_group_has_a_page(pages: dict[str, str]) -> None:
+def test_every_group_and_every_study_has_a_page(pages: dict[str, str]) -> None:
     groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"size", "study", "hydra"}
-    assert set(pages) == {"configuration/index.md"} | {f"configuration/{group}.md" for group in groups}
+    studies = {path.stem for path in (CONF / "experiment").glob("*.yaml")}
+    assert set(pages) == (
+        {"configuration/index.md"}
+        | {f"configuration/{group}.md" for group in groups}
+        | {f"configuration/experiment/{study}.md" for study in studies}
+    )

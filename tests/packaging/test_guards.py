@@ -46,7 +46,7 @@ def test_the_package_of_the_checkout_is_not_the_installed_one() -> None:
 
 
 def test_the_package_is_what_the_checked_blocks_use() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = runpy.run_path(INSTALLED)["blocks"]((ROOT / "README.md").read_text(encoding="utf-8"))
     assert sum("from lightning_fisher" in block for block in blocks) == 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -69,16 +70,19 @@ def plot_pairs(rows: Sequence[Row], key: str, path: Path) -> Path:
 def plot_groups(rows: Sequence[Row], keys: Sequence[str], path: Path, *, quantities: Sequence[str]) -> Path:
     """Plot one panel a quantity, one line a combination of options: the runs as dots, mean ± std below them.
 
+    A line is named by the options in which it differs from most of the others; what most of them share is said once.
+
     Args:
         rows: the runs.
-        keys: the options that vary; a line is named by their values.
+        keys: the options that vary.
         path: of the PNG.
         quantities: their keys in rows.
     """
     groups = grouped(rows, keys)
     panels = [key for key in quantities if numbers(rows, key)]
     color, marker, _ = style.SERIES[0]
-    names = [", ".join(in_words(key, value) for key, value in zip(keys, values, strict=True)) for values in groups]
+    usual = most_common(list(groups)) if len(keys) > 2 else ()
+    names = [f"{named(keys, values, usual)} (n = {len(members)})" for values, members in groups.items()]
     with matplotlib.rc_context(style.RC):
         figure, axes = style.grid(len(panels), width=4.6, height=max(2.2, 0.8 + 0.32 * len(groups)))
         for column, (axis, key) in enumerate(zip(axes, panels, strict=True)):
@@ -93,6 +97,19 @@ def plot_groups(rows: Sequence[Row], keys: Sequence[str], path: Path, *, quantit
             axis.set_ylim(len(groups) - 0.5, -0.5)
             axis.grid(False, axis="y")
             axis.set_xlabel(QUANTITIES[key].axis)
-        figure.suptitle("What changes with the options?", fontsize=10)
-        figure.supxlabel(f"Dots: networks; bars: mean and std of {sizes(groups.values())} each", fontsize=8)
+        about = " and ".join(QUANTITIES[key].name for key in panels)
+        figure.suptitle(f"How do the settings differ in {about}?", fontsize=10)
+        note = f"\nUnless said otherwise: {named(keys, usual)}" if usual else ""
+        figure.supxlabel(f"Dots: networks; bars: mean and std of {sizes(groups.values())} each{note}", fontsize=8)
         return style.save(figure, path)
+
+
+def most_common(combinations: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The most common value of every option; of equally common ones the first."""
+    return tuple(max(column, key=column.count) for column in map(list, zip(*combinations, strict=True)))
+
+
+def named(keys: Sequence[str], values: Sequence[Any], usual: Sequence[Any] = ()) -> str:
+    """Options and their values in words, the usual ones left out."""
+    differ = [i for i in range(len(keys)) if not usual or values[i] != usual[i]]
+    return ", ".join(in_words(keys[i], values[i]) for i in differ) or "the usual options"

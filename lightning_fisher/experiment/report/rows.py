@@ -92,19 +92,28 @@ def grouped(
     return dict(sorted(groups.items(), key=lambda item: [ranks[i][repr(v)] for i, v in enumerate(item[0])]))
 
 
+def find_runs(folder: Path, runs: Sequence[Path] | None = None) -> list[tuple[Path, Row]]:
+    """Read the rows below a folder, or those of some run folders, each with its folder.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if runs is not None:
+        found = [(run, row) for run in runs if (row := read_row(run)) is not None]
+    else:
+        found = list(find_rows(folder))
+    if not found:
+        raise ConfigError(f"Expected a folder with at least one complete run (result.json), but got `{folder}`.")
+    return found
+
+
 def load_rows(folder: Path, runs: Sequence[Path] | None = None) -> list[Row]:
     """Read the rows below a folder, or those of some run folders.
 
     Raises:
         ConfigError: if there is none.
     """
-    if runs is not None:
-        rows = [row for row in map(read_row, runs) if row is not None]
-    else:
-        rows = [row for _, row in find_rows(folder)]
-    if not rows:
-        raise ConfigError(f"Expected a folder with at least one complete run (result.json), but got `{folder}`.")
-    return rows
+    return [row for _, row in find_runs(folder, runs)]
 
 
 def require_known(rows: Sequence[Row], key: str) -> None:

@@ -12,23 +12,27 @@ from typing import Any
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.error_messages import listing
 from lightning_fisher.experiment.display.terminal import print_report
+from lightning_fisher.experiment.records.curve import FILE_NAME as HISTORY
+from lightning_fisher.experiment.records.curve import read_history
 from lightning_fisher.experiment.records.result import write_atomically
 from lightning_fisher.experiment.records.run_folders import REPORT
 from lightning_fisher.experiment.report.comparison.figure import plot_methods
 from lightning_fisher.experiment.report.comparison.table import KINDS as COMPARED
 from lightning_fisher.experiment.report.comparison.table import kind_of, methods_table
+from lightning_fisher.experiment.report.curves.figure import plot_curves
+from lightning_fisher.experiment.report.curves.table import curves_table
 from lightning_fisher.experiment.report.figures import plot_lines, plot_ranking, plot_scenario
 from lightning_fisher.experiment.report.method_figures import plot_groups, plot_pairs
 from lightning_fisher.experiment.report.paired_table import differences_table
 from lightning_fisher.experiment.report.rank_table import LEAST, all_correlations, ranking_table
-from lightning_fisher.experiment.report.rows import Row, grouped, load_rows, numbers, require_known, value, varied
+from lightning_fisher.experiment.report.rows import Row, find_runs, grouped, numbers, require_known, value, varied
 from lightning_fisher.experiment.report.tables import TABLES, summary
 from lightning_fisher.experiment.report.zoo.figure import plot_zoo
 from lightning_fisher.experiment.report.zoo.judgment import varied_options
 from lightning_fisher.experiment.report.zoo.page import parts
 
 MOST_COLORS = 6  # of a figure: more values of an option are not told apart
-KINDS = ("scenario", "groups", "ranking", "methods", "zoo", *TABLES)
+KINDS = ("scenario", "groups", "ranking", "curves", "methods", "zoo", *TABLES)
 MAIN = ("test_error", "gamma")  # the quantities of figures that show no other
 
 
@@ -72,8 +76,15 @@ def plan(rows: Sequence[Row], kind: str | None, x: str | None, by: str | None) -
     return form
 
 
-def make(rows: Sequence[Row], folder: Path, form: dict[str, Any]) -> Report:
-    """Make the parts and the figures of a report."""
+def make(rows: Sequence[Row], folder: Path, form: dict[str, Any], runs: Sequence[Path] = ()) -> Report:
+    """Make the parts and the figures of a report.
+
+    Args:
+        rows: the runs.
+        folder: where the figures go.
+        form: of the report, as `plan` decides it.
+        runs: the folders of the runs, in the same order, for what isn't in rows.
+    """
     kind, x, by = form["report"], form["x"], form["by"]
     label, wanted = form.get("x_label") or "", form.get("x_order")
     made = Report(f"{form.get('name') or folder.name}: {len(rows)} runs")
@@ -85,6 +96,8 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any]) -> Report:
         return made
     if kind == "zoo":
         return make_zoo(rows, folder, made)
+    if kind == "curves":
+        return make_curves(rows, runs, folder, form["keys"], made)
     if kind in TABLES:
         made.parts.append((TABLES[kind].__doc__.splitlines()[0], TABLES[kind](rows)))  # type: ignore[union-attr]
     made.parts.append(("All runs, mean ± standard deviation", summary(rows, form["keys"], wanted)))
@@ -139,6 +152,18 @@ def make_zoo(rows: Sequence[Row], folder: Path, made: Report) -> Report:
     return made
 
 
+def make_curves(rows: Sequence[Row], runs: Sequence[Path], folder: Path, keys: Sequence[str], made: Report) -> Report:
+    """Show the trainings side by side: what they end with and, where their folders hold it, how they went."""
+    made.parts.append(("What every method ends with", curves_table(rows, keys)))
+    several = any(len(members) > 1 for members in grouped(rows, keys).values())
+    if several and (differences := differences_table(rows, keys)):
+        made.parts.append(("Paired differences from the baseline, mean [95 % t interval] over seeds", differences))
+    made.parts.append(("Made by", provenance(rows)))
+    if runs and all((run / HISTORY).is_file() for run in runs):
+        made.figures.append(plot_curves(rows, list(map(read_history, runs)), keys, folder / "curves.png"))
+    return made
+
+
 def provenance(rows: Sequence[Row]) -> str:
     """Say what the rows were made with: commits, versions, hardware, total time."""
     commits = sorted(
@@ -179,10 +204,11 @@ def report(
     Raises:
         ConfigError: if there are no rows, or an argument does not fit them.
     """
-    rows = load_rows(folder, runs)
+    found = find_runs(folder, runs)
+    folders, rows = [run for run, _ in found], [row for _, row in found]
     target = out or folder
     target.mkdir(parents=True, exist_ok=True)
-    made = make(rows, target, plan(rows, kind, x, by))
+    made = make(rows, target, plan(rows, kind, x, by), folders)
     write_atomically(target / REPORT, made.text(markdown=True))
     print_report(made.text(markdown=False), [target / REPORT, *made.figures])
     return made

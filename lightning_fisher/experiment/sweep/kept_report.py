@@ -15,7 +15,7 @@ from lightning_fisher.experiment.records.run_folders import REPORT
 
 KEPT = ".report.json"  # in the folder of a sweep: what its report was made of, and its text
 EXPERIMENT = Path(__file__).parents[1]
-SOURCES = ("report/*.py", "records/*.py", "display/*.py")  # what makes a report of rows
+SOURCES = ("report/**/*.py", "records/*.py", "display/*.py")  # what makes a report of rows
 
 
 def show(folder: Path, runs: Sequence[Path]) -> bool:

@@ -1,0 +1,1 @@
+"""The form ``curves``: the trainings of a study side by side."""
