@@ -190,6 +190,26 @@ class Values(Record):
         return bool(changed)
 
 
+class TensorValues(Record):
+    """The values of a tensor that is no state of the module."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._version, self._before = tensor, tensor._version, tensor.detach().clone()
+
+    def restore(self) -> bool:
+        """See `Record`."""
+        tensor, before = self._tensor, self._before
+        if tensor._version == self._version and (tensor.shape, tensor.dtype) == (before.shape, before.dtype):
+            return False
+        with torch.no_grad():
+            if tensor.shape == before.shape:
+                tensor.copy_(before)
+            else:
+                tensor.data = before.clone()
+        self._version = tensor._version
+        return True
+
+
 class Memory(Record):
     """The bytes of an object of ctypes."""
 
