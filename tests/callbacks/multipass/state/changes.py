@@ -282,6 +282,8 @@ CHANGES = {
     "parameter groups": Change(lambda m: 0, lambda m, b: m.trainer.optimizers[0].add_param_group({"params": [nn.Parameter(torch.ones(1))]}), lambda m: len(m.trainer.optimizers[0].param_groups)),
     "attribute of the Trainer": Change(lambda m: 0, lambda m, b: setattr(m.trainer, "mine", getattr(m.trainer, "mine", 0) + 1), lambda m: m.trainer.mine),
     "attribute of the dataset": Change(lambda m: 0, lambda m, b: setattr(m.trainer.train_dataloader, "mine", 1), lambda m: m.trainer.train_dataloader.mine),
+    "array far down in a long list": Change(lambda m: [np.zeros(2) for _ in range(2000)], lambda m, b: np.add.at(m.it[1500], 0, 1), lambda m: m.it[1500][0]),
+    "bytes far down in a long list": Change(lambda m: [bytearray(2) for _ in range(2000)], lambda m, b: m.it[1500].__setitem__(0, m.it[1500][0] + 1), lambda m: m.it[1500][0]),
     "list of the data": Change(lambda m: 0, lambda m, b: data(m).mine.append(1), lambda m: len(data(m).mine)),
     "list of the data, late": Change(lambda m: 0, late(lambda m, b: data(m).mine.append(1)), lambda m: len(data(m).mine)),
     "long list of the data": Change(lambda m: 0, lambda m, b: data(m).long.__setitem__(7, data(m).long[7] + 1), lambda m: data(m).long[7]),
