@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -142,3 +143,63 @@ def test_gradients_that_are_zero_stay_numbers():
     assert measures.fisher_rao_norm(Wrapped(), X, Y, loss_fn=hinge) == 0
     assert fisher.hessian_frobenius_norm(Wrapped(), X, Y, loss_fn=hinge).value == 0
     assert fisher.penalty_gradient(Wrapped(), X, Y, loss_fn=hinge)[0] == 0
+
+
+class OneList(nn.Module):
+    """The only argument of its forward pass is a list."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Linear(8, 3)
+
+    def forward(self, pair):
+        return self.net(torch.cat(pair, 1))
+
+
+class Both(OneList):
+    def forward(self, first, second):
+        return super().forward([first, second])
+
+
+@pytest.mark.parametrize("function", PASSES.keys() - {"exact"})
+@pytest.mark.parametrize("inputs", [[X, X], {"other": X}, (X, X, X)], ids=["list", "dict", "three"])
+def test_inputs_that_the_forward_pass_does_not_take(function, inputs):
+    with pytest.raises(ValueError, match=r"Expected argument `inputs` to fit the module's forward\(pair\)"):
+        PASSES[function](OneList(), inputs, Y)
+
+
+@pytest.mark.parametrize("function", ["gram", "penalty", "Fisher-Rao"])
+def test_a_list_as_the_only_argument(function):
+    def numbers(net, inputs):
+        found = PASSES[function](net, inputs, Y)
+        return torch.cat([part.flatten() for part in found[1]]) if isinstance(found, tuple) else found
+
+    torch.testing.assert_close(numbers(OneList(), ([X, X],)), numbers(Both(), [X, X]))
+
+
+class Opaque:
+    def __init__(self, x):
+        self.x = x
+
+
+OPAQUE = {"alone": Opaque(X), "beside": (Opaque(X), X), "deep": {"batch": Opaque({"deep": X})}}
+
+
+@pytest.mark.parametrize("function", OF_INPUTS)
+@pytest.mark.parametrize("where", OPAQUE)
+def test_an_object_with_tensors(function, where):
+    options = {"loss_fn": cross_entropy} if function in PASSES else {}
+    with pytest.raises(ValueError, match=r"Expected argument `inputs`.* to be a tensor, or a .* Opaque, which isn't"):
+        OF_INPUTS[function](Wrapped(), OPAQUE[where], Y, **options)
+
+
+@pytest.mark.parametrize("function", PASSES.keys() - {"exact", "penalty by vmap"})  # more parameters; nothing scripted
+def test_parameters_whose_gradients_are_rounded(function):
+    """A scripted module's copy in float64: autograd gives float32 gradients, which are 1e-5 off in the penalty."""
+    net = nn.Sequential(torch.jit.script(nn.Sequential(nn.Linear(4, 5), nn.Tanh())), nn.Linear(5, 3))
+    converted = copy.deepcopy(net).double()
+    assert not next(converted.parameters()).is_leaf
+    with pytest.raises(ValueError, match=r"but got torch\.float32 for a parameter of torch.float64 that"):
+        PASSES[function](converted, X.double(), Y)
+    PASSES[function](copy.deepcopy(net.double()), X.double(), Y)  # copied once it is what it is to be

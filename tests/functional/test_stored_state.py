@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,10 +11,12 @@ from torch.nn.functional import cross_entropy
 
 from lightning_fisher.functional import (
     exact_gamma,
+    gradient_norm_penalty_gradient,
     gram_matrix,
     log_gradient_norms,
     penalty_gradient,
     regularized_gradient,
+    sharpness_aware_gradient,
 )
 from lightning_fisher.functional.measures import fisher_rao_norm, gradient_signal_to_noise, hessian_trace
 from tests.reference.plain import flat, gradient_rows
@@ -43,6 +47,67 @@ class Outside(InAttribute):
 
     def forward(self, x):
         return self.b(torch.tanh(self.a(x)))
+
+
+class Counting(nn.Module):
+    """Keeps a part of its graph, a running mean and how often it was called, and uses the mean."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.kept, self.calls, self.means, self.mean = None, 0, [], torch.zeros(5)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.a(x))
+        self.kept = hidden.square().mean()
+        self.calls += 1
+        self.mean = 0.9 * self.mean + 0.1 * hidden.detach().mean(0)
+        self.means.append(self.mean)
+        return self.b(hidden - self.mean)
+
+
+def by_hand(state, x, y, step):
+    """Loss and gradient at w and, with the mean that the pass at w starts from, at w + step(g)."""
+
+    def run(shift):
+        net = Counting().double()
+        net.load_state_dict(state)
+        net.mean = torch.zeros(5, dtype=torch.float64)
+        with torch.no_grad():
+            for parameter, part in zip(net.parameters(), shift, strict=True):
+                parameter += part
+        return torch.autograd.grad(cross_entropy(net(x), y), list(net.parameters()))
+
+    g = run([torch.zeros_like(part) for part in state.values()])
+    return g, run(step(g))
+
+
+@pytest.mark.parametrize(
+    "function", [sharpness_aware_gradient, gradient_norm_penalty_gradient, "full", "vmap", "shared"]
+)
+def test_attributes_move_as_in_one_pass(function):
+    net = Counting().double()
+    net.mean = net.mean.double()
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(N, 4, generator=generator, dtype=torch.float64), torch.arange(N) % 3
+    once = copy.deepcopy(net)
+    once(x)
+    if function in ("full", "vmap", "shared"):
+        form = {"gradient": "shared"} if function == "shared" else {"passes": "vmap" if function == "vmap" else "loop"}
+        found = regularized_gradient(net, x, y, beta=3.0, alpha=0.1, num_sub_batches=1, **form)
+        g, moved = by_hand(net.state_dict(), x, y, lambda g: [-0.1 * part for part in g])
+        expected = flat([a + 3.0 * (a - b) for a, b in zip(g, moved, strict=True)])
+    else:
+        found = function(net, x, y, 0.3)
+        unit = lambda g: [0.3 * part / flat(g).norm() for part in g]  # noqa: E731
+        g, moved = by_hand(net.state_dict(), x, y, unit)
+        share = 1.0 if function is sharpness_aware_gradient else 0.8
+        expected = flat([(1 - share) * a + share * b for a, b in zip(g, moved, strict=True)])
+    torch.testing.assert_close(flat(found.gradient), expected, rtol=1e-12, atol=1e-13)
+    assert (net.calls, len(net.means)) == (1, 1)
+    torch.testing.assert_close(net.mean, once.mean, rtol=0, atol=0)
+    torch.testing.assert_close(net.kept, once.kept, rtol=0, atol=0)
 
 
 def each(module):

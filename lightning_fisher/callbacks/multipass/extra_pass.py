@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.callbacks.multipass.logged_values import silenced
 from lightning_fisher.callbacks.multipass.state.attributes import AttributeSnapshot
@@ -177,7 +178,13 @@ class StepState:
 def _around(trainer: Trainer) -> list[Any]:
     """What a step may set attributes of, but that isn't looked into: the Trainer, the data."""
     found: list[Any] = [trainer, trainer.datamodule]  # type: ignore[attr-defined]
-    found += [getattr(loader, "dataset", None) for loader in (trainer.train_dataloader,)]
+    loaders = getattr(trainer.train_dataloader, "iterables", trainer.train_dataloader)  # of a `CombinedLoader`
+    for loader in tree_flatten(loaders)[0]:
+        for name in ("dataset", "sampler", "batch_sampler"):
+            item = getattr(loader, name, None)
+            while item is not None and not any(item is other for other in found):
+                found.append(item)
+                item = getattr(item, "dataset", None)  # of a subset
     return [item for item in found if hasattr(item, "__dict__")]
 
 

@@ -103,7 +103,7 @@ class BufferSnapshot:
         for kind, group in self._groups.items():
             torch._foreach_copy_(self._values[kind], group)
         self._versions = self._now()
-        self.attributes: _Attributes | None = None
+        self.attributes: Attributes | None = None
 
     def restore(self) -> None:
         """Put every buffer back; unchanged ones cost a copy, nothing else."""
@@ -143,7 +143,7 @@ def _movable(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in frozen if p.layout is torch.strided and p.is_leaf] if small else []
 
 
-class _Attributes:
+class Attributes:
     """What submodules hold under which name, and what is in their lists, dictionaries and sets."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -162,7 +162,7 @@ class _Attributes:
                 continue
             attributes = vars(submodule)
             now = _own(attributes)
-            if len(now) != len(held) or any(now.get(name, _Attributes) is not value for name, value in held.items()):
+            if len(now) != len(held) or any(now.get(name, Attributes) is not value for name, value in held.items()):
                 for name in now.keys() - held.keys():
                     del attributes[name]
                 attributes.update(held)
@@ -187,9 +187,9 @@ def _own(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def preserved_attributes(module: nn.Module) -> Iterator[_Attributes]:
+def preserved_attributes(module: nn.Module) -> Iterator[Attributes]:
     """Restore on the way out what a forward pass keeps in attributes: activations, counters, lists of them."""
-    attributes = _Attributes(module)
+    attributes = Attributes(module)
     try:
         yield attributes
     finally:

@@ -136,7 +136,7 @@ def device_types(module: nn.Module) -> set[str]:
 
 
 def require_full_precision(parameters: Iterable[Tensor], what: str) -> None:
-    """Refuse parameters that are narrower than float32, complex or sparse.
+    """Refuse parameters that are narrower than float32, complex or sparse, or that get narrower gradients.
 
     Args:
         parameters: The parameters that will be differentiated.
@@ -158,3 +158,16 @@ def require_full_precision(parameters: Iterable[Tensor], what: str) -> None:
                 f"Expected all parameters to be float32 or float64 to compute {what}, but got {parameter.dtype}; "
                 "keep float32 weights and use mixed precision, or pass a float32 copy of the module."
             )
+        if parameter.requires_grad and not parameter.is_leaf and (kept := _of_its_graph(parameter)) != parameter.dtype:
+            raise ValueError(
+                f"Expected gradients of all parameters in their own precision to compute {what}, but got {kept} for a "
+                f"parameter of {parameter.dtype} that is the result of an operation, as `copy.deepcopy` makes them in "
+                "scripted modules; convert the module before it is copied, or load its weights into a new one."
+            )
+
+
+def _of_its_graph(parameter: Tensor) -> torch.dtype:
+    """The precision that autograd rounds the gradient of a result to: that in which it was made."""
+    assert parameter.grad_fn is not None
+    made: torch.dtype = parameter.grad_fn._input_metadata[parameter.output_nr].dtype  # type: ignore[attr-defined]
+    return made

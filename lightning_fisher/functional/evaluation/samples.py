@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,11 +20,32 @@ def call_module(module: Callable[..., Any], inputs: Any) -> Any:
     The module gets copies: it may change its inputs in place. What it returns comes as a tree of torch, see `as_tree`.
     """
     inputs = fresh(inputs)
-    if isinstance(inputs, (tuple, list)):
-        return as_tree(module(*inputs))
-    if isinstance(inputs, dict):
-        return as_tree(module(**inputs))
-    return as_tree(module(inputs))
+    if not isinstance(inputs, (tuple, list, dict)):
+        return as_tree(module(inputs))
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+    try:
+        return as_tree(module(*args, **kwargs))
+    except TypeError as error:
+        _require_arguments(module, args, kwargs, error)
+        raise
+
+
+def _require_arguments(
+    module: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], error: TypeError
+) -> None:
+    """Refuse inputs that a forward pass doesn't take, if that is why it failed."""
+    try:
+        signature = inspect.signature(getattr(module, "forward", module))
+    except (TypeError, ValueError):  # of scripted code
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as mismatch:
+        given = ", ".join([f"{key}=…" for key in kwargs] or ["…" for _ in args])
+        raise ValueError(
+            f"Expected argument `inputs` to fit the module's forward{signature}, but got module({given}): "
+            f"{mismatch}; a tuple, list or dict is unpacked (give one list as the only argument as `([…],)`)."
+        ) from error
 
 
 def fresh(tree: Any) -> Any:
@@ -62,11 +85,21 @@ def refuse_closed(tree: Any, name: str) -> None:
                     f"Expected argument `{name}` to hold tensors of which every sample has the same shape, but got a "
                     "nested tensor; pad it, and give lengths or a mask beside it."
                 )
-        elif any(isinstance(inner, Tensor) for inner in tree_flatten(as_tree(leaf))[0]):
+        elif _holds_tensors(leaf):
             raise ValueError(
                 f"Expected argument `{name}` to be a tensor, or a tuple, list or dict of tensors, but got "
                 f"{'a' if leaf is tree else 'one with a'} {type(leaf).__name__}, which isn't taken apart."
             )
+
+
+def _holds_tensors(leaf: Any, depth: int = 3) -> bool:
+    """Whether an object that isn't taken apart has tensors in its fields or attributes."""
+    if isinstance(leaf, (torch.nn.Module, type, FunctionType, torch.Generator)):
+        return False
+    fields = tree_flatten(as_tree(leaf))[0]
+    if len(fields) == 1 and fields[0] is leaf:
+        fields = tree_flatten(list(getattr(leaf, "__dict__", {}).values()))[0]
+    return any(isinstance(inner, Tensor) or (depth > 0 and _holds_tensors(inner, depth - 1)) for inner in fields)
 
 
 def has_tensors(tree: Any) -> bool:

@@ -100,6 +100,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 def _memory(tensor: Tensor) -> int:
     try:
-        return tensor.untyped_storage()._cdata
+        storage = tensor.untyped_storage()
+        return storage.data_ptr() or storage._cdata  # the address: dlpack and numpy give it to another tensor
     except (RuntimeError, NotImplementedError):  # sparse
         return id(tensor)

@@ -43,12 +43,14 @@ class Context(NamedTuple):
         seeds: One a sub-batch, of what a method draws at random; empty: their numbers.
         share: Takes the gradient at ``w`` of this process and returns that of all that share the sub-batch.
         divergence: Whether the spread of the gradients is wanted.
+        attributes: Whether what modules keep in attributes is looked after, see `Passes`.
     """
 
     names: Sequence[str] = ()
     seeds: Sequence[int] = ()
     share: Callable[[Evaluation], Evaluation] | None = None
     divergence: bool = True
+    attributes: bool = False
 
 
 def penalty_of_losses(
@@ -98,7 +100,7 @@ def penalty_of_losses(
     assert method is not None
     context = context or Context()
     live = loss_shares is not None
-    passes = Passes(module, parameters, "the penalty", live=live, surround=extra_pass)
+    passes = Passes(module, parameters, "the penalty", live=live, surround=extra_pass, attributes=context.attributes)
     sums = _Sums(passes, context.divergence)
     with passes:
         for i, (loss, weight) in enumerate(zip(losses, weights, strict=True)):

@@ -8,14 +8,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_fisher.functional.evaluation.module_state import preserved_buffers, preserved_random_state
+from lightning_fisher.functional.evaluation.module_state import (
+    preserved_attributes,
+    preserved_buffers,
+    preserved_random_state,
+)
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples
 from lightning_fisher.functional.losses.denominator import PartWeights
 from lightning_fisher.functional.losses.loss import LossFn, losses_of
 from lightning_fisher.functional.losses.loss_parameters import loss_parameters, refuse_foreign_parameters
 from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.execution import refused
-from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
+from lightning_fisher.functional.multipass.loop import Context, Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.passes import Method
 from lightning_fisher.functional.multipass.vmap import StackedBatches, UnequalSizesError, VmapError, penalty_by_vmap
 
@@ -131,7 +135,13 @@ def penalty_of_parts(
 
     def loop(losses: PartLosses) -> Penalty:
         return penalty_of_losses(
-            losses.functions(), parameters, method=method, weights=weights, module=losses.module, measured=losses
+            losses.functions(),
+            parameters,
+            method=method,
+            weights=weights,
+            module=losses.module,
+            measured=losses,
+            context=Context(attributes=True),
         )
 
     if passes == "loop":
@@ -139,10 +149,11 @@ def penalty_of_parts(
     assert isinstance(method, FiniteDifference)
     try:
         StackedBatches(losses.parts)
-        weighted = [weight * factor for weight, factor in zip(weights, losses.factors(), strict=True)]
-        return penalty_by_vmap(
-            losses.of_part, losses.parts, parameters, difference=method, weight=weighted, module=losses.module
-        )
+        with preserved_attributes(losses.module):
+            weighted = [weight * factor for weight, factor in zip(weights, losses.factors(), strict=True)]
+            return penalty_by_vmap(
+                losses.of_part, losses.parts, parameters, difference=method, weight=weighted, module=losses.module
+            )
     except UnequalSizesError:
         return loop(losses)
     except VmapError as error:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.functional.evaluation.graph import refuse_reduced_precision, require_dependence
 from lightning_fisher.functional.evaluation.module_state import (
+    Attributes,
     BufferSnapshot,
     RandomStateSnapshot,
     dense,
@@ -73,6 +74,8 @@ class Passes:
         live: Whether the passes at ``w`` are training passes, which move buffers and random state once a sub-batch;
             otherwise these are as before afterwards.
         surround: Entered around every pass that isn't a training pass: restores what else the losses touch.
+        attributes: Whether what the modules keep in attributes is looked after like their buffers; a ``surround`` may
+            do that already.
 
     Raises:
         ValueError: If a parameter is narrower than float32, complex or sparse, or a pass would change weights.
@@ -86,11 +89,13 @@ class Passes:
         *,
         live: bool,
         surround: Surround = nullcontext,
+        attributes: bool = False,
     ) -> None:
         self.parameters = list(parameters)
         require_full_precision(self.parameters, what)
         refuse_renormalized_embeddings(module)
         self._module, self._live, self._surround = module, live, surround
+        self._keeps = attributes
         self._devices = {p.device for p in self.parameters}
         self._types = device_types(module)
         self._first = True
@@ -99,8 +104,8 @@ class Passes:
         self._settings = ExitStack()
         self._weights: list[Tensor] = list(self.parameters)
         self._originals = [p.detach().clone() for p in self.parameters]
-        self._start = RandomStateSnapshot(self._devices), BufferSnapshot(self._module)
-        self._masks, self._buffers = self._start
+        self._start = RandomStateSnapshot(self._devices), BufferSnapshot(self._module), self._attributes()
+        self._masks, self._buffers, self._held = self._start
         self._settings.enter_context(torch.compiler.set_stance("force_eager"))
         self._settings.enter_context(full_precision(self._types))
         return self
@@ -125,9 +130,10 @@ class Passes:
         self._masks = RandomStateSnapshot(self._devices)
         if self._live:
             if perturbed:
-                self._buffers = BufferSnapshot(self._module)
+                self._buffers, self._held = BufferSnapshot(self._module), self._attributes()
             found = self._evaluate(loss)
         else:
+            self._held.restore()  # not behind the pass: the loss may be asked again
             found = self._extra(loss)
             self._buffers.restore()
         require_dependence(any(g is not None for g in found.gradient))
@@ -143,7 +149,9 @@ class Passes:
         """
         after = RandomStateSnapshot(self._devices)
         buffers = BufferSnapshot(self._module) if self._live else self._buffers
+        held = self._attributes()
         self._buffers.restore()
+        self._held.restore()
         moved = [(p, e) for p, e in zip(self.parameters, step, strict=True) if e is not None]
         try:
             with torch.no_grad():
@@ -153,8 +161,12 @@ class Passes:
             return self._extra(loss)
         finally:
             buffers.restore()
+            held.restore()
             after.restore()
             self._put_back()
+
+    def _attributes(self) -> Attributes:
+        return Attributes(self._module if self._keeps else nn.Module())
 
     def _extra(self, loss: Loss) -> Evaluation:
         # What isn't finite at w + e is left out of the penalty: no anomaly of the user's own step.

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
@@ -36,6 +37,7 @@ from lightning_fisher.callbacks.multipass.state.records import (
     Record,
     Restored,
     Tables,
+    TensorValues,
     Values,
 )
 from lightning_fisher.callbacks.multipass.state.stand_ins import LostStateError, stand_in
@@ -47,8 +49,11 @@ _LIBRARIES = {
 }
 # Of torch's objects those that a training loop changes; others (processes, graphs, loaders) are left alone.
 _OF_TORCH = ("torch.optim", "torch.quasirandom", "torch.distributions", "torch.amp", "torch.cuda.amp")
+_OF_OPTIMIZERS = {"param_groups", "state", "defaults", "step"}
 SMALL = 2**20  # bytes of an array of which a copy is taken every step
 COMPARED = 2**26  # and beyond which it is only fingerprinted
+LITTLE = 2**16  # bytes of an array of the data of which a copy is taken every step
+SEARCHED = 10_000  # items of a container of the data beyond which it is not looked into
 DEEP = 1_000  # items beyond which what is in them is looked at in the first steps only, unless it changes there
 
 
@@ -64,7 +69,8 @@ class AttributeSnapshot:
     Args:
         module: The root of the tree.
         others: Other objects to begin with, by name: optimizers, schedulers, callbacks.
-        shallow: Objects of which only the attributes themselves are put back, not what is in them: the Trainer.
+        shallow: Objects of which only the attributes are put back, and lists, dictionaries, sets, arrays and tensors
+            among these that change in the first steps: the Trainer, the data.
         thorough: Look into large containers and arrays, and compare objects that can't be put back.
         deep: What the first steps have shown to change in large containers and arrays; learns.
 
@@ -92,9 +98,36 @@ class AttributeSnapshot:
             self._module(submodule, type(submodule).__name__, hidden=False)
         for name, other in others:
             self._visit(other, name)
-        self._records += [Namespace(vars(other)) for other in shallow]
+        for other in shallow:
+            self._shallow(other)
 
     # --- taking down ---------------------------------------------------------------------------------------------
+
+    def _shallow(self, other: Any) -> None:
+        attributes = vars(other)
+        self._records.append(Namespace(attributes))
+        held = [(f"{type(other).__name__}.{key}", value) for key, value in attributes.items() if _is_filled(value)]
+        for name, value in held:
+            if _is_small(value):
+                self._data(value, name)
+        if not (self._thorough or id(other) in self._deep):
+            return
+        first = len(self._records)
+        for name, value in held:
+            if not _is_small(value) and _size(value) <= SEARCHED:
+                self._data(value, name)
+        learn = functools.partial(self._deep.__setitem__, id(other), other)
+        self._records[first:] = [Nested(self._records[first:], learn)]
+
+    def _data(self, value: Any, name: str) -> None:
+        """A container, an array or a tensor of the data: tensors are copied only as far as there is room."""
+        first, room = len(self.tensors), COMPARED
+        self._visit(value, name)
+        for _, tensor in self.tensors[first:]:
+            room -= tensor.nbytes
+            if room >= 0 and tensor.layout is torch.strided and not tensor.is_inference():
+                self._records.append(TensorValues(tensor))
+        del self.tensors[first:]
 
     def _module(self, module: nn.Module, name: str, hidden: bool) -> None:
         if id(module) in self._seen:
@@ -184,7 +217,7 @@ class AttributeSnapshot:
             self._records.append(Namespace(vars(owner)))
 
     def _optimizer(self, optimizer: Optimizer, name: str) -> None:
-        """Groups, and which state it has; the state's tensors are its own affair."""
+        """Groups, which state it has, attributes of a class of the user's; the state's tensors are its own affair."""
         groups = optimizer.param_groups
         self._records.append(Items(groups))
         for index, group in enumerate(groups):
@@ -196,7 +229,12 @@ class AttributeSnapshot:
             held = [Entries(state) for state in optimizer.state.values() if isinstance(state, dict)]
             learn = functools.partial(self._deep.__setitem__, id(optimizer.state), optimizer.state)
             self._records.append(Nested([*held], learn))
-        self._records.append(Namespace(vars(optimizer)))
+        attributes = vars(optimizer)
+        self._records.append(Namespace(attributes))
+        if not type(optimizer).__module__.startswith("torch.optim"):  # statistics that hooks on layers gather, say
+            for key, inside in attributes.items():
+                if key not in _OF_OPTIMIZERS:
+                    self._visit(inside, f"{name}.{key}", attributes, key)
 
     def _array(self, value: Any, name: str) -> None:
         if value.dtype.hasobject:
@@ -316,6 +354,20 @@ class AttributeSnapshot:
         for name, value, before in self._opaque:
             if _fingerprint(value) != before:
                 raise LostStateError(f"changes {name!r} ({type(value).__name__})", "do that in `on_train_batch_end`")
+
+
+def _is_filled(value: Any) -> bool:
+    return isinstance(value, (list, collections.deque, dict, set, Tensor)) or _is_array(value)
+
+
+def _size(value: Any) -> int:
+    """Items that would be looked at."""
+    return 0 if isinstance(value, Tensor) or _is_array(value) else len(value)
+
+
+def _is_small(value: Any) -> bool:
+    """Of the data: whether it is looked at every step."""
+    return int(value.nbytes) <= LITTLE if isinstance(value, Tensor) or _is_array(value) else len(value) <= DEEP
 
 
 def _slots(kind: type) -> Iterator[str]:

@@ -177,17 +177,37 @@ class Members(Record):
 
 
 class Values(Record):
-    """The values of a buffer: a numpy array, a bytearray, an `array.array`; numpy's are compared if ``compared``."""
+    """The values of a buffer: a numpy array, a bytearray, an `array.array`; ``compared``: `restore` knows whether they changed."""
 
     def __init__(self, values: Any, compared: bool = False) -> None:
-        self._values, self._numpy, self._compared = values, hasattr(values, "flags"), compared
+        self._values, self._numpy, self.compared = values, hasattr(values, "flags"), compared
         self._before = values.copy() if self._numpy else values[:]
 
     def restore(self) -> bool:
         """See `Record`."""
-        changed = self._compared and self._values.tobytes() != self._before.tobytes()
+        changed = self.compared and _bytes(self._values) != _bytes(self._before)
         self._values[... if self._numpy else slice(None)] = self._before
         return bool(changed)
+
+
+class TensorValues(Record):
+    """The values of a tensor that is no state of the module."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._version, self._before = tensor, tensor._version, tensor.detach().clone()
+
+    def restore(self) -> bool:
+        """See `Record`."""
+        tensor, before = self._tensor, self._before
+        if tensor._version == self._version and (tensor.shape, tensor.dtype) == (before.shape, before.dtype):
+            return False
+        with torch.no_grad():
+            if tensor.shape == before.shape:
+                tensor.copy_(before)
+            else:
+                tensor.data = before.clone()
+        self._version = tensor._version
+        return True
 
 
 class Memory(Record):
@@ -198,8 +218,9 @@ class Memory(Record):
 
     def restore(self) -> bool:
         """See `Record`."""
+        changed = bytes(self._value) != self._before
         ctypes.memmove(ctypes.addressof(self._value), self._before, len(self._before))
-        return False
+        return changed
 
 
 class MetricState(Record):
@@ -267,6 +288,9 @@ class Nested(Record):
 
     def __init__(self, records: list[Record], learn: Callable[[], None]) -> None:
         self._records, self._learn = records, learn
+        for record in records:
+            if isinstance(record, Values):  # it has to be known whether they change
+                record.compared = True
 
     def restore(self) -> bool:
         """See `Record`."""
@@ -279,6 +303,10 @@ class Nested(Record):
         """See `Record`."""
         for record in self._records:
             record.restore_numbers()
+
+
+def _bytes(values: Any) -> bytes:
+    return bytes(values) if isinstance(values, bytearray) else values.tobytes()  # type: ignore[no-any-return]
 
 
 def unchanged(now: Any, before: Any) -> bool:

@@ -115,7 +115,7 @@ def fisher_penalty_gradient(
         # Seeded here, where the random state isn't put back: otherwise every step would draw with the same numbers.
         seed = int(torch.randint(2**63 - 1, ()))
         generator = torch.Generator(trainable[0].device).manual_seed(seed)
-    alone = Context(divergence=False)
+    alone = Context(divergence=False, attributes=True)
     with torch.inference_mode(False), torch.enable_grad():
         inputs, targets = own_batch(module, inputs, targets)
         penalty = None

@@ -48,9 +48,9 @@ def multipass_gradient(
 ) -> StepGradient:
     r"""Gradient of ``L(B, w) + c Σ_i n_i/N m(B_i)`` for a method m of your own.
 
-    This is a training pass: batch-norm statistics and random state move on as in one pass at ``w`` (one a sub-batch),
-    and the passes at other points have the same dropout masks. Weights are put back bit for bit, ``.grad`` is not
-    touched, and the passes run in float32 or better with autocast and TF32 off.
+    This is a training pass: batch-norm statistics, attributes that the forward pass sets and the random state move on
+    as in one pass at ``w`` (one a sub-batch), and the passes at other points have the same dropout masks. Weights are
+    put back bit for bit, ``.grad`` is not touched, and the passes run in float32 or better with autocast and TF32 off.
 
     Cost: a forward and backward pass of the batch, and one for every point that the method asks for; memory of three
     gradients and a copy of the weights.
@@ -104,7 +104,10 @@ def multipass_gradient(
             loss_shares=shares,
             measured=losses if num_sub_batches > 1 else None,
             context=Context(
-                [names[id(p)] for p in trainable], [seed * 1009 + i for i in range(len(sizes))], divergence=False
+                [names[id(p)] for p in trainable],
+                [seed * 1009 + i for i in range(len(sizes))],
+                divergence=False,
+                attributes=True,
             ),
         )
     if losses.weights.coupled:

@@ -107,6 +107,33 @@ def every_third_step(module, batch):
         module.it.load_state_dict(module.net.state_dict())
 
 
+class Gathering(torch.optim.SGD):
+    """An optimizer that keeps statistics of its own, which hooks on layers would fill."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=0.1)
+        self.gathered = {}
+
+
+def gathered(module):
+    return module.trainer.optimizers[0].gathered
+
+
+def data(module):
+    """What a curriculum would change: attributes of the sampler."""
+    return module.trainer.train_dataloader.sampler
+
+
+def prepare_data(module):
+    vars(data(module)).update(
+        mine=[],
+        long=[0] * 5000,
+        array=np.zeros(30_000),
+        tensor=torch.zeros(30_000),
+        nested={"a": [torch.zeros(2)]},
+    )
+
+
 def late(change):
     def later(module, batch):
         if module.global_step > 2:
@@ -255,6 +282,16 @@ CHANGES = {
     "parameter groups": Change(lambda m: 0, lambda m, b: m.trainer.optimizers[0].add_param_group({"params": [nn.Parameter(torch.ones(1))]}), lambda m: len(m.trainer.optimizers[0].param_groups)),
     "attribute of the Trainer": Change(lambda m: 0, lambda m, b: setattr(m.trainer, "mine", getattr(m.trainer, "mine", 0) + 1), lambda m: m.trainer.mine),
     "attribute of the dataset": Change(lambda m: 0, lambda m, b: setattr(m.trainer.train_dataloader, "mine", 1), lambda m: m.trainer.train_dataloader.mine),
+    "array far down in a long list": Change(lambda m: [np.zeros(2) for _ in range(2000)], lambda m, b: np.add.at(m.it[1500], 0, 1), lambda m: m.it[1500][0]),
+    "bytes far down in a long list": Change(lambda m: [bytearray(2) for _ in range(2000)], lambda m, b: m.it[1500].__setitem__(0, m.it[1500][0] + 1), lambda m: m.it[1500][0]),
+    "list of the data": Change(lambda m: 0, lambda m, b: data(m).mine.append(1), lambda m: len(data(m).mine)),
+    "list of the data, late": Change(lambda m: 0, late(lambda m, b: data(m).mine.append(1)), lambda m: len(data(m).mine)),
+    "long list of the data": Change(lambda m: 0, lambda m, b: data(m).long.__setitem__(7, data(m).long[7] + 1), lambda m: data(m).long[7]),
+    "array of the data": Change(lambda m: 0, lambda m, b: np.add.at(data(m).array, 7, 1), lambda m: data(m).array[7]),
+    "tensor of the data": Change(lambda m: 0, lambda m, b: data(m).tensor.add_(1), lambda m: float(data(m).tensor.sum())),
+    "tensor in a dictionary of the data": Change(lambda m: 0, lambda m, b: data(m).nested["a"][0].add_(1), lambda m: float(data(m).nested["a"][0].sum())),
+    "number in an optimizer": Change(lambda m: 0, lambda m, b: gathered(m).__setitem__("n", gathered(m).get("n", 0) + 1), lambda m: gathered(m)["n"]),
+    "tensor in an optimizer": Change(lambda m: 0, lambda m, b: gathered(m).__setitem__("t", gathered(m).get("t", 0) + torch.ones(2)), lambda m: gathered(m)["t"].tolist()),
     "c number": Change(lambda m: ctypes.c_int(0), lambda m, b: setattr(m.it, "value", m.it.value + 1), lambda m: m.it.value),
     "number of multiprocessing": Change(lambda m: multiprocessing.Value("i", 0), lambda m, b: setattr(m.it, "value", m.it.value + 1), lambda m: m.it.value),
     "memoryview": Change(lambda m: memoryview(bytearray(1)), lambda m, b: m.it.__setitem__(0, m.it[0] + 1), lambda m: m.it[0]),

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from lightning_fisher import FisherRegularizer
-from tests.callbacks.multipass.state.changes import CHANGES
+from tests.callbacks.multipass.state.changes import CHANGES, Gathering, prepare_data
 from tests.callbacks.tiny import Classifier, image_batches, mlp, seeded, sgd
 
 
 class Changes(Classifier):
     def __init__(self, name):
         super().__init__(seeded(mlp))
-        self.about = CHANGES[name]
+        self.name, self.about = name, CHANGES[name]
         torch.manual_seed(0)
         self.it = self.about.make(self)
 
@@ -22,7 +22,11 @@ class Changes(Classifier):
         return super().training_step(batch, batch_idx)
 
     def configure_optimizers(self):
-        return sgd(self.net.parameters())
+        kind = Gathering if "in an optimizer" in self.name else sgd
+        return kind(self.net.parameters())
+
+    def on_train_start(self):
+        prepare_data(self)
 
 
 def batches():
