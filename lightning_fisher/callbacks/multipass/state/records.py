@@ -177,7 +177,7 @@ class Members(Record):
 
 
 class Values(Record):
-    """The values of a buffer: a numpy array, a bytearray, an `array.array`; ``compared``: `restore` knows whether they changed."""
+    """The values of a buffer: numpy array, bytearray, `array.array`; ``compared``: it is known whether they changed."""
 
     def __init__(self, values: Any, compared: bool = False) -> None:
         self._values, self._numpy, self.compared = values, hasattr(values, "flags"), compared
