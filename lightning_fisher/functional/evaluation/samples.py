@@ -60,6 +60,15 @@ def num_samples(inputs: Any, name: str = "inputs") -> int:
         ValueError: If there is no tensor, sizes differ, or there is a tensor where it isn't found.
     """
     refuse_closed(inputs, name)
+    return leading_size(inputs, name)
+
+
+def leading_size(inputs: Any, name: str) -> int:
+    """As `num_samples`, of a tree that may hold objects with tensors, such as a cache beside outputs.
+
+    Raises:
+        ValueError: As `num_samples`.
+    """
     sizes = {
         leaf.shape[0] if leaf.ndim else None for leaf in tree_flatten(_plain(inputs))[0] if isinstance(leaf, Tensor)
     }

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from lightning_fisher.functional.evaluation.memory import available_memory
 from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.precision import RefuseAutocast
-from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take
+from lightning_fisher.functional.evaluation.samples import chunks, leading_size, take
 from lightning_fisher.functional.gram.problem import Problem
 from lightning_fisher.functional.gram.rules.parameter_scale import column_scales
 from lightning_fisher.functional.gram.rules.products import MAX_ELEMENTS, gram_of_rows
@@ -91,7 +91,7 @@ def output_gradient_rows(
 ) -> Tensor:
     """Gradients ``∇_w ⟨direction_j, z_j⟩``, ``[n, W]``, of the samples of one pass, one backward pass each."""
     pairs = differentiable_pairs(outputs, directions)
-    count = num_samples(directions)
+    count = leading_size(directions, "outputs")
     if out is None:
         out = parameters[0].new_zeros(count, sum(p.numel() for p in parameters))
     if not pairs:
