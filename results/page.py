@@ -10,15 +10,18 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import torch
 
+from lightning_fisher.experiment.report.comparison.table import methods_table, of_kind
 from lightning_fisher.experiment.report.paired_difference import Difference, mean_difference
 from lightning_fisher.experiment.report.rows import Row, load_rows, numbers, value
+from lightning_fisher.experiment.report.zoo.judgment import Judged
+from lightning_fisher.experiment.report.zoo.page import parts
 from lightning_fisher.functional.ranking import bootstrap_interval, kendall_tau
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +53,20 @@ class Study:
     def fitting(self) -> Study:
         """Those that fit their training set."""
         return Study([row for row in self.rows if row["train_error"] <= FIT])
+
+    def kind(self, kind: str) -> Study:
+        """Of a comparison of methods: the trials (``choose``), or the seeds at equal ``epochs`` or ``evaluations``."""
+        return Study(of_kind(self.rows, kind))
+
+    @property
+    def methods(self) -> str:
+        """The tables of a comparison of methods, as its report has them."""
+        return signed_table(methods_table(self.rows))
+
+    @cached_property
+    def zoo(self) -> Zoo:
+        """What the judge of a zoo says."""
+        return Zoo(self.rows)
 
     @property
     def n(self) -> int:
@@ -126,6 +143,43 @@ class Study:
         """In how many pairs it is lower."""
         found = self.less(other, key)
         return f"{found.lower} of {found.n}"
+
+
+class Zoo:
+    """The judgments of a zoo's measures, and its tables.
+
+    Args:
+        rows: of all networks.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        tables, self.judged, self.effects = parts(rows)
+        self.tables = {heading: signed_table(text) for heading, text in tables}
+
+    def __getitem__(self, heading: str) -> str:
+        return self.tables[heading]
+
+    def place(self, key: str) -> int:
+        """The place of a measure in the order of worst cases, from 1."""
+        return [one.key for one in self.judged].index(key) + 1
+
+    def psi(self, key: str, option: str | None = None) -> str:
+        """Ψ of a measure, or ψ over one option."""
+        one = self._of(key)
+        return _signed(one.psi if option is None else one.per_option[option])
+
+    def tau(self, key: str) -> str:
+        """τ of a measure over all networks, with its interval."""
+        one = self._of(key)
+        return f"{_signed(one.tau)} [{_signed(one.low)}, {_signed(one.high)}]"
+
+    def _of(self, key: str) -> Judged:
+        return next(one for one in self.judged if one.key == key)
+
+
+def signed_table(text: str) -> str:
+    """A typographic minus in front of the numbers of a table; its rules stay."""
+    return re.sub(r"(?<![\w−|-])-(?=\d)", "−", text)
 
 
 def signed(text: str) -> str:

@@ -18,13 +18,18 @@ from omegaconf import DictConfig
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment import AGAIN, context, signals
 from lightning_fisher.experiment.complete import show_complete_card, show_complete_row
-from lightning_fisher.experiment.config.compose import CONFIG_DIR, CONFIG_NAME, ROOT, config_groups, known_options
+from lightning_fisher.experiment.config.compose import (
+    CONFIG_DIR,
+    CONFIG_NAME,
+    ROOT,
+    config_groups,
+    known_options,
+)
 from lightning_fisher.experiment.config.error_messages import explain
 from lightning_fisher.experiment.config.files import check_files
 from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.config.resolvers import register_resolvers
 from lightning_fisher.experiment.config.score_request import checkpoints, is_scoring, quoted_paths
-from lightning_fisher.experiment.config.validation import check_config
 from lightning_fisher.experiment.records import run_folders
 from lightning_fisher.experiment.sweep import job_record, jobs
 
@@ -59,7 +64,7 @@ def answer(job: Job) -> None:
         ConfigError: if the config cannot work.
     """
     if not jobs.is_checked(job):
-        check_config(job.cfg, job.overrides)
+        jobs.check_job(job)
     if is_scoring(job.cfg):
         if not show_complete_card(job):
             check_files(job.cfg)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment import context
 
 ROOT = Path(__file__).resolve().parents[3]  # the folder the package is in: the checkout, or site-packages
@@ -37,6 +38,33 @@ def config_groups() -> dict[str, list[str]]:
         if group != ".":
             groups.setdefault(group, []).append(path.stem)
     return groups
+
+
+def refuse_shadowed(choices: Mapping[str, Any], overrides: list[str], folders: Iterable[str]) -> None:
+    """Refuse a choice that the user has a config of and the program too: Hydra takes the program's, and doesn't say so.
+
+    Args:
+        choices: the chosen config of every group.
+        overrides: the command's; of these those that choose several configs of a group.
+        folders: those of the command's ``--config-dir``.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    chosen = [(group, name) for group, name in choices.items() if isinstance(name, str)]
+    if folders := list(folders):
+        for override in map(OverridesParser.create().parse_override, group_overrides(overrides)):
+            value = override.value()
+            chosen += [(override.key_or_group, str(name)) for name in value] if isinstance(value, list) else []
+    for folder in folders:
+        for group, name in chosen:
+            place = Path(group.partition("@")[0]) / f"{name}.yaml"
+            own, built_in = Path(folder) / place, CONFIG_DIR / place
+            if own.is_file() and built_in.is_file() and own.read_bytes() != built_in.read_bytes():
+                raise ConfigError(
+                    f"Expected `{own}` to have a name of its own, but got that of a config of the program, which "
+                    f"`{group}={name}` means: rename the file, to `my_{name}.yaml` say, and choose that."
+                )
 
 
 def is_group(key: str) -> bool:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment import context
+from lightning_fisher.experiment.config.compose import refuse_shadowed
 from lightning_fisher.experiment.config.error_messages import one_line
 from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.config.validation import check_config
@@ -72,8 +73,22 @@ def fixed_options(config: DictConfig) -> list[str]:
 
 def own_configs() -> list[str]:
     """Return the arguments by which a job finds the user's own configs too: the command's ``--config-dir``."""
+    return [f"--config-dir={folder}" for folder in _own_folders()]
+
+
+def _own_folders() -> list[str]:
     sources = HydraConfig.get().runtime.config_sources
-    return [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+    return [source.path for source in sources if source.provider == "command-line"]
+
+
+def check_job(job: Job) -> None:
+    """Check names, types and ranges of a job's config, and that its configs are those that were meant.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    refuse_shadowed(job.choices, job.overrides, _own_folders())
+    check_config(job.cfg, job.overrides)
 
 
 def _quoted(path: Path | str) -> str:
@@ -130,7 +145,7 @@ def run_in_own_process(job: Job) -> None:
         return
     start = time.monotonic()
     try:
-        check_config(job.cfg, job.overrides)
+        check_job(job)
     except ConfigError as error:
         _say(folder, f"Error: {one_line(error)}\n")
         _note(folder, "failed", 1, time.monotonic() - start)

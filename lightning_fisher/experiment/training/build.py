@@ -48,6 +48,7 @@ class Run:
     stop: StopAtConvergence | None
     measurement: FinalMeasurement | None
     ranks: Ranks
+    own: dict[str, Callback]  # the user's callbacks, by name
 
 
 def made(key: str, node: DictConfig, kind: type[Made], **options: Any) -> Made:
@@ -92,14 +93,14 @@ def _factory(key: str, node: DictConfig) -> Any:
     return found
 
 
-def make_callbacks(node: DictConfig | None) -> list[Callback]:
-    """Instantiate the callbacks of a ``callbacks`` node: the user's, beside those of the program.
+def make_callbacks(node: DictConfig | None) -> dict[str, Callback]:
+    """Instantiate the callbacks of a ``callbacks`` node by name: the user's, beside those of the program.
 
     Raises:
         InstantiationException: if a constructor refuses its arguments.
         ConfigError: if a target makes no callback.
     """
-    return [made("callbacks." + str(name), item, Callback) for name, item in (node or {}).items()]
+    return {str(name): made(f"callbacks.{name}", item, Callback) for name, item in (node or {}).items()}
 
 
 def make_trainer(node: DictConfig, callbacks: list[Callback], loggers: list[Logger], folder: Path) -> Trainer:
@@ -171,8 +172,9 @@ def build(cfg: DictConfig, folder: Path, study: str | None, config_hash: str) ->
     # An average of the weights is to be there while they are measured.
     callbacks += [monitor, regularizer] if isinstance(regularizer, AveragedWeights) else [regularizer, monitor]
     callbacks += [measurement, history, Progress(history, bar=cfg.trainer.enable_progress_bar is None), stop]
-    callbacks += make_callbacks(cfg.get("callbacks"))
+    own = make_callbacks(cfg.get("callbacks"))
+    callbacks += own.values()
     callbacks += checkpoint_callbacks(folder, has_validation=cfg.data.validation_size > 0)
     loggers = make_loggers(cfg.get("logger") or OmegaConf.create({}), folder, study, config_hash)
     trainer = make_trainer(cfg.trainer, [c for c in callbacks if c is not None], loggers, folder)
-    return Run(datamodule, module, trainer, loggers, history, regularizer, monitor, stop, measurement, ranks)
+    return Run(datamodule, module, trainer, loggers, history, regularizer, monitor, stop, measurement, ranks, own)

@@ -76,7 +76,7 @@ def check_run(run: Run) -> None:
             f"but got one with outputs of shape {list(getattr(logits, 'shape', []))} for 2 images."
         )
     module.train()
-    _check_monitor(run, scheduler)
+    _check_monitors(run, scheduler)
     if run.regularizer is not None and not isinstance(run.regularizer, AveragedWeights):
         try:
             run.regularizer.setup(run.trainer, run.module, "fit")
@@ -144,13 +144,26 @@ def check_checkpoint(module: ImageClassifier, path: Path) -> None:
         )
 
 
-def _check_monitor(run: Run, scheduler: Any) -> None:
-    """The value that a plateau scheduler watches is logged at the end of every epoch."""
+VALIDATED = ["val_loss", "val_error", "val_error_top5"]
+GAMMA = ["gamma", "gamma_residual", "gamma_sensitivity", "gamma_magnitude", "gamma_direction"]
+
+
+def _check_monitors(run: Run, scheduler: Any) -> None:
+    """The value that a plateau scheduler or a callback watches is logged at the end of every epoch."""
     logged = ["train_loss", "train_error"]
-    if run.datamodule.validation_size:
-        logged += ["val_loss", "val_error", "val_error_top5"]
+    if run.datamodule.validation_size and run.trainer.limit_val_batches:
+        logged += VALIDATED
     if run.monitor is not None and run.monitor.every_n_validations == 1:
-        logged += ["gamma", "gamma_residual", "gamma_sensitivity", "gamma_magnitude", "gamma_direction"]
+        logged += GAMMA
     name = run.module.scheduler_monitor
     if isinstance(scheduler, ReduceLROnPlateau) and name not in logged:
         raise ConfigError(f"Expected option `model.scheduler_monitor` to be {listing(logged)}, but got `{name}`.")
+    for key, callback in run.own.items():
+        watched = getattr(callback, "monitor", None)
+        if (
+            watched in (*VALIDATED, *GAMMA) and watched not in logged
+        ):  # others may be logged by a callback of the user's
+            why = "there is no validation" if watched in VALIDATED else "γ̂ isn't measured in every validation"
+            raise ConfigError(
+                f"Expected option `callbacks.{key}.monitor` to be {listing(logged)}, but got `{watched}`: {why}."
+            )

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.arguments import require_positive
-from lightning_fisher.exceptions import InteractionError, NonFiniteError
+from lightning_fisher.exceptions import InteractionError, NonFiniteError, UndefinedMeasureError
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.graph import differentiated_pairs, pulled_back, refuse_constant
 from lightning_fisher.functional.evaluation.independence import (
@@ -70,7 +70,8 @@ def gradient_noise_scale(gram: Tensor, *, unbiased: bool = False) -> Tensor:
         A float64 scalar; ``inf`` where g is zero.
 
     Raises:
-        ValueError: If ``gram`` is not a finite square matrix, or N < 2.
+        ValueError: If ``gram`` is not a finite square matrix.
+        UndefinedMeasureError: A `ValueError`, if N < 2.
 
     Example:
         >>> import torch
@@ -82,7 +83,7 @@ def gradient_noise_scale(gram: Tensor, *, unbiased: bool = False) -> Tensor:
     gram = _scaled(gram)
     count = len(gram)
     if count < 2:
-        raise ValueError(f"Expected argument `gram` to be of at least 2 samples, but got {count}.")
+        raise UndefinedMeasureError("gradient noise scale", "one sample: a variance needs two")
     squared_mean = gram.mean()
     variance = (gram.trace() - count * squared_mean) / (count - 1)
     return variance / (squared_mean - variance / count if unbiased else squared_mean)

@@ -123,7 +123,8 @@ def normalized_margins(
     Raises:
         ValueError: If outputs, targets or the name don't fit.
         InteractionError: A `ValueError`, if samples interact.
-        UndefinedMeasureError: A `ValueError`, if the activations are no floating-point tensor, or made several times.
+        UndefinedMeasureError: A `ValueError`, if the activations are no floating-point tensor, or made several times,
+            or don't vary with ``spread``.
         NonFiniteError: A `ValueError`, if an output is infinite or nan.
 
     Example:
@@ -156,6 +157,8 @@ def normalized_margins(
     if spread:
         variance = sum(a.detach().double().flatten(1).var(0, correction=0).sum() for a in activations)
         assert isinstance(variance, Tensor)
+        if variance == 0:
+            raise UndefinedMeasureError(f"margin at {at!r} over the spread", "activations that don't vary there")
         result = result / variance.sqrt()
     return result
 
@@ -173,7 +176,7 @@ def median_margin(
         spread: See `normalized_margins`.
 
     Returns:
-        A float64 scalar. Costs two forward and three backward passes, without weight gradients.
+        A float64 scalar; nan between −∞ and ∞. Costs two forward and three backward passes, without weight gradients.
 
     Raises:
         ValueError: As `normalized_margins`.
@@ -186,7 +189,9 @@ def median_margin(
         >>> median_margin(net, torch.tensor([[5.0, 0.0], [1.0, 0.0], [10.0, 0.0]]), torch.tensor([0, 0, 0]))
         tensor(3., dtype=torch.float64)
     """
-    return torch.quantile(normalized_margins(module, inputs, targets, at=at, spread=spread), 0.5)
+    margins = normalized_margins(module, inputs, targets, at=at, spread=spread).sort().values
+    lower, upper = margins[(len(margins) - 1) // 2], margins[len(margins) // 2]
+    return torch.where(lower == upper, lower, (lower + upper) / 2)  # also where both are infinite
 
 
 def margin_signature(margins: Tensor) -> MarginSignature:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.exceptions import UndefinedMeasureError
+from lightning_fisher.exceptions import NonFiniteError, UndefinedMeasureError
 from lightning_fisher.functional.evaluation.module_copy import copied
 from lightning_fisher.functional.measures.folding import weight_matrices
 
@@ -114,6 +114,7 @@ def log_spectral_product(matrices: Mapping[str, Tensor], margin: Tensor | float 
     Raises:
         ValueError: If there is no matrix.
         UndefinedMeasureError: A `ValueError`, if a matrix is zero.
+        NonFiniteError: A `ValueError`, if a weight is infinite or nan.
 
     Example:
         >>> import torch
@@ -141,6 +142,7 @@ def log_frobenius_product(matrices: Mapping[str, Tensor], margin: Tensor | float
     Raises:
         ValueError: If there is no matrix.
         UndefinedMeasureError: A `ValueError`, if a matrix is zero.
+        NonFiniteError: A `ValueError`, if a weight is infinite or nan.
 
     Example:
         >>> import torch
@@ -160,6 +162,8 @@ def over_margin(log_value: Tensor, margin: Tensor | float) -> Tensor:
 def _log_product(matrices: Mapping[str, Tensor], norm: Any, margin: Tensor | float | None) -> Tensor:
     if not matrices:
         raise ValueError("Expected argument `matrices` to hold at least one weight matrix, but got none.")
+    if not all(bool(torch.isfinite(matrix).all()) for matrix in matrices.values()):
+        raise NonFiniteError("weights")
     norms = torch.stack([norm(matrix.double()).cpu() for matrix in matrices.values()])
     if zero := [name for name, value in zip(matrices, norms.tolist(), strict=True) if value == 0]:
         raise UndefinedMeasureError("product of norms", f"one whose weights {zero} are zero")

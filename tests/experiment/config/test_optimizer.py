@@ -97,11 +97,11 @@ def test_an_option_that_is_left_over_is_explained(tmp_path: Path) -> None:
 
 def test_callbacks_of_the_group() -> None:
     cfg = composed("callbacks=[early_stopping,lr_monitor]", "callbacks.early_stopping.patience=3")
-    stopping, monitor = make_callbacks(cfg.callbacks)
+    stopping, monitor = make_callbacks(cfg.callbacks).values()
     assert isinstance(stopping, EarlyStopping)
     assert (stopping.monitor, stopping.patience) == ("val_error", 3)
     assert isinstance(monitor, LearningRateMonitor)
-    assert make_callbacks(composed().get("callbacks")) == []
+    assert make_callbacks(composed().get("callbacks")) == {}
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,36 @@ def test_what_is_no_callback_is_refused(options: list[str], expected: str, tmp_p
     assert line is not None
     assert expected in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("options", "named", "why"),
+    [
+        (["data.validation_size=0"], "val_error", "there is no validation."),
+        (["trainer.limit_val_batches=0"], "val_error", "there is no validation."),
+        (
+            ["data.validation_size=0", "callbacks.early_stopping.monitor=val_loss"],
+            "val_loss",
+            "there is no validation.",
+        ),
+        (["callbacks.early_stopping.monitor=gamma"], "gamma", "isn't measured in every validation."),
+    ],
+)
+def test_a_value_that_is_never_logged_is_refused(options: list[str], named: str, why: str, tmp_path: Path) -> None:
+    line = refusal([*SHORT, "callbacks=early_stopping", *options], tmp_path / "run")
+    assert line is not None
+    assert line.startswith("Expected option `callbacks.early_stopping.monitor` to be train_loss")
+    assert f"but got `{named}`: " in line
+    assert line.endswith(why)
+    assert "\n" not in line
+
+
+def test_values_that_are_logged_can_be_watched(tmp_path: Path) -> None:
+    watched = ["callbacks=early_stopping", "callbacks.early_stopping.monitor=train_loss", "data.validation_size=0"]
+    assert refusal([*SHORT, *watched], tmp_path / "run") is None
+    assert refusal([*SHORT, "callbacks=early_stopping"], tmp_path / "run") is None
+    own = ["callbacks=early_stopping", "callbacks.early_stopping.monitor=of_my_own_callback"]
+    assert refusal([*SHORT, *own], tmp_path / "run") is None
 
 
 def test_a_run_with_both(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

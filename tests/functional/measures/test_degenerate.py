@@ -25,6 +25,7 @@ from lightning_fisher.functional.measures import (
     log_frobenius_product,
     log_spectral_product,
     margin_signature,
+    median_margin,
     noise_tolerance,
     normalized_margins,
     output_margin,
@@ -73,6 +74,34 @@ def test_a_margin_whose_gradient_is_zero_is_infinite_with_its_sign():
     assert margins.tolist() == [math.inf, -math.inf]
     net[0].bias.data.zero_()
     assert normalized_margins(net, torch.ones(1, 1).double(), torch.tensor([0])).tolist() == [0.0]
+
+
+def test_the_median_of_infinite_margins():
+    """Half-way between the two in the middle, by hand: the same where they are equal, undefined between both signs."""
+    net = nn.Sequential(linear([[0.0], [0.0]], bias=True)).double()
+    net[0].bias.data.copy_(torch.tensor([1.0, 0.0]))
+    x = torch.ones(4, 1).double()
+    for targets, expected in (([0, 0, 0, 0], math.inf), ([1, 1, 1, 0], -math.inf), ([0, 0, 0, 1], math.inf)):
+        assert median_margin(net, x, torch.tensor(targets)) == expected
+    assert median_margin(net, x, torch.tensor([0, 0, 1, 1])).isnan()
+    net[0].weight.data.copy_(torch.tensor([[1.0], [0.0]]))
+    net[0].bias.data.zero_()
+    x = torch.tensor([[1.0], [2.0], [4.0], [100.0]]).double()  # the margins are x
+    assert median_margin(net, x, torch.zeros(4, dtype=torch.long)) == 3.0
+    assert median_margin(net, x[:3], torch.zeros(3, dtype=torch.long)) == 2.0
+
+
+def test_a_margin_over_a_spread_of_zero_is_refused():
+    net = nn.Sequential(linear([[1.0], [2.0]]), linear([[1.0, 0.0], [0.0, 1.0]])).double()
+    with pytest.raises(UndefinedMeasureError, match="over the spread is defined, but got activations that don't vary"):
+        normalized_margins(net, torch.ones(3, 1).double(), torch.tensor([0, 1, 1]), at="0", spread=True)
+
+
+@pytest.mark.parametrize("measure", [log_spectral_product, log_frobenius_product])
+def test_products_of_weights_that_are_no_numbers(measure):
+    for bad in (math.nan, math.inf):
+        with pytest.raises(NonFiniteError, match="Expected finite weights"):
+            measure({"a": torch.tensor([[1.0, bad], [0.0, 1.0]])})
 
 
 def test_over_a_margin_of_zero_or_below_is_infinite():
@@ -290,7 +319,7 @@ def test_a_gram_matrix_is_square_and_finite(measure):
 
 
 def test_one_sample_has_no_noise():
-    with pytest.raises(ValueError, match="Expected argument `gram` to be of at least 2 samples, but got 1"):
+    with pytest.raises(ValueError, match="the gradient noise scale is defined, but got one sample"):
         gradient_noise_scale(torch.ones(1, 1))
 
 

@@ -114,19 +114,17 @@ class AttributeSnapshot:
             return
         first = len(self._records)
         for name, value in held:
-            if not _is_small(value) and _size(value) <= SEARCHED:
+            if not _is_small(value) and _bytes_in(value) <= COMPARED:
                 self._data(value, name)
         learn = functools.partial(self._deep.__setitem__, id(other), other)
         self._records[first:] = [Nested(self._records[first:], learn)]
 
     def _data(self, value: Any, name: str) -> None:
-        """A container, an array or a tensor of the data: tensors are copied only as far as there is room."""
-        first, room = len(self.tensors), COMPARED
+        """A container, an array or a tensor of the data."""
+        first = len(self.tensors)
         self._visit(value, name)
-        for _, tensor in self.tensors[first:]:
-            room -= tensor.nbytes
-            if room >= 0 and tensor.layout is torch.strided and not tensor.is_inference():
-                self._records.append(TensorValues(tensor))
+        tensors = [tensor for _, tensor in self.tensors[first:]]
+        self._records += [TensorValues(t) for t in tensors if t.layout is torch.strided and not t.is_inference()]
         del self.tensors[first:]
 
     def _module(self, module: nn.Module, name: str, hidden: bool) -> None:
@@ -360,14 +358,23 @@ def _is_filled(value: Any) -> bool:
     return isinstance(value, (list, collections.deque, dict, set, Tensor)) or _is_array(value)
 
 
-def _size(value: Any) -> int:
-    """Items that would be looked at."""
-    return 0 if isinstance(value, Tensor) or _is_array(value) else len(value)
-
-
 def _is_small(value: Any) -> bool:
     """Of the data: whether it is looked at every step."""
-    return int(value.nbytes) <= LITTLE if isinstance(value, Tensor) or _is_array(value) else len(value) <= DEEP
+    if isinstance(value, Tensor) or _is_array(value):
+        return int(value.nbytes) <= LITTLE
+    values = value.values() if isinstance(value, dict) else value
+    return len(value) <= DEEP and all(type(item) in PLAIN for item in values)
+
+
+def _bytes_in(value: Any, depth: int = 3) -> float:
+    """Of the arrays and tensors in a container, with a few more for each item; many if it is too long."""
+    if isinstance(value, Tensor) or _is_array(value):
+        return float(value.nbytes)
+    if depth == 0 or not isinstance(value, (list, tuple, collections.deque, dict, set)):
+        return 100.0
+    if len(value) > SEARCHED:
+        return float("inf")
+    return sum(_bytes_in(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value))
 
 
 def _slots(kind: type) -> Iterator[str]:

@@ -11,9 +11,9 @@ from torch import nn
 
 from lightning_fisher import FisherRegularizer
 from lightning_fisher.callbacks.multipass.state.stand_ins import LostStateError
-from tests.callbacks.multipass.state.changes import CHANGES
+from tests.callbacks.multipass.state.changes import CHANGES, Gathering, prepare_data
 from tests.callbacks.multipass.state.test_changes import assert_same
-from tests.callbacks.tiny import Classifier, image_batches, mlp, seeded, sgd
+from tests.callbacks.tiny import Classifier, image_batches, mlp, seeded
 
 # Those that name the module itself, or change what others look at (the rate of learning, the end of training).
 ALONE = {"attribute of the module's class", "generator of the module's class", "own scheduler", "the Trainer's end"}
@@ -72,7 +72,10 @@ class Several(Classifier):
         return None
 
     def configure_optimizers(self):
-        return sgd(self.net.parameters())
+        return Gathering(self.net.parameters())
+
+    def on_train_start(self):
+        prepare_data(self)
 
     def read(self):
         found = [(CHANGES[name].read, holder) for holder, (name, *_) in zip(self.holders, self.about, strict=True)]
