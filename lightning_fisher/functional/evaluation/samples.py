@@ -17,6 +17,8 @@ def call_module(module: Callable[..., Any], inputs: Any) -> Any:
 
     The module gets copies: it may change its inputs in place. What it returns comes as a tree of torch, see `as_tree`.
     """
+    if isinstance(inputs, Tensor):
+        return as_tree(module(inputs.clone()))
     inputs = fresh(inputs)
     if isinstance(inputs, (tuple, list)):
         return as_tree(module(*inputs))
@@ -27,6 +29,8 @@ def call_module(module: Callable[..., Any], inputs: Any) -> Any:
 
 def fresh(tree: Any) -> Any:
     """Copies of the tensors, part of the same graph."""
+    if isinstance(tree, Tensor):
+        return tree.clone()
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, _plain(tree))
 
 
@@ -37,9 +41,8 @@ def num_samples(inputs: Any, name: str = "inputs") -> int:
         ValueError: If there is no tensor, sizes differ, or there is a tensor where it isn't found.
     """
     refuse_closed(inputs, name)
-    sizes = {
-        leaf.shape[0] if leaf.ndim else None for leaf in tree_flatten(_plain(inputs))[0] if isinstance(leaf, Tensor)
-    }
+    leaves = [inputs] if isinstance(inputs, Tensor) else tree_flatten(_plain(inputs))[0]
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves if isinstance(leaf, Tensor)}
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         raise ValueError(
             f"Expected every tensor in argument `{name}` to have the samples, at least one, in dimension 0, "
@@ -55,7 +58,7 @@ def refuse_closed(tree: Any, name: str) -> None:
     Raises:
         ValueError: With what is allowed.
     """
-    for leaf in tree_flatten(_plain(tree))[0]:
+    for leaf in [tree] if isinstance(tree, Tensor) else tree_flatten(_plain(tree))[0]:
         if isinstance(leaf, Tensor):
             if leaf.is_nested:
                 raise ValueError(
@@ -77,6 +80,8 @@ def has_tensors(tree: Any) -> bool:
 
 def take(tree: Any, index: slice | Tensor) -> Any:
     """The samples ``index`` of every tensor in a nested structure."""
+    if isinstance(tree, Tensor):
+        return tree[index] if tree.ndim else tree
     return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) and leaf.ndim else leaf, _plain(tree))
 
 

@@ -15,7 +15,7 @@ from lightning_fisher.functional.losses.loss import LossFn, losses_of
 from lightning_fisher.functional.losses.loss_parameters import loss_parameters, refuse_foreign_parameters
 from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.execution import refused
-from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
+from lightning_fisher.functional.multipass.loop import Context, Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.passes import Method
 from lightning_fisher.functional.multipass.vmap import StackedBatches, UnequalSizesError, VmapError, penalty_by_vmap
 
@@ -116,7 +116,7 @@ class PartLosses:
 def penalty_of_parts(
     losses: PartLosses, parameters: Sequence[nn.Parameter], *, method: Method, weights: Sequence[float], passes: str
 ) -> Penalty:
-    """`penalty_of_losses` in a loop or by vmap.
+    """`penalty_of_losses` in a loop or by vmap, in a loop without the spread of the gradients.
 
     Args:
         losses: Of the perturbed parts.
@@ -131,7 +131,13 @@ def penalty_of_parts(
 
     def loop(losses: PartLosses) -> Penalty:
         return penalty_of_losses(
-            losses.functions(), parameters, method=method, weights=weights, module=losses.module, measured=losses
+            losses.functions(),
+            parameters,
+            method=method,
+            weights=weights,
+            module=losses.module,
+            measured=losses,
+            context=Context(divergence=False),
         )
 
     if passes == "loop":

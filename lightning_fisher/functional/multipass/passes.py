@@ -101,6 +101,7 @@ class Passes:
         self._originals = [p.detach().clone() for p in self.parameters]
         self._start = RandomStateSnapshot(self._devices), BufferSnapshot(self._module)
         self._masks, self._buffers = self._start
+        self._now: tuple[RandomStateSnapshot, BufferSnapshot] | None = self._start
         self._settings.enter_context(torch.compiler.set_stance("force_eager"))
         self._settings.enter_context(full_precision(self._types))
         return self
@@ -122,10 +123,12 @@ class Passes:
         Raises:
             ValueError: If the loss depends on none of the parameters, or runs in half precision.
         """
-        self._masks = RandomStateSnapshot(self._devices)
+        # Nobody else's code runs since the last pass at another point, after which all was put back.
+        now, self._now = self._now, None
+        self._masks = RandomStateSnapshot(self._devices) if now is None else now[0]
         if self._live:
             if perturbed:
-                self._buffers = BufferSnapshot(self._module)
+                self._buffers = BufferSnapshot(self._module, self._buffers) if now is None else now[1]
             found = self._evaluate(loss)
         else:
             found = self._extra(loss)
@@ -142,19 +145,21 @@ class Passes:
             scale: Factor of the step.
         """
         after = RandomStateSnapshot(self._devices)
-        buffers = BufferSnapshot(self._module) if self._live else self._buffers
+        buffers = BufferSnapshot(self._module, self._buffers) if self._live else self._buffers
         self._buffers.restore()
         moved = [(p, e) for p, e in zip(self.parameters, step, strict=True) if e is not None]
         try:
             with torch.no_grad():
                 if moved:
                     torch._foreach_add_([p for p, _ in moved], [e for _, e in moved], alpha=scale)
-            self._masks.restore()
+            if not after.same_as(self._masks):
+                self._masks.restore()
             return self._extra(loss)
         finally:
             buffers.restore()
             after.restore()
             self._put_back()
+            self._now = after, buffers
 
     def _extra(self, loss: Loss) -> Evaluation:
         # What isn't finite at w + e is left out of the penalty: no anomaly of the user's own step.

@@ -22,7 +22,7 @@ from lightning_fisher.functional.multipass.finite_difference import (
     trainable_parameters,
 )
 from lightning_fisher.functional.multipass.gradients import combine, finite_or_left_out
-from lightning_fisher.functional.multipass.loop import Penalty, penalty_of_losses
+from lightning_fisher.functional.multipass.loop import Context, Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.part_losses import PartLosses, penalty_of_parts
 from lightning_fisher.functional.multipass.sub_batches import (
     Part,
@@ -151,6 +151,7 @@ def regularized_gradient(
                 module=module,
                 loss_shares=[size / count for size in sizes],
                 measured=losses,
+                context=Context(divergence=False),
             )
             _require_parts(losses)
             assert found.loss is not None
