@@ -114,13 +114,15 @@ class BufferSnapshot:
         names = [tuple(owner._buffers) for owner in owners]
         parameters = (p for submodule in tree for p in submodule._parameters.values() if p is not None)
         frozen = [p for p in parameters if not p.requires_grad and not p.is_inference()]
-        held = [*owners, *(buffer for owner in owners for buffer in owner._buffers.values()), *frozen]
-        memory = [_memory(tensor) for tensor in held[len(owners) :]]
-        if previous is not None and previous._is_of(names, held, memory):
-            self._names, self._held, self._memory = previous._names, previous._held, previous._memory
+        tensors = [*(buffer for owner in owners for buffer in owner._buffers.values()), *frozen]
+        self._names, self._held = names, [*owners, *tensors]
+        self._memory = [_memory(tensor) for tensor in tensors]
+        self._owned: list[tuple[nn.Module, str, Tensor | None]]
+        self._groups: _Groups
+        self._frozen: list[tuple[nn.Parameter, Tensor]]
+        if previous is not None and self._holds_what(previous):
             self._owned, self._groups, self._frozen = previous._owned, previous._groups, previous._frozen
         else:
-            self._names, self._held, self._memory = names, held, memory
             self._owned = [(owner, name, buffer) for owner in owners for name, buffer in owner._buffers.items()]
             self._groups, self._frozen = self._found(module, frozen)
         self._values = {kind: [torch.empty_like(b) for b in group] for kind, group in self._groups.items()}
@@ -129,10 +131,10 @@ class BufferSnapshot:
         self._versions = self._now() if previous is None else None
         self.attributes: _Attributes | None = None
 
-    def _is_of(self, names: list[tuple[str, ...]], held: list[Any], memory: list[Any]) -> bool:
-        """Whether this is a snapshot of the same tensors, in the same memory, under the same names."""
-        same = len(self._held) == len(held) and self._names == names and self._memory == memory
-        return same and all(map(operator.is_, self._held, held))
+    def _holds_what(self, other: BufferSnapshot) -> bool:
+        """Whether both are of the same tensors, in the same memory, under the same names."""
+        same = len(self._held) == len(other._held) and self._names == other._names and self._memory == other._memory
+        return same and all(map(operator.is_, self._held, other._held))
 
     def _found(
         self, module: nn.Module, frozen: list[nn.Parameter]

@@ -93,7 +93,8 @@ class _Block:
         if found is None:
             return False
         if plan.verify and not plan.accepted:
-            require_finite(sum(found.grams.values()).diagonal(), "per-sample gradients")
+            for gram in found.grams.values():
+                require_finite(gram.diagonal(), "per-sample gradients")
             comparison = compare(
                 problem, found.grams, found.outputs, found.gradients.directions, self._generator, shuffled=False
             )

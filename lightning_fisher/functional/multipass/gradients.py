@@ -108,7 +108,7 @@ def finite_or_left_out(value: Tensor, gradient: Gradient) -> tuple[Tensor, Gradi
         return torch.where(finite, value, torch.nan), gradient
 
 
-def _is_finite(value: Tensor, parts: Sequence[Tensor]) -> bool:
+def _is_finite(value: Tensor, parts: list[Tensor]) -> bool:
     """Whether all is finite for sure: Euclidean norms, ten times as fast on a CPU as largest entries, may overflow."""
     norms = torch._foreach_norm(parts) if parts else ()
     return bool(torch.isfinite(torch.stack([value, *(norm.to(value) for norm in norms)])).all())
