@@ -75,9 +75,10 @@ def gram_matrix(
 ) -> Tensor:
     r"""Gram matrix of per-sample gradients, ``ξ = J Jᵀ`` with row j of J ``∇_w ℓ(x_j, y_j; w)`` (Eq. 5).
 
-    J is taken over all parameters that require gradients, in evaluation mode; layer by layer, never whole. The passes run
-    in the parameters' own precision (float32 at the least) whatever autocast and TF32 settings surround the call; sums
-    and the result are float64. Weights, buffers, gradients, modes and the random state are left as they were.
+    J is taken over all parameters that require gradients, in evaluation mode; layer by layer it is never held whole.
+    The passes run in the parameters' own precision (float32 at the least) whatever autocast and TF32 settings surround
+    the call; sums and the result are float64. Weights, buffers, gradients, modes and the random state are left as they
+    were.
 
     Cost: one forward and one backward pass without weight gradients, and the layers' Gram products, for linear,
     convolution (1–3d), batch/group/instance/layer/RMS norm, embedding and multi-head attention layers, as modules or
