@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import copy
+import ctypes
+import operator
 import random
 import sys
 from collections import defaultdict
@@ -19,6 +21,9 @@ FROZEN = 2  # times as many frozen parameters as trained ones are copied at the 
 LARGE = 20_000  # items of a container that is looked at
 # Parameters, buffers, hooks, modes: looked at by themselves; forward passes are replaced while one is watched.
 _OF_MODULES = set(vars(nn.Module())) | {"forward"}
+_PLAIN_TENSORS = (Tensor, nn.Parameter, *([nn.Buffer] if hasattr(nn, "Buffer") else []))
+
+_Groups = defaultdict[tuple[torch.dtype, torch.device], list[Tensor]]
 
 
 @contextmanager
@@ -29,7 +34,7 @@ def evaluation_mode(module: nn.Module, *, batch_statistics: bool = False) -> Ite
         module: Any module.
         batch_statistics: Keep batch-norm layers in training mode, so that they use the statistics of the batch.
     """
-    flags = [(submodule, submodule.training) for submodule in module.modules()]
+    flags = [(submodule, submodule.training) for submodule in submodules(module)]
     try:
         # The flag is set directly: `train()` is often overridden with side effects.
         for submodule, _ in flags:
@@ -80,30 +85,70 @@ def dense(gradient: Tensor) -> Tensor:
     return gradient if gradient.layout is torch.strided else gradient.to_dense()
 
 
+def submodules(module: nn.Module) -> list[nn.Module]:
+    """Every module of the tree once, in the order of `torch.nn.Module.modules`, which takes twice as long."""
+    found: dict[int, nn.Module] = {}
+    waiting = [module]
+    while waiting:
+        submodule = waiting.pop()
+        if id(submodule) not in found:
+            found[id(submodule)] = submodule
+            waiting.extend(child for child in reversed(list(submodule._modules.values())) if child is not None)
+    return list(found.values())
+
+
 class BufferSnapshot:
     """The buffers of a module, bit for bit, also where a forward pass replaces the tensor itself.
 
     And its frozen parameters, which a forward pass may move too (a momentum encoder), unless they are many times those
     that are trained: a copy of a large backbone would cost more than the pass.
+
+    Args:
+        module: The module.
+        previous: An earlier snapshot of it. As long as the module holds the same tensors, what was found out about them
+            is taken over: of a module with dozens of small buffers that takes longer than the copies.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._owned = [
-            (submodule, name, buffer) for submodule in module.modules() for name, buffer in submodule._buffers.items()
-        ]
-        # One copy a dtype and device: a network has dozens of small buffers, and each operation costs a launch.
-        self._groups: defaultdict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
-        for *_, buffer in self._owned:
-            if buffer is not None and not buffer.is_inference():  # those can't change
-                self._groups[buffer.dtype, buffer.device].append(buffer.detach())
-        self._frozen = [(parameter, parameter.data) for parameter in _movable(module)]
-        for _, data in self._frozen:
-            self._groups[data.dtype, data.device].append(data)
+    def __init__(self, module: nn.Module, previous: BufferSnapshot | None = None) -> None:
+        tree = submodules(module)
+        owners = [submodule for submodule in tree if submodule._buffers]
+        names = [tuple(owner._buffers) for owner in owners]
+        parameters = (p for submodule in tree for p in submodule._parameters.values() if p is not None)
+        frozen = [p for p in parameters if not p.requires_grad and not p.is_inference()]
+        tensors = [*(buffer for owner in owners for buffer in owner._buffers.values()), *frozen]
+        self._names, self._held = names, [*owners, *tensors]
+        self._memory = [_memory(tensor) for tensor in tensors]
+        self._owned: list[tuple[nn.Module, str, Tensor | None]]
+        self._groups: _Groups
+        self._frozen: list[tuple[nn.Parameter, Tensor]]
+        if previous is not None and self._holds_what(previous):
+            self._owned, self._groups, self._frozen = previous._owned, previous._groups, previous._frozen
+        else:
+            self._owned = [(owner, name, buffer) for owner in owners for name, buffer in owner._buffers.items()]
+            self._groups, self._frozen = self._found(module, frozen)
         self._values = {kind: [torch.empty_like(b) for b in group] for kind, group in self._groups.items()}
         for kind, group in self._groups.items():
             torch._foreach_copy_(self._values[kind], group)
-        self._versions = self._now()
+        self._versions = self._now() if previous is None else None
         self.attributes: Attributes | None = None
+
+    def _holds_what(self, other: BufferSnapshot) -> bool:
+        """Whether both are of the same tensors, in the same memory, under the same names."""
+        same = len(self._held) == len(other._held) and self._names == other._names and self._memory == other._memory
+        return same and all(map(operator.is_, self._held, other._held))
+
+    def _found(
+        self, module: nn.Module, frozen: list[nn.Parameter]
+    ) -> tuple[_Groups, list[tuple[nn.Parameter, Tensor]]]:
+        """What is copied: one operation a dtype and device, as each costs a launch."""
+        groups: _Groups = defaultdict(list)
+        for *_, buffer in self._owned:
+            if buffer is not None and not buffer.is_inference():  # those can't change
+                groups[buffer.dtype, buffer.device].append(buffer.detach())
+        movable = [(parameter, parameter.data) for parameter in _movable(module, frozen)]
+        for _, data in movable:
+            groups[data.dtype, data.device].append(data)
+        return groups, movable
 
     def restore(self) -> None:
         """Put every buffer back; unchanged ones cost a copy, nothing else."""
@@ -115,12 +160,14 @@ class BufferSnapshot:
         for parameter, data in self._frozen:  # `data` has a version of its own: no graph notices that it was copied to
             if parameter.data.data_ptr() != data.data_ptr():
                 parameter.data = data
-        self._versions = self._now()
+        if self._versions is not None:
+            self._versions = self._now()
 
     def restore_moved(self) -> None:
         """`restore` if anything was changed in place or replaced, as far as that shows without a look at values.
 
-        ``attributes`` too, if set: a pass may have kept a part of its graph for the next (LeViT's attention biases).
+        Always, of a snapshot taken after a ``previous`` one. ``attributes`` too, if set: a pass may have kept a
+        part of its graph for the next (LeViT's attention biases).
         """
         if self.attributes is not None:
             self.attributes.restore()
@@ -135,19 +182,30 @@ class BufferSnapshot:
         ] + [(data.data_ptr(), parameter.data_ptr()) for parameter, data in self._frozen]
 
 
-def _movable(module: nn.Module) -> list[nn.Parameter]:
+def _movable(module: nn.Module, frozen: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """The frozen parameters, where they are at most twice as many as those that are trained."""
-    frozen = [p for p in module.parameters() if not p.requires_grad and not p.is_inference()]
+    distinct = list({id(p): p for p in frozen}.values())
+    if not distinct:
+        return []
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    small = sum(p.numel() for p in frozen) <= FROZEN * trained
-    return [p for p in frozen if p.layout is torch.strided and p.is_leaf] if small else []
+    small = sum(p.numel() for p in distinct) <= FROZEN * trained
+    return [p for p in distinct if p.layout is torch.strided and p.is_leaf] if small else []
+
+
+def _memory(tensor: Tensor | None) -> Any:
+    """Where a tensor is, and how large; of one that doesn't say, something that no other is equal to."""
+    if tensor is None:
+        return None
+    if type(tensor) in _PLAIN_TENSORS and tensor.layout is torch.strided:
+        return tensor.data_ptr(), tensor.numel()
+    return object()
 
 
 class Attributes:
     """What submodules hold under which name, and what is in their lists, dictionaries and sets."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._held = [(submodule, type(submodule), _own(vars(submodule))) for submodule in module.modules()]
+        self._held = [(submodule, type(submodule), _own(vars(submodule))) for submodule in submodules(module)]
         self._containers = [
             (value, copy.copy(value))
             for *_, held in self._held
@@ -220,12 +278,15 @@ class RandomStateSnapshot:
 
     def unchanged(self) -> bool:
         """Whether nothing was drawn since."""
-        now = RandomStateSnapshot(torch.device("cuda", index) for index in self._cuda)
-        tensors = zip([self._torch, *self._cuda_states], [now._torch, *now._cuda_states], strict=True)
+        return self.same_as(RandomStateSnapshot(torch.device("cuda", index) for index in self._cuda))
+
+    def same_as(self, other: RandomStateSnapshot) -> bool:
+        """Whether nothing was drawn between two snapshots on the same devices."""
+        tensors = zip([self._torch, *self._cuda_states], [other._torch, *other._cuda_states], strict=True)
         return (
-            all(torch.equal(a, b) for a, b in tensors)
-            and self._python == now._python
-            and _as_values(self._numpy) == _as_values(now._numpy)
+            all(_content(a) == _content(b) for a, b in tensors)
+            and self._python == other._python
+            and _same_numpy(self._numpy, other._numpy)
         )
 
     def restore(self) -> None:
@@ -238,8 +299,17 @@ class RandomStateSnapshot:
             sys.modules["numpy"].random.set_state(self._numpy)
 
 
-def _as_values(numpy_state: Any) -> Any:
-    return numpy_state and [part.tolist() if hasattr(part, "tolist") else part for part in numpy_state]
+def _content(state: Tensor) -> bytes:
+    """Of a generator's state, which is on the CPU whatever the generator's device: compared without any operation."""
+    return ctypes.string_at(state.data_ptr(), state.nbytes)
+
+
+def _same_numpy(one: Any, other: Any) -> bool:
+    """``(name, keys, position, …)`` of numpy's generator, or None."""
+    if one is None or other is None:
+        return one is other
+    name, keys, *rest = one
+    return bool((name, *rest) == (other[0], *other[2:]) and (keys == other[1]).all())
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
 from torch.utils._pytree import register_pytree_node, tree_flatten, tree_map, tree_unflatten
 
 
@@ -37,6 +38,8 @@ register_pytree_node(
 
 def as_tree(outputs: Any) -> Any:
     """``outputs`` with dataclasses and mappings that torch's trees take for leaves as `Fields`."""
+    if isinstance(outputs, Tensor):
+        return outputs
 
     def opened(leaf: Any) -> Any:
         if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
@@ -51,6 +54,8 @@ def as_tree(outputs: Any) -> Any:
 
 def as_returned(tree: Any) -> Any:
     """The inverse of `as_tree`."""
+    if isinstance(tree, Tensor):
+        return tree
     return tree_map(
         lambda leaf: leaf.restored() if isinstance(leaf, Fields) else leaf,
         tree,

@@ -19,6 +19,8 @@ def call_module(module: Callable[..., Any], inputs: Any) -> Any:
 
     The module gets copies: it may change its inputs in place. What it returns comes as a tree of torch, see `as_tree`.
     """
+    if isinstance(inputs, Tensor):
+        return as_tree(module(inputs.clone()))
     inputs = fresh(inputs)
     if not isinstance(inputs, (tuple, list, dict)):
         return as_tree(module(inputs))
@@ -50,6 +52,8 @@ def _require_arguments(
 
 def fresh(tree: Any) -> Any:
     """Copies of the tensors, part of the same graph."""
+    if isinstance(tree, Tensor):
+        return tree.clone()
     return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, _plain(tree))
 
 
@@ -69,9 +73,8 @@ def leading_size(inputs: Any, name: str) -> int:
     Raises:
         ValueError: As `num_samples`.
     """
-    sizes = {
-        leaf.shape[0] if leaf.ndim else None for leaf in tree_flatten(_plain(inputs))[0] if isinstance(leaf, Tensor)
-    }
+    leaves = [inputs] if isinstance(inputs, Tensor) else tree_flatten(_plain(inputs))[0]
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in leaves if isinstance(leaf, Tensor)}
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         raise ValueError(
             f"Expected every tensor in argument `{name}` to have the samples, at least one, in dimension 0, "
@@ -87,7 +90,7 @@ def refuse_closed(tree: Any, name: str) -> None:
     Raises:
         ValueError: With what is allowed.
     """
-    for leaf in tree_flatten(_plain(tree))[0]:
+    for leaf in [tree] if isinstance(tree, Tensor) else tree_flatten(_plain(tree))[0]:
         if isinstance(leaf, Tensor):
             if leaf.is_nested:
                 raise ValueError(
@@ -119,6 +122,8 @@ def has_tensors(tree: Any) -> bool:
 
 def take(tree: Any, index: slice | Tensor) -> Any:
     """The samples ``index`` of every tensor in a nested structure."""
+    if isinstance(tree, Tensor):
+        return tree[index] if tree.ndim else tree
     return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) and leaf.ndim else leaf, _plain(tree))
 
 

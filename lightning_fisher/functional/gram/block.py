@@ -15,7 +15,8 @@ from lightning_fisher.functional.evaluation.finite import require_finite
 from lightning_fisher.functional.evaluation.samples import take
 from lightning_fisher.functional.gram.layerwise import LayerwiseResult, check_shapes, layerwise_gram
 from lightning_fisher.functional.gram.layout import lay_out_uses, outputs_difference
-from lightning_fisher.functional.gram.per_sample_jacobian import detached, row_gram, row_limit
+from lightning_fisher.functional.gram.one_by_one import goes_one_by_one, one_by_one, trace_of_one
+from lightning_fisher.functional.gram.per_sample_jacobian import detached, row_gram
 from lightning_fisher.functional.gram.plan import Plan, PlannedUse, Probe, drop_plan, find_plan, keep_plan, probe
 from lightning_fisher.functional.gram.problem import Problem
 from lightning_fisher.functional.gram.recorder import Recorder
@@ -23,7 +24,6 @@ from lightning_fisher.functional.gram.verification import Group, compare, settle
 from lightning_fisher.functional.losses.loss import OutputGradients
 
 DRAWS = 4  # of random weights, at the most, until no parameter is found that goes row by row
-MOST = 0.5  # share of the parameters without a rule from which on all of them go row by row, in the same passes
 
 
 def block_gram(problem: Problem, few: Probe | None = None) -> tuple[Tensor, OutputGradients]:
@@ -62,6 +62,8 @@ class _Block:
     def follow(self) -> bool:
         """Run the layers as planned; ``False`` if the module did something else."""
         plan = self._plan
+        if plan.alone is not None:
+            return self._follow_one_by_one(plan.alone)
 
         def lay_out(recorder: Recorder, outputs: Any) -> bool:
             if recorder.trace != plan.trace or recorder.general != plan.general:
@@ -78,6 +80,28 @@ class _Block:
         if passed is None:
             return False
         self._passed = passed
+        return True
+
+    def _follow_one_by_one(self, trace: list[Any]) -> bool:
+        """Run the samples one by one; ``False`` if the module did something else, or the batch does."""
+        problem, plan = self._problem, self._plan
+        if not goes_one_by_one(problem, plan.general):  # memory got scarce
+            return False
+        groups = self._split(range(len(problem.parameters)))
+        # Which functions run may depend on the data where everything is verified.
+        found = one_by_one(problem, groups, None if plan.verify else trace)
+        if found is None:
+            return False
+        if plan.verify and not plan.accepted:
+            for gram in found.grams.values():
+                require_finite(gram.diagonal(), "per-sample gradients")
+            comparison = compare(
+                problem, found.grams, found.outputs, found.gradients.directions, self._generator, shuffled=False
+            )
+            if comparison.groups or comparison.total or not comparison.outputs <= problem.tolerance:
+                return False
+        self._grams = found.grams
+        self._passed = LayerwiseResult({}, None, found.gradients, found.outputs, plan.general)
         return True
 
     def learn(self, few: Probe) -> None:
@@ -101,6 +125,9 @@ class _Block:
     def finish(self) -> tuple[Tensor, OutputGradients]:
         """Add the parameters without a rule, verify, keep the plan."""
         passed, plan = self._passed, self._plan
+        if self._grams:  # one by one, and verified if need be
+            require_finite(self._total().diagonal(), "per-sample gradients")
+            return self._total() if self._problem.groups is None else self._by_group(), passed.gradients
         self._grams = dict(passed.grams)
         hooked = {i for i in plan.general if self._problem.parameters[i]._backward_hooks}
         self._add_rows(plan.general - hooked)
@@ -110,6 +137,8 @@ class _Block:
             self._verify(hooked)
             if self._keep:
                 plan.uses = [kept for use in plan.uses if (kept := use.without(plan.general)) is not None]
+                if not hooked and goes_one_by_one(self._problem, plan.general):
+                    plan.general, plan.alone = set(range(len(self._problem.parameters))), trace_of_one(self._problem)
                 keep_plan(self._problem, plan)
         return self._total() if self._problem.groups is None else self._by_group(), passed.gradients
 
@@ -143,13 +172,11 @@ class _Block:
 
     def _layers(self, lay_out: Any, *, apart: bool) -> LayerwiseResult | None:
         problem, general = self._problem, self._plan.general
-        sizes = [parameter.numel() for parameter in problem.parameters]
-        without = sum(sizes[i] for i in general)
-        if without > MOST * sum(sizes) and sum(sizes) * problem.count <= row_limit(problem):
+        if goes_one_by_one(problem, general):
             outputs = problem.outputs()
             check_shapes(outputs, problem.count)
             self._plan.trace = self._plan.trace or [None]
-            self._plan.general = set(range(len(sizes)))
+            self._plan.general = set(range(len(problem.parameters)))
             gradients = problem.output_gradients(outputs)
             return LayerwiseResult({}, None, gradients, detached(outputs), self._plan.general)
         return layerwise_gram(problem, general, lay_out, apart=apart)

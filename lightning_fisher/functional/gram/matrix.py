@@ -75,18 +75,20 @@ def gram_matrix(
 ) -> Tensor:
     r"""Gram matrix of per-sample gradients, ``ξ = J Jᵀ`` with row j of J ``∇_w ℓ(x_j, y_j; w)`` (Eq. 5).
 
-    J is taken over all parameters that require gradients, in evaluation mode, and is never held whole. The passes run
-    in the parameters' own precision (float32 at the least) whatever autocast and TF32 settings surround the call; sums
-    and the result are float64. Weights, buffers, gradients, modes and the random state are left as they were.
+    J is taken over all parameters that require gradients, in evaluation mode; layer by layer it is never held whole.
+    The passes run in the parameters' own precision (float32 at the least) whatever autocast and TF32 settings surround
+    the call; sums and the result are float64. Weights, buffers, gradients, modes and the random state are left as they
+    were.
 
     Cost: one forward and one backward pass without weight gradients, and the layers' Gram products, for linear,
     convolution (1–3d), batch/group/instance/layer/RMS norm, embedding and multi-head attention layers, as modules or
     as functions, for raw parameters in sums, products and matrix products, and for layers with a rule of your own
-    (`register_rule`). Any other parameter costs one forward and backward pass a sample. The first call for a module
-    and samples of one structure takes about one pass more: ξ is verified, ``sᵀ ξ s = ‖Jᵀ s‖²`` for random weights s,
-    against ordinary backward passes. So is every call where samples may affect each other depending on their data (rows
-    sorted, picked or routed by it, a norm or maximum over the batch, values read). What was found out is kept as long
-    as the module lives.
+    (`register_rule`). Any other parameter costs one forward and backward pass a sample. Where most parameters are such,
+    or any of a module with few (N W up to 2²⁴), later calls are these passes only, for all parameters. The first call
+    for a module and samples of one structure takes about one pass more: ξ is verified, ``sᵀ ξ s = ‖Jᵀ s‖²`` for random
+    weights s, against ordinary backward passes. So is every call where samples may affect each other depending on their
+    data (rows sorted, picked or routed by it, a norm or maximum over the batch, values read). What was found out is
+    kept as long as the module lives.
 
     Args:
         module: Any module; called as ``module(x)``, ``module(*inputs)`` for a tuple or list, ``module(**inputs)``

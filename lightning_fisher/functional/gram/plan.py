@@ -70,6 +70,7 @@ class Plan:
         accepted: Whether differences between passes were found to be rounding.
         needed: Bytes a sample that a pass takes, about.
         tolerance: Relative difference that two evaluations of the same thing may show.
+        alone: Every function of the pass of one sample, where all parameters go one by one.
     """
 
     general: set[int]
@@ -79,6 +80,7 @@ class Plan:
     accepted: bool
     needed: float
     tolerance: float
+    alone: list[Any] | None = None
 
 
 @dataclass

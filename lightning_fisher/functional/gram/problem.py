@@ -68,11 +68,14 @@ class Problem:
 
     def outputs(self) -> Any:
         """Run the module."""
+        return self.outputs_of(self.inputs, alone=self.count == 1)
+
+    def outputs_of(self, inputs: Any, *, alone: bool) -> Any:
+        """Run the module on some of the samples, or on one alone."""
         if self.state is not None:
             self.state.restore_moved()
-        outputs = call_module(self.module, self.inputs)
-        outputs = without(outputs, self.unused)
-        return with_sample_dimension(outputs) if self.count == 1 else outputs
+        outputs = without(call_module(self.module, inputs), self.unused)
+        return with_sample_dimension(outputs) if alone else outputs
 
     def output_gradients(self, outputs: Any) -> OutputGradients:
         """The loss gradients with respect to ``outputs``: unit directions and log-norms."""

@@ -114,7 +114,7 @@ class Recorder(TorchFunctionMode):
         """Record a known call, mark the parameters of an unknown one."""
         self._autocast.check()
         kwargs = kwargs or {}
-        self.trace.append((func, [a for a in args if type(a) in _PLAIN], [k for k in kwargs.items() if _is_plain(k)]))
+        self.trace.append(call_of(func, args, kwargs))
         self.inside += 1
         try:
             return self._function(func, args, kwargs)
@@ -280,6 +280,11 @@ _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 _DIFFERENTIATING = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
 _READING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, torch.to_dlpack}
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
+
+def call_of(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What a trace notes of a call: the function and its plain arguments."""
+    return func, [a for a in args if type(a) in _PLAIN], [k for k in kwargs.items() if _is_plain(k)]
 
 
 def _is_plain(item: tuple[str, Any]) -> bool:

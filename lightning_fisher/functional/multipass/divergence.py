@@ -29,15 +29,27 @@ class DivergenceAccumulator:
 
     def __init__(self) -> None:
         self._sum: Tensor | None = None
+        self._flat: Tensor | None = None  # the last gradient, and its parts in there: memory that is used again
+        self._parts: list[Tensor] = []
         self._norms: list[Tensor] = []
 
     def add(self, gradient: Sequence[Tensor]) -> None:
         """Add one gradient, given as tensors (they are not modified)."""
-        flat = torch.cat([part.detach().flatten() for part in gradient]).double()
+        flat = self._flattened([part.detach() for part in gradient])
         norm = torch.linalg.vector_norm(flat)
         inverse = torch.where(norm > 0, 1 / norm, 0.0)
         self._norms.append(norm)
-        self._sum = flat.mul_(inverse) if self._sum is None else self._sum.addcmul_(flat, inverse)
+        self._sum = flat * inverse if self._sum is None else self._sum.addcmul_(flat, inverse)
+
+    def _flattened(self, gradient: list[Tensor]) -> Tensor:
+        """In float64, one vector."""
+        if self._flat is None or [part.shape for part in gradient] != [part.shape for part in self._parts]:
+            sizes = [part.numel() for part in gradient]
+            self._flat = torch.empty(sum(sizes), dtype=torch.float64, device=gradient[0].device)
+            pieces = self._flat.split(sizes)
+            self._parts = [piece.view(part.shape) for piece, part in zip(pieces, gradient, strict=True)]
+        torch._foreach_copy_(self._parts, gradient)
+        return self._flat
 
     def compute(self) -> Divergence:
         """The divergence of what was added, float64; ``nan`` of nothing."""

@@ -78,15 +78,18 @@ def accumulate(total: list[Tensor | None], gradient: Sequence[Tensor | None], we
 
 def combine(plain: Gradient, penalty: Gradient, weight: float) -> Gradient:
     """``plain + weight · penalty``, ``None`` where neither is there."""
-    # Tensors of their own: what autograd returns may be one for several parameters, or expanded.
-    return tuple(
-        (None if r is None else weight * r)
-        if g is None
-        else torch.empty_like(g).copy_(g)
-        if r is None
-        else g + weight * r
+    found: list[Tensor | None] = [
+        # Tensors of their own: what autograd returns may be one for several parameters, or expanded.
+        (None if r is None else weight * r) if g is None else torch.empty_like(g).copy_(g) if r is None else None
         for g, r in zip(plain, penalty, strict=True)
-    )
+    ]
+    both = [(i, g, r) for i, (g, r) in enumerate(zip(plain, penalty, strict=True)) if g is not None and r is not None]
+    if both:
+        sums = torch._foreach_mul([r for *_, r in both], weight)
+        torch._foreach_add_(sums, [g for _, g, _ in both])
+        for (i, *_), total in zip(both, sums, strict=True):
+            found[i] = total
+    return tuple(found)
 
 
 def finite_or_left_out(value: Tensor, gradient: Gradient) -> tuple[Tensor, Gradient]:
@@ -96,8 +99,16 @@ def finite_or_left_out(value: Tensor, gradient: Gradient) -> tuple[Tensor, Gradi
     """
     with torch.no_grad():
         parts = [g for g in gradient if g is not None and g.numel()]
+        if value.device.type == "cpu" and all(part.device.type == "cpu" for part in parts) and _is_finite(value, parts):
+            return value, gradient
         largest = torch._foreach_norm(parts, torch.inf) if parts else ()  # nan where there is one
         finite = torch.isfinite(torch.stack([value, *(norm.to(value) for norm in largest)])).all()
         for part in parts:
             part.masked_fill_(~finite.to(part.device), 0.0)
         return torch.where(finite, value, torch.nan), gradient
+
+
+def _is_finite(value: Tensor, parts: list[Tensor]) -> bool:
+    """Whether all is finite for sure: Euclidean norms, ten times as fast on a CPU as largest entries, may overflow."""
+    norms = torch._foreach_norm(parts) if parts else ()
+    return bool(torch.isfinite(torch.stack([value, *(norm.to(value) for norm in norms)])).all())

@@ -120,7 +120,7 @@ class PartLosses:
 def penalty_of_parts(
     losses: PartLosses, parameters: Sequence[nn.Parameter], *, method: Method, weights: Sequence[float], passes: str
 ) -> Penalty:
-    """`penalty_of_losses` in a loop or by vmap.
+    """`penalty_of_losses` in a loop or by vmap, in a loop without the spread of the gradients.
 
     Args:
         losses: Of the perturbed parts.
@@ -141,7 +141,7 @@ def penalty_of_parts(
             weights=weights,
             module=losses.module,
             measured=losses,
-            context=Context(attributes=True),
+            context=Context(attributes=True, divergence=False),
         )
 
     if passes == "loop":

@@ -106,6 +106,7 @@ class Passes:
         self._originals = [p.detach().clone() for p in self.parameters]
         self._start = RandomStateSnapshot(self._devices), BufferSnapshot(self._module), self._attributes()
         self._masks, self._buffers, self._held = self._start
+        self._now: tuple[RandomStateSnapshot, BufferSnapshot, Attributes] | None = self._start
         self._settings.enter_context(torch.compiler.set_stance("force_eager"))
         self._settings.enter_context(full_precision(self._types))
         return self
@@ -127,10 +128,15 @@ class Passes:
         Raises:
             ValueError: If the loss depends on none of the parameters, or runs in half precision.
         """
-        self._masks = RandomStateSnapshot(self._devices)
+        # Nobody else's code runs since the last pass at another point, after which all was put back.
+        now, self._now = self._now, None
+        self._masks = RandomStateSnapshot(self._devices) if now is None else now[0]
         if self._live:
             if perturbed:
-                self._buffers, self._held = BufferSnapshot(self._module), self._attributes()
+                if now is None:
+                    self._buffers, self._held = BufferSnapshot(self._module, self._buffers), self._attributes()
+                else:
+                    _, self._buffers, self._held = now
             found = self._evaluate(loss)
         else:
             self._held.restore()  # not behind the pass: the loss may be asked again
@@ -148,7 +154,7 @@ class Passes:
             scale: Factor of the step.
         """
         after = RandomStateSnapshot(self._devices)
-        buffers = BufferSnapshot(self._module) if self._live else self._buffers
+        buffers = BufferSnapshot(self._module, self._buffers) if self._live else self._buffers
         held = self._attributes()
         self._buffers.restore()
         self._held.restore()
@@ -157,13 +163,15 @@ class Passes:
             with torch.no_grad():
                 if moved:
                     torch._foreach_add_([p for p, _ in moved], [e for _, e in moved], alpha=scale)
-            self._masks.restore()
+            if not after.same_as(self._masks):
+                self._masks.restore()
             return self._extra(loss)
         finally:
             buffers.restore()
             held.restore()
             after.restore()
             self._put_back()
+            self._now = after, buffers, held
 
     def _attributes(self) -> Attributes:
         return Attributes(self._module if self._keeps else nn.Module())

@@ -151,7 +151,7 @@ def regularized_gradient(
                 module=module,
                 loss_shares=[size / count for size in sizes],
                 measured=losses,
-                context=Context(attributes=True),
+                context=Context(attributes=True, divergence=False),
             )
             _require_parts(losses)
             assert found.loss is not None

@@ -161,7 +161,7 @@ def test_rows_chosen_by_data_are_verified_in_every_call():
         gram_matrix(module, inputs, targets)
         sizes.clear()
         gram_matrix(module, inputs, targets)
-        assert sizes.count(4) >= 2, name  # both halves
+        assert sizes.count(4) >= 2 or sizes == [1] * 8 + [8], name  # both halves; one by one and together
 
 
 def test_a_layout_that_could_be_another_is_not_kept():
