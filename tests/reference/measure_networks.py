@@ -45,26 +45,45 @@ class Smooth(nn.Module):
         return self.last(self.norm(torch.tanh(self.twice(torch.tanh(self.twice(x))))))
 
 
+class NetworkD(nn.Module):
+    """Convolutions without biases, batch-norm with and without weights, ten classes, a dead unit and an idle one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3)
+        self.conv2, self.bn2 = nn.Conv2d(3, 3, 2, stride=2, bias=False), nn.BatchNorm2d(3, affine=False)
+        self.fc1, self.fc = nn.Linear(12, 7), nn.Linear(7, 10)
+        with torch.no_grad():
+            self.fc1.weight[2].zero_()
+            self.fc1.bias[2] = -5.0
+            self.fc.weight[:, 4].zero_()
+
+    def forward(self, x):
+        x = torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+        return self.fc(torch.relu(self.fc1(x.flatten(1))))
+
+
 def build(name):
-    """``(network, inputs, targets, initial network)`` in float64, the same every time: a, b, c or smooth."""
+    """``(network, inputs, targets, initial network)`` in float64, the same every time: a, b, c, d or smooth."""
     if name in ("a", "b"):
         return network(name), *samples(name), network(name, "init")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        net, initial = [{"c": NetworkC, "smooth": Smooth}[name]().double().eval() for _ in range(2)]
+        net, initial = [{"c": NetworkC, "d": NetworkD, "smooth": Smooth}[name]().double().eval() for _ in range(2)]
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_(0.0, 0.3)
                 module.running_var.uniform_(0.5, 1.5)
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, 0.0, 0.3)
-        inputs = torch.randn(40, *((1, 6, 6) if name == "c" else (5,)), dtype=torch.float64)
+                if module.affine:
+                    nn.init.uniform_(module.weight, 0.5, 1.5)
+                    nn.init.normal_(module.bias, 0.0, 0.3)
+        inputs = torch.randn(40, *((1, 6, 6) if name in ("c", "d") else (5,)), dtype=torch.float64)
     with torch.no_grad():
-        nn.Module.__getattr__(net, "fc" if name == "c" else "last").weight.mul_(8)
+        nn.Module.__getattr__(net, "last" if name == "smooth" else "fc").weight.mul_(8)
         logits = net(inputs)
     targets = (logits - logits.mean(0)).argmax(1)
     with torch.no_grad():
-        nn.Module.__getattr__(net, "fc" if name == "c" else "last").bias.sub_(logits.mean(0))
+        nn.Module.__getattr__(net, "last" if name == "smooth" else "fc").bias.sub_(logits.mean(0))
     targets[:2] = (targets[:2] + 1) % logits.shape[1]  # two are misclassified
     return net, inputs, targets, initial
 

@@ -100,7 +100,7 @@ def make_callbacks(node: DictConfig | None) -> dict[str, Callback]:
         InstantiationException: if a constructor refuses its arguments.
         ConfigError: if a target makes no callback.
     """
-    return {str(name): made(f"callbacks.{name}", item, Callback) for name, item in (node or {}).items()}
+    return {str(name): made("callbacks." + str(name), item, Callback) for name, item in (node or {}).items()}
 
 
 def make_trainer(node: DictConfig, callbacks: list[Callback], loggers: list[Logger], folder: Path) -> Trainer:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
+from torch.nn import functional as F
 
 from lightning_fisher.functional.measures import (
     MEASURES,
@@ -37,7 +38,7 @@ from tests.reference.dense_hessian import dense_hessian
 from tests.reference.jacobian import jacobian
 from tests.reference.measure_networks import build
 
-both = pytest.mark.parametrize("name", ["c", "smooth"])
+both = pytest.mark.parametrize("name", ["c", "d", "smooth"])
 EXACT = {"rel": 1e-10}
 
 
@@ -63,6 +64,34 @@ def test_norms_and_products():
     assert float(folded_norm(net, inputs)) == pytest.approx(math.sqrt(sum(s.sum() for s in squares)), **EXACT)
     moved = math.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(matrices, before, strict=True)))
     assert float(distance_from_initialization(net, inputs, initial)) == pytest.approx(moved, **EXACT)
+
+
+def test_norms_and_paths_of_convolutions_without_biases():
+    net, inputs, _, initial = build("d")
+
+    def tensors(net, square=False):
+        """Kernels and biases with batch-norm in them, by hand."""
+        made = []
+        for conv, norm in ((net.conv1, net.bn1), (net.conv2, net.bn2)):
+            weight = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
+            bias = 0.0 if norm.bias is None else norm.bias
+            scale = weight / torch.sqrt(norm.running_var + norm.eps)
+            made += [conv.weight * scale.view(-1, 1, 1, 1), bias - norm.running_mean * scale]
+        made += [net.fc1.weight, net.fc1.bias, net.fc.weight, net.fc.bias]
+        return [tensor.detach() ** 2 if square else tensor.detach() for tensor in made]
+
+    matrices, before = tensors(net)[::2], tensors(initial)[::2]
+    squares = [np.linalg.svd(m.flatten(1).numpy(), compute_uv=False) ** 2 for m in matrices]
+    found = weight_matrices(net, inputs)
+    assert float(log_spectral_product(found)) == pytest.approx(sum(math.log(s.max()) for s in squares), **EXACT)
+    assert float(log_frobenius_product(found)) == pytest.approx(sum(math.log(s.sum()) for s in squares), **EXACT)
+    assert float(folded_norm(net, inputs)) == pytest.approx(math.sqrt(sum(s.sum() for s in squares)), **EXACT)
+    moved = math.sqrt(sum(float(((a - b) ** 2).sum()) for a, b in zip(matrices, before, strict=True)))
+    assert float(distance_from_initialization(net, inputs, initial)) == pytest.approx(moved, **EXACT)
+    k1, b1, k2, b2, w1, c1, w2, c2 = tensors(net, square=True)
+    x = F.conv2d(torch.ones(1, 1, 6, 6, dtype=torch.float64), k1, b1)
+    x = F.conv2d(x, k2, b2, stride=2).flatten(1) @ w1.T + c1
+    assert float(path_norm(net, inputs)) == pytest.approx(float((x @ w2.T + c2).sum()), **EXACT)
 
 
 def test_path_norm():
@@ -121,7 +150,7 @@ def test_worst_sharpness_is_near_a_constrained_maximum(name):
 @both
 def test_relative_flatness(name):
     net, inputs, targets, _ = build(name)
-    layer = net.fc if name == "c" else net.last
+    layer = net.last if name == "smooth" else net.fc
     kept = []
     handle = layer.register_forward_hook(lambda _, received, output: kept.append(received[0].detach()))
     net(inputs)
@@ -143,7 +172,7 @@ def test_traces(name):
     gauss_newton = float(gauss_newton_trace(net, inputs, chunk_size=7))
     assert gauss_newton == pytest.approx(by_hand.gauss_newton_trace(net, inputs), **EXACT)
     # Equal for a piecewise linear network; not with tanh and a layer used twice.
-    assert (abs(gauss_newton / trace - 1) < 1e-9) == (name == "c")
+    assert (abs(gauss_newton / trace - 1) < 1e-9) == (name != "smooth")
 
 
 @both
