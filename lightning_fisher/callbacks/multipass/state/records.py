@@ -177,7 +177,7 @@ class Members(Record):
 
 
 class Values(Record):
-    """The values of a buffer: numpy array, bytearray, `array.array`; ``compared``: it is known whether they changed."""
+    """The values of a buffer (numpy array, bytearray, `array.array`); ``compared``: `restore` tells if they changed."""
 
     def __init__(self, values: Any, compared: bool = False) -> None:
         self._values, self._numpy, self.compared = values, hasattr(values, "flags"), compared
@@ -194,19 +194,18 @@ class TensorValues(Record):
     """The values of a tensor that is no state of the module."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._tensor, self._version, self._before = tensor, tensor._version, tensor.detach().clone()
+        self._tensor, self._before = tensor, tensor.detach().clone()
 
     def restore(self) -> bool:
         """See `Record`."""
         tensor, before = self._tensor, self._before
-        if tensor._version == self._version and (tensor.shape, tensor.dtype) == (before.shape, before.dtype):
+        alike = (tensor.shape, tensor.dtype) == (before.shape, before.dtype)
+        if alike and torch.equal(tensor.nan_to_num(), before.nan_to_num()):
             return False
-        with torch.no_grad():
-            if tensor.shape == before.shape:
-                tensor.copy_(before)
-            else:
-                tensor.data = before.clone()
-        self._version = tensor._version
+        if alike:  # by way of `data`: a graph may hold it, for which it is as it was
+            tensor.data.copy_(before)
+        else:
+            tensor.data = before.clone()
         return True
 
 
