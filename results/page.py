@@ -1,8 +1,8 @@
 """The numbers of ``docs/results.md``, computed from the rows.
 
 ``python results/page.py`` writes ``docs/results.md`` from ``results/page.md.j2``, a Jinja template whose numbers are
-calls of the functions below; ``results/README.md`` and README's table of measured claims likewise. A test fails where
-one of them isn't what the rows give.
+calls of the functions below; the pages of the zoo and of the methods, ``results/README.md`` and README's table of
+measured claims likewise. A test fails where one of them isn't what the rows give.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ import torch
 from lightning_fisher.experiment.report.comparison.table import methods_table, of_kind
 from lightning_fisher.experiment.report.paired_difference import Difference, mean_difference
 from lightning_fisher.experiment.report.rows import Row, load_rows, numbers, value
-from lightning_fisher.experiment.report.zoo.judgment import Judged
+from lightning_fisher.experiment.report.zoo.judgment import Effect, Judged
 from lightning_fisher.experiment.report.zoo.page import parts
 from lightning_fisher.functional.ranking import bootstrap_interval, kendall_tau
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE, PAGE = ROOT / "results" / "page.md.j2", ROOT / "docs" / "results.md"
+PAGES = {  # templates and the pages that they fill
+    TEMPLATE: PAGE,
+    ROOT / "results" / "zoo.md.j2": ROOT / "docs" / "zoo-results.md",
+}
 TABLE, README = ROOT / "results" / "readme.md.j2", ROOT / "README.md"
 FOLDERS, INDEX = ROOT / "results" / "folders.md.j2", ROOT / "results" / "README.md"
 MARKS = ("<!-- measured: python results/page.py -->\n", "<!-- end of measured -->")  # around the table in README
@@ -168,6 +172,18 @@ class Zoo:
         one = self._of(key)
         return _signed(one.psi if option is None else one.per_option[option])
 
+    def perfect(self, option: str) -> int:
+        """How many measures order the networks that differ in an option alone without a mistake."""
+        return sum(round(one.per_option[option], 2) == 1.0 for one in self.judged)
+
+    def effect(self, option: str) -> Effect:
+        """What an option does."""
+        return next(one for one in self.effects if one.option == option)
+
+    def seconds(self, key: str) -> str:
+        """Seconds of a measure for a network."""
+        return f"{self._of(key).seconds:.2g}"
+
     def tau(self, key: str) -> str:
         """τ of a measure over all networks, with its interval."""
         one = self._of(key)
@@ -209,9 +225,9 @@ def render(template: str) -> str:
     return environment.from_string(template).render(names)
 
 
-def page() -> str:
-    """``docs/results.md`` as it should be."""
-    return render(TEMPLATE.read_text(encoding="utf-8"))
+def page(template: Path = TEMPLATE) -> str:
+    """A page of ``docs/`` as it should be, ``docs/results.md`` by default."""
+    return render(template.read_text(encoding="utf-8"))
 
 
 def index() -> str:
@@ -233,6 +249,7 @@ def typed_numbers(template: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for source, target in PAGES.items():
+        target.write_text(page(source), encoding="utf-8")
     INDEX.write_text(index(), encoding="utf-8")
     README.write_text(readme(), encoding="utf-8")

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import statistics
+from functools import partial
 
 import pytest
 from scipy import stats
@@ -21,7 +22,11 @@ spec.loader.exec_module(made)
 
 @pytest.mark.parametrize(
     ("path", "text"),
-    [(made.PAGE, made.page), (made.INDEX, made.index), (made.README, made.readme)],
+    [
+        *((page, partial(made.page, source)) for source, page in made.PAGES.items()),
+        (made.INDEX, made.index),
+        (made.README, made.readme),
+    ],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_a_page_is_what_the_rows_give(path, text):
@@ -33,7 +38,7 @@ def test_readme_has_a_place_for_its_table():
     assert all(text.count(mark) == 1 for mark in made.MARKS)
 
 
-@pytest.mark.parametrize("path", [made.TEMPLATE, made.TABLE, made.FOLDERS], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*made.PAGES, made.TABLE, made.FOLDERS], ids=lambda path: path.name)
 def test_no_number_of_ours_is_typed(path):
     papers = {"8.50", "7.89", "1.33", "1.25", "1.125"}  # of the paper's Table 1; evaluations, by arithmetic
     assert set(made.typed_numbers(path.read_text(encoding="utf-8"))) <= papers

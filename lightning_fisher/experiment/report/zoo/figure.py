@@ -56,6 +56,9 @@ def plot_zoo(done: Sequence[Judged], found: Sequence[Effect], path: Path) -> Pat
         right.set(xlim=(-1, 1), xlabel=r"Kendall $\tau$ over all (95 %)")
         right.tick_params(left=False, labelleft=False)
         right.set_xticks([-1, -0.5, 0, 0.5, 1])
+        figure.suptitle(
+            f"Which measure orders {max(one.n for one in done)} networks as their test errors do?", fontsize=10
+        )
         title = r"$\psi$: networks that differ in one option alone (blue: right, red: wrong); *: the option matters"
         figure.supxlabel(title, fontsize=8)
         return style.save(figure, path)
