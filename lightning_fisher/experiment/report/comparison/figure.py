@@ -25,6 +25,7 @@ def plot_methods(rows: Sequence[Row], path: Path) -> Path:
     panels = list(grouped(compared, [NOISE]).items())
     names = [str(group[0]) for group in grouped(compared, [NAME])]
     with matplotlib.rc_context(style.RC):
+        counts: list[int] = []
         figure, axes = style.grid(len(panels), width=4.6, height=max(2.4, 1.0 + 0.36 * len(names)))
         for column, (axis, ((noise,), members)) in enumerate(zip(axes, panels, strict=True)):
             for look, (kind, words) in enumerate(KINDS.items()):
@@ -35,6 +36,7 @@ def plot_methods(rows: Sequence[Row], path: Path) -> Path:
                     values = numbers(runs, "test_error")
                     if not values:
                         continue
+                    counts.append(len(values))
                     found, shift = spread(values), 0.16 * (2 * look - 1)
                     axis.scatter(values, [place + shift] * len(values), color=color, s=7, alpha=0.45, linewidths=0)
                     axis.errorbar(
@@ -55,5 +57,8 @@ def plot_methods(rows: Sequence[Row], path: Path) -> Path:
             axis.grid(False, axis="y")
             axis.set_xlabel(QUANTITIES["test_error"].axis)
             axis.set_title(f"{100 * noise:g} % wrong labels" if noise else "clean labels")
-        figure.legend(loc="outside lower center", ncols=len(KINDS), frameon=False)
+        figure.suptitle("Which method has the lowest test error at equal budgets?", fontsize=10)
+        each = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(counts[0])
+        words = f"Mean ± standard deviation of the networks (dots), {each} each"
+        figure.legend(loc="outside lower center", ncols=len(KINDS), frameon=False, title=words)
         return style.save(figure, path)
