@@ -120,7 +120,10 @@ CASES = [
         graphs,
         graph_loss,
         Batch.from_data_list,
-        Fisher(graphs_and_labels, refused=r"tensor in argument `inputs` to have the samples, .* in dimension 0"),
+        Fisher(
+            graphs_and_labels,
+            refused=r"argument `inputs` to be a tensor, .* but got a DataBatch, which isn't taken apart",
+        ),
     ),
     Case(
         "dense GCN, batches of padded graphs",

@@ -154,6 +154,7 @@ STUDIES = {  # jobs of the full and of the small form
     "methods": (390, 650),
     "select_parameter": (5, 5),
     "zoo": (120, 72),
+    "demo": (2, 2),
 }
 
 
@@ -187,7 +188,7 @@ def test_every_study_is_listed() -> None:
 @pytest.mark.parametrize("size", ["full", "digits"])
 @pytest.mark.parametrize("study", STUDIES)
 def test_studies_expand_to_jobs_that_compose(study: str, size: str) -> None:
-    if study == "digits_noise":
+    if study in ("digits_noise", "demo"):
         size = "full"
     register_resolvers()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
