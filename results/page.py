@@ -29,6 +29,7 @@ TEMPLATE, PAGE = ROOT / "results" / "page.md.j2", ROOT / "docs" / "results.md"
 PAGES = {  # templates and the pages that they fill
     TEMPLATE: PAGE,
     ROOT / "results" / "zoo.md.j2": ROOT / "docs" / "zoo-results.md",
+    ROOT / "results" / "methods.md.j2": ROOT / "docs" / "methods-compared.md",
 }
 TABLE, README = ROOT / "results" / "readme.md.j2", ROOT / "README.md"
 FOLDERS, INDEX = ROOT / "results" / "folders.md.j2", ROOT / "results" / "README.md"
