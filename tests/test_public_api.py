@@ -40,5 +40,5 @@ def test_an_old_name_works_and_warns_with_the_new_one() -> None:
 
     with pytest.warns(DeprecationWarning, match="`LabeledImages`"):
         assert images.LabelledImages is LabeledImages
-    with pytest.raises(AttributeError, match="Labelled"):
-        _ = images.LabelledPictures
+    with pytest.raises(AttributeError, match="Pictures"):
+        _ = images.Pictures
