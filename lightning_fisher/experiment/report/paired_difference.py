@@ -37,7 +37,7 @@ class Difference(NamedTuple):
 
 
 def mean_difference(differences: Sequence[float], level: float = LEVEL) -> Difference:
-    """Student's interval of the mean of paired differences.
+    """Student's interval of the mean of paired differences; nan where one of them is no number.
 
     Raises:
         ValueError: if there is none.
@@ -45,8 +45,9 @@ def mean_difference(differences: Sequence[float], level: float = LEVEL) -> Diffe
     n = len(differences)
     if not n:
         raise ValueError("Expected argument `differences` to hold at least one value, but got none.")
-    mean, half = statistics.fmean(differences), math.nan
-    if n > 1:
+    finite = all(map(math.isfinite, differences))  # a measure may be infinite, for a network that doesn't fit
+    mean, half = statistics.fmean(differences) if finite else math.nan, math.nan
+    if n > 1 and finite:
         half = float(student.ppf((1 + level) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
     return Difference(mean, mean - half, mean + half, n, sum(d < 0 for d in differences))
 

@@ -29,6 +29,15 @@ def test_one_pair_has_no_interval_and_none_is_an_error():
         mean_difference([])
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_difference_that_is_no_number_has_no_mean(value):
+    """Two infinite measures, or one: networks that don't fit."""
+    found = mean_difference([1.0, value, 2.0])
+    assert math.isnan(found.mean)
+    assert math.isnan(found.low)
+    assert not found.clear
+
+
 def test_only_equal_seeds_are_compared_and_settings_are_kept_apart():
     rows = [
         row(seed=seed, test_error=error + 10 * noise, **{"data.label_noise": noise, "reg.beta": beta})
