@@ -164,10 +164,6 @@ class Zoo:
     def __getitem__(self, heading: str) -> str:
         return self.tables[heading]
 
-    def place(self, key: str) -> int:
-        """The place of a measure in the order of worst cases, from 1."""
-        return [one.key for one in self.judged].index(key) + 1
-
     def psi(self, key: str, option: str | None = None) -> str:
         """Ψ of a measure, or ψ over one option."""
         one = self._of(key)
