@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_map
 
 from lightning_fisher.functional.evaluation.finite import require_finite
 from lightning_fisher.functional.evaluation.samples import take
+from lightning_fisher.functional.gram.batched import batched, can_be_batched, seconds
 from lightning_fisher.functional.gram.layerwise import LayerwiseResult, check_shapes, layerwise_gram
 from lightning_fisher.functional.gram.layout import lay_out_uses, outputs_difference
-from lightning_fisher.functional.gram.one_by_one import goes_one_by_one, one_by_one, trace_of_one
+from lightning_fisher.functional.gram.one_by_one import OneByOneResult, goes_one_by_one, one_by_one, trace_of_one
 from lightning_fisher.functional.gram.per_sample_jacobian import detached, row_gram
 from lightning_fisher.functional.gram.plan import Plan, PlannedUse, Probe, drop_plan, find_plan, keep_plan, probe
 from lightning_fisher.functional.gram.problem import Problem
@@ -43,7 +44,10 @@ def block_gram(problem: Problem, few: Probe | None = None) -> tuple[Tensor, Outp
             return block.finish()
         drop_plan(problem)
     few = probe(problem) if few is None else few
-    block = _Block(problem, Plan(set(few.general), [], [], few.chosen, False, few.needed, few.tolerance))
+    again = Plan(set(few.general), [], [], few.chosen, False, few.needed, few.tolerance)
+    if plan is not None and plan.batched:  # and something differed
+        again.batched = False
+    block = _Block(problem, again)
     block.learn(few)
     return block.finish()
 
@@ -88,21 +92,59 @@ class _Block:
         if not goes_one_by_one(problem, plan.general):  # memory got scarce
             return False
         groups = self._split(range(len(problem.parameters)))
+        followed = self._follow_batched(groups)
+        if followed is not None:
+            return followed
+        start = seconds(problem.device)
         # Which functions run may depend on the data where everything is verified.
         found = one_by_one(problem, groups, None if plan.verify else trace)
         if found is None:
             return False
-        if plan.verify and not plan.accepted:
-            for gram in found.grams.values():
-                require_finite(gram.diagonal(), "per-sample gradients")
-            comparison = compare(
-                problem, found.grams, found.outputs, found.gradients.directions, self._generator, shuffled=False
-            )
-            if comparison.groups or comparison.total or not comparison.outputs <= problem.tolerance:
-                return False
-        self._grams = found.grams
-        self._passed = LayerwiseResult({}, None, found.gradients, found.outputs, plan.general)
+        if plan.verify and not plan.accepted and not self._as_in_batch(found):
+            return False
+        plan.seconds = seconds(problem.device) - start
+        self._use(found)
         return True
+
+    def _follow_batched(self, groups: list[Group]) -> bool | None:
+        """Run the samples at once by vmap, if that is quicker; ``None`` if they are to go one by one."""
+        problem, plan = self._problem, self._plan
+        if plan.batched is False or plan.seconds is None or plan.accepted or not can_be_batched(problem):
+            return None
+        trial = plan.batched is None
+        if trial:  # what is set up in the first pass of all takes no time later
+            plan.batched = batched(problem.take(slice(0, 2)), groups) is not None
+        start = seconds(problem.device)
+        found = batched(problem, groups) if plan.batched else None
+        if found is None:
+            plan.batched = False
+            return None
+        if not self._as_in_batch(found.alone, found.whole):
+            plan.batched = True
+            return False
+        if trial:
+            plan.batched = seconds(problem.device) - start < plan.seconds
+        self._use(found.alone)
+        return True
+
+    def _as_in_batch(self, found: OneByOneResult, whole: Any = None) -> bool:
+        """Compare single passes with one of the batch."""
+        for gram in found.grams.values():
+            require_finite(gram.diagonal(), "per-sample gradients")
+        comparison = compare(
+            self._problem,
+            found.grams,
+            found.outputs,
+            found.gradients.directions,
+            self._generator,
+            shuffled=False,
+            whole=whole,
+        )
+        return comparison.gradients_agree and comparison.outputs <= self._problem.tolerance
+
+    def _use(self, found: OneByOneResult) -> None:
+        self._grams = found.grams
+        self._passed = LayerwiseResult({}, None, found.gradients, found.outputs, self._plan.general)
 
     def learn(self, few: Probe) -> None:
         """Run the layers, find out where their samples are, and write it into the plan."""
@@ -130,7 +172,11 @@ class _Block:
             return self._total() if self._problem.groups is None else self._by_group(), passed.gradients
         self._grams = dict(passed.grams)
         hooked = {i for i in plan.general if self._problem.parameters[i]._backward_hooks}
+        start = seconds(self._problem.device)
         self._add_rows(plan.general - hooked)
+        everything = len(plan.general) == len(self._problem.parameters)
+        if everything and len(self._grams) == 1 and not plan.verify:  # every pass ran once, as later
+            plan.seconds = seconds(self._problem.device) - start
         self._add_hooked_rows(hooked)
         require_finite(self._total().diagonal(), "per-sample gradients")
         if self._new or plan.verify:

@@ -84,7 +84,9 @@ def gram_matrix(
     convolution (1–3d), batch/group/instance/layer/RMS norm, embedding and multi-head attention layers, as modules or
     as functions, for raw parameters in sums, products and matrix products, and for layers with a rule of your own
     (`register_rule`). Any other parameter costs one forward and backward pass a sample. Where most parameters are such,
-    or any of a module with few (N W up to 2²⁴), later calls are these passes only, for all parameters. The first call
+    or any of a module with few (N W up to 2²⁴), later calls are these passes only, for all parameters; all at once by
+    `torch.func.vmap` where that was quicker when it was tried in a second or third call (not with
+    `torch.use_deterministic_algorithms`: the two ways round differently). The first call
     for a module and samples of one structure takes about one pass more: ξ is verified, ``sᵀ ξ s = ‖Jᵀ s‖²`` for random
     weights s, against ordinary backward passes. So is every call where samples may affect each other depending on their
     data (rows sorted, picked or routed by it, a norm or maximum over the batch, values read). What was found out is

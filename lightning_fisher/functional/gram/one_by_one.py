@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.precision import RefuseAutocast
 from lightning_fisher.functional.evaluation.samples import split
-from lightning_fisher.functional.gram.per_sample_jacobian import COLUMNS, differentiable_pairs, row_limit
+from lightning_fisher.functional.gram.per_sample_jacobian import COLUMNS, differentiable_pairs, rows_fit
 from lightning_fisher.functional.gram.problem import Problem
 from lightning_fisher.functional.gram.recorder import call_of
 from lightning_fisher.functional.gram.rules.parameter_scale import column_scales
@@ -48,7 +48,7 @@ def goes_one_by_one(problem: Problem, general: Iterable[int]) -> bool:
     sizes = [parameter.numel() for parameter in problem.parameters]
     without, elements = sum(sizes[i] for i in general), sum(sizes) * problem.count
     some = without > MOST * sum(sizes) or (without > 0 and elements <= SMALL)
-    return some and elements <= row_limit(problem)
+    return some and rows_fit(problem, elements)
 
 
 def trace_of_one(problem: Problem) -> list[Any]:
@@ -97,16 +97,22 @@ def one_by_one(
             for part, gradient in zip(rows[j].split(sizes), found, strict=True):
                 if gradient is not None:
                     part.copy_(dense(gradient).detach().reshape(-1))
+    return OneByOneResult(grams_of_groups(problem, rows, groups), gradients, together)
+
+
+def grams_of_groups(problem: Problem, rows: Tensor, groups: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
+    """Gram matrices of groups of parameters, by their positions, from ``J``, which is scaled in place."""
+    parameters = problem.parameters
     if problem.scale != "none":
-        rows *= column_scales(parameters, problem.scale).to(dtype)
-    columns = rows.split(sizes, 1)
+        rows *= column_scales(parameters, problem.scale).to(rows.dtype)
+    columns = rows.split([parameter.numel() for parameter in parameters], 1)
     grams = {}
     for group in groups:
         own = rows if len(group) == len(parameters) else torch.cat([columns[i] for i in group], 1)
         grams[group] = torch.zeros(problem.count, problem.count, dtype=torch.float64, device=problem.device)
         for piece in own.split(COLUMNS, 1):
             grams[group] += gram_of_rows([piece])
-    return OneByOneResult(grams, gradients, together)
+    return grams
 
 
 def _samples(problem: Problem) -> list[Any]:

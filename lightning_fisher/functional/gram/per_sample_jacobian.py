@@ -80,6 +80,11 @@ def row_gram(
     return gram
 
 
+def rows_fit(problem: Problem, elements: int) -> bool:
+    """Whether so many elements of J may be held at once; a look at the memory takes as long as a small pass."""
+    return elements <= MAX_ELEMENTS or elements <= row_limit(problem)
+
+
 def row_limit(problem: Problem) -> float:
     """The number of elements of J that may be held at once."""
     itemsize = max(parameter.dtype.itemsize for parameter in problem.parameters)

@@ -71,6 +71,8 @@ class Plan:
         needed: Bytes a sample that a pass takes, about.
         tolerance: Relative difference that two evaluations of the same thing may show.
         alone: Every function of the pass of one sample, where all parameters go one by one.
+        seconds: What the passes of all samples take, one by one; ``None``: not known yet.
+        batched: Whether they run at once, by vmap; ``None``: to be found out.
     """
 
     general: set[int]
@@ -81,6 +83,8 @@ class Plan:
     needed: float
     tolerance: float
     alone: list[Any] | None = None
+    seconds: float | None = None
+    batched: bool | None = None
 
 
 @dataclass

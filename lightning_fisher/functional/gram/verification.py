@@ -66,6 +66,7 @@ def compare(
     generator: torch.Generator,
     *,
     shuffled: bool,
+    whole: Any = None,
 ) -> Comparison:
     """Compare ξ with ordinary passes; costs one forward and backward pass of the batch.
 
@@ -76,6 +77,7 @@ def compare(
         directions: Output gradients, in the structure of the outputs.
         generator: Of the weights and the order.
         shuffled: Another order, in two parts; else the batch as it is.
+        whole: Outputs of the batch as it is, with their graph, which is freed; ``None``: the batch is run.
     """
     count = problem.count
     total = torch.stack(list(grams.values())).sum(0) if len(grams) > 1 else next(iter(grams.values()))
@@ -90,7 +92,7 @@ def compare(
     difference, alone = 0.0, True
     for part in order.tensor_split(2) if shuffled and count > 1 else [order]:
         part = part.to(squares.device)
-        seen = problem.take(part).outputs()
+        seen = problem.take(part).outputs() if whole is None else whole
         difference = max(difference, float(outputs_difference(take(outputs, part), seen, len(part))))
         grads = _weighted_gradients(seen, take(directions, part), weights[part], parameters)
         sums = [before + grad for before, grad in zip(sums, grads, strict=True)]
@@ -99,18 +101,21 @@ def compare(
         seen = problem.take(one).outputs()
         difference = max(difference, float(outputs_difference(take(outputs, one), seen, 1)))
         grads = _weighted_gradients(seen, take(directions, one), torch.ones_like(weights[one]), parameters)
-        square = torch.stack([grad.double().square().sum() for grad in grads]).sum()
+        square = torch.stack(_squares(problem, positions, grads)).sum()
         alone = bool((square - squares[one[0]]).abs() <= GRADIENT * problem.tolerance * squares[one[0]])
-    norms = {
-        position: (s.double() * parameter_scale(parameter, problem.scale)).square().sum()
-        for position, s, parameter in zip(positions, sums, parameters, strict=True)
-    }
+    norms = dict(zip(positions, _squares(problem, positions, sums), strict=True))
     found = torch.stack([weights @ gram @ weights for gram in grams.values()])
     expected = torch.stack([torch.stack([norms[position] for position in group]).sum() for group in grams])
     scales = torch.stack([weights.square() @ gram.diagonal() for gram in grams.values()])
     scales = torch.maximum(scales, expected)
     groups, differs = _decide(list(grams), found, expected, scales, problem)
     return Comparison(difference, groups, differs or not alone)
+
+
+def _squares(problem: Problem, positions: Sequence[int], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Squared norms of gradients at the problem's scale, one a parameter."""
+    scales = [parameter_scale(problem.parameters[position], problem.scale) for position in positions]
+    return [(g.double() * scale).square().sum() for g, scale in zip(gradients, scales, strict=True)]
 
 
 def _decide(

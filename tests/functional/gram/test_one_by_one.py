@@ -8,12 +8,18 @@ from torch import nn
 
 from lightning_fisher.functional import gram_matrix
 from lightning_fisher.functional.fisher.layers import layer_gram_matrices
-from lightning_fisher.functional.gram import one_by_one
+from lightning_fisher.functional.gram import block, one_by_one
 from tests.functional.compare import gram_error
 from tests.reference.jacobian import gram, jacobian
 
 N = 6
 SIZES = []  # not an attribute of the module: those are put back
+
+
+@pytest.fixture(autouse=True)
+def never_at_once(monkeypatch):
+    """See test_batched.py for that."""
+    monkeypatch.setattr(block, "can_be_batched", lambda problem: False)
 
 
 class Recurrent(nn.Module):
@@ -182,7 +188,7 @@ def test_losses_of_ones_own():
 
 def test_not_where_J_takes_too_much_memory(monkeypatch):
     module = made(Recurrent)
-    monkeypatch.setattr(one_by_one, "row_limit", lambda problem: 1.0)
+    monkeypatch.setattr(one_by_one, "rows_fit", lambda problem, elements: False)
     found = gram_matrix(module, *samples(Recurrent, 1))
     assert N in SIZES
     assert gram_error(found, gram(jacobian(module, *samples(Recurrent, 1)))) < 1e-12

@@ -61,6 +61,33 @@ def test_later_subsets_take_one_pass(module):
         assert sizes_of_a_call(module, *batch(seed)) == LATER
 
 
+@pytest.mark.parametrize("scale", ["layer", "filter", "element"])
+def test_gradients_with_a_scale_are_verified_at_that_scale(module, scale):
+    for sizes in (FIRST, LATER):
+        SIZES.clear()
+        gram_matrix(module, *batch(), scale=scale)
+        assert sizes == SIZES  # nothing to be settled in float64
+
+
+def test_a_buffer_that_a_pass_moves_is_no_other_pass():
+    class Counting(Net):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(8))
+
+        def forward(self, x):
+            SIZES.append(len(x))
+            h = self.bend(self.body(x))
+            self.mean.mul_(0.9).add_(0.1 * h.detach()[0])
+            return self.out(h)
+
+    torch.manual_seed(0)
+    module = Counting().double()
+    assert sizes_of_a_call(module) == FIRST
+    assert sizes_of_a_call(module, *batch(1)) == LATER
+    assert module.mean.abs().max() == 0
+
+
 def test_weights_may_change(module):
     sizes_of_a_call(module)
     with torch.no_grad():
