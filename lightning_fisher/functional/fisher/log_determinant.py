@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice
-from lightning_fisher.exceptions import first_line
+from lightning_fisher.exceptions import InteractionError, NonlinearBackwardError, first_line
 from lightning_fisher.functional.evaluation.module_copy import in_float64
 from lightning_fisher.functional.evaluation.precision import epsilon_of
 from lightning_fisher.functional.evaluation.samples import num_samples, ordinary
@@ -239,6 +239,8 @@ def _in_float64(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any
         with in_float64(module, how["loss_fn"]):
             double = ordinary(inputs, torch.float64), ordinary(targets, torch.float64)
             found = scaled_gram(module, *double, **how)
+    except (InteractionError, NonlinearBackwardError):  # too little of it for float32 to show
+        raise
     except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
         warnings.warn(
             f"{line}, and passes in float64 failed ({first_line(error)}): its rank, or more than 1e-6 of its "
