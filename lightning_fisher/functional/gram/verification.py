@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten
 from lightning_fisher.exceptions import InteractionError, NonlinearBackwardError, first_line
 from lightning_fisher.functional.evaluation.finite import require_finite
 from lightning_fisher.functional.evaluation.module_copy import in_float64
-from lightning_fisher.functional.evaluation.module_state import BufferSnapshot, dense
+from lightning_fisher.functional.evaluation.module_state import Attributes, BufferSnapshot, dense
 from lightning_fisher.functional.evaluation.precision import SAME
 from lightning_fisher.functional.evaluation.samples import ordinary, take
 from lightning_fisher.functional.gram.layout import outputs_difference
@@ -169,6 +169,8 @@ def settle(problem: Problem, detail: str) -> None:
             "Expected a deterministic forward pass in evaluation mode, but the same batch gives different outputs: "
             "does the module draw random numbers?"
         )
+    if problem.state is not None:
+        problem.state.restore_moved()  # what the last pass left is in the narrower type
     try:
         with in_float64(problem.module, problem.loss_fn) as inside:
             own = replace(problem, parameters=tuple(inside(parameter) for parameter in problem.parameters))
@@ -184,7 +186,9 @@ def _in_float64(problem: Problem) -> Problem:
     if problem.tolerance <= SAME[torch.float64]:
         return problem
     inputs, targets = ordinary((problem.inputs, problem.targets), torch.float64)
-    double = replace(problem, inputs=inputs, targets=targets, state=BufferSnapshot(problem.module))
+    state = BufferSnapshot(problem.module)
+    state.attributes = Attributes(problem.module)
+    double = replace(problem, inputs=inputs, targets=targets, state=state)
     with Operations() as operations:
         double.take(slice(0, 1)).outputs()
     return replace(double, tolerance=NARROW if operations.narrow else SAME[torch.float64])

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from lightning_fisher.exceptions import InteractionError
 from lightning_fisher.functional import fisher_log_det, gram_matrix, log_det
 from lightning_fisher.metrics import FisherMetric
 
@@ -150,3 +151,43 @@ def test_a_module_without_a_float64_form_keeps_the_answer_of_float32():
     module = seeded(Single)
     with pytest.raises(ValueError, match="rank 4 "):
         fisher_log_det(module, torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2)
+
+
+def test_samples_that_interact_by_less_than_float32_shows_are_refused_where_float64_has_to_decide():
+    class Coupled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = self.body(x).tanh()
+            return self.out(h + 1e-6 * (h.mean(0) - h))
+
+    module = seeded(Coupled)
+    x = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    x[1] = x[0] + 1e-4
+    gram_matrix(module, x, torch.tensor([0, 0, 1, 2, 1, 0]))
+    with pytest.raises(InteractionError):
+        fisher_log_det(module, x, torch.tensor([0, 0, 1, 2, 1, 0]), rank_policy="pseudo")
+
+
+def test_attributes_that_a_pass_keeps_are_no_interaction_in_float64():
+    """A cache of what was computed from weights, with its graph: every pass starts without it."""
+
+    class Caching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.cache = {}
+
+        def forward(self, x):
+            if "weight" not in self.cache:
+                self.cache["weight"] = self.body.weight.sinh()
+            h = torch.nn.functional.linear(x, self.cache["weight"], self.body.bias).tanh()
+            return self.out(h) + (1e-3 * len(x) if x.dtype == torch.float32 else 0.0)
+
+    module = seeded(Caching)
+    x = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+    found = gram_matrix(module, x, torch.arange(6) % 3)  # the difference in float32 is settled in float64
+    assert found.isfinite().all()
+    assert not module.cache
