@@ -105,14 +105,16 @@ def _rows(problem: Problem, whole: Any, directions: list[Tensor]) -> tuple[Tenso
         def run(values: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             here = {name: value for names, value in zip(places, values, strict=True) for name in names}
 
-            def module(*args: Any, **kwargs: Any) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
                 return functional_call(problem.module, here, args, kwargs, tie_weights=False)
 
+            module: Any = call
             alone = replace(problem, module=module, state=None)
             found = tree_flatten(alone.outputs_of(tree_unflatten(given, spec), alone=True))[0]
             return [found[i] for i in chosen], [found[i] for i in kept]
 
-        _, pull, seen = vjp(run, [parameter.detach() for parameter in problem.parameters], has_aux=True)
+        pulling: Any = vjp(run, [parameter.detach() for parameter in problem.parameters], has_aux=True)
+        _, pull, seen = pulling
         (found,) = pull([direction.unsqueeze(0) for direction in pulled])
         return tuple(found), seen
 
