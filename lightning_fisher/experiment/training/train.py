@@ -24,6 +24,7 @@ from lightning_fisher.experiment.config.error_messages import explain, name_opti
 from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.records import run_folders
 from lightning_fisher.experiment.records.checkpoints import resumable
+from lightning_fisher.experiment.records.option_names import value_name
 from lightning_fisher.experiment.records.result import complete_row, write_atomically, write_row
 from lightning_fisher.experiment.records.run_folders import CHECKPOINTS
 from lightning_fisher.experiment.report.training_figure import dashboard
@@ -91,7 +92,8 @@ def train(job: Job) -> dict[str, Any] | None:
         if not run.trainer.is_global_zero:
             return None
         row = make_row(job, run)
-        figure = dashboard(folder, title=f"{cfg.model.name} on {cfg.data.name}, seed {cfg.seed}")
+        network, data = value_name("model", cfg.model.name), value_name("data", cfg.data.name)
+        figure = dashboard(folder, title=f"{network} on {data}, seed {cfg.seed}")
         loggers.finish(run.loggers, row, [figure])
         write_row(folder, row)
         print_row(row, folder)
