@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy import stats
@@ -126,3 +128,23 @@ def test_the_measures_that_order_best_stand_first(tmp_path: Path) -> None:
     names = [line.split("|")[1].strip() for line in table if line.startswith("|")]
     ranked = [name for name in names if name in ("γ̂", "path norm", "output margin")]
     assert ranked == ["output margin", "path norm", "γ̂"]  # of which margins: larger is better
+
+
+def test_few_combinations_of_options_are_lines_and_many_are_groups(tmp_path: Path) -> None:
+    study = {"name": "differences", "report": "groups", "x": "reg.alpha", "by": "reg.difference"}
+
+    def rows(differences: int, alphas: tuple[float, ...] = (0.01, 0.1, 1.0)) -> list[dict[str, Any]]:
+        options = product(range(differences), ("fixed", "normalized"), alphas)
+        named = [{"reg.difference": f"d{d}", "reg.step": step, "reg.alpha": alpha} for d, step, alpha in options]
+        return [{**row(test_error=1.0, **one), "study": study} for one in named]
+
+    for number, (made, figure) in enumerate(
+        [
+            (rows(3), "lines.png"),
+            (rows(4), "groups.png"),
+            (rows(2)[:-1], "groups.png"),
+            (rows(2, (0.1, 1.0)), "groups.png"),
+        ]
+    ):
+        write(tmp_path / str(number), made)
+        assert [path.name for path in report(tmp_path / str(number)).figures] == [figure]
