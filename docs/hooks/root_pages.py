@@ -1,7 +1,7 @@
 """MkDocs hook: pages made of the files beside README, and links to what the site has another page for.
 
-The pages of ``docs/`` are read on a forge too, so they link to files that a clone has (``../CHANGELOG.md``, ``../conf/``,
-a notebook); on the site these links lead to the pages made of them.
+The pages of ``docs/`` are read on a forge too, so they link to files that a clone has (``../CHANGELOG.md``,
+``../conf/``, a notebook); on the site these links lead to the pages made of them.
 """
 
 from __future__ import annotations

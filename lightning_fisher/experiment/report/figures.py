@@ -6,6 +6,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def x_axis(axis: Axes, x: str, values: Sequence[Any], label: str = "") -> list[f
     """Set up the x axis of varied values and return their places."""
     places = positions(values)
     names = [f"{v:g}" if isinstance(v, float) else textwrap.fill(value_name(x, v), 11) for v in values]
-    near = min((abs(b - a) for a, b in zip(places, places[1:], strict=False)), default=0.0)
+    near = min((abs(b - a) for a, b in pairwise(places)), default=0.0)
     turned = {"rotation": 45, "rotation_mode": "anchor", "ha": "right"} if near < CROWDED * _width(places) else {}
     axis.set_xticks(places, names, **turned)
     axis.set_xlabel(in_symbols(label) or option_name(x))
