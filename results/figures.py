@@ -1,8 +1,8 @@
 """Draw the figures of ``results/`` and their copies in ``docs/images/`` again from the committed rows.
 
-``python results/figures.py`` writes the reports of all studies, then copies; ``python results/figures.py NAME …`` those
-of some. No network is trained or loaded. The metric card's figures and the training's are not made of rows:
-``docs/gallery.md`` names their commands.
+``python results/figures.py`` writes the reports of all studies, with NAMEs those of some; then
+the copies. No network is trained or loaded. The figures of the metric card, a training and wrong labels are not made of
+rows: ``docs/gallery.md`` names their commands.
 """
 
 from __future__ import annotations

@@ -162,10 +162,7 @@ def _code(option: Option) -> str:
 
 
 def _text(comment: str) -> str:
-    return (
-        html.escape(comment, quote=False)
-        .replace("|", "\\|")
-        .replace("*", "\\*")
-        .replace("_", "\\_")
-        .replace("$", "\\$")
-    )
+    text = html.escape(comment, quote=False)
+    for character in "|*_$":
+        text = text.replace(character, f"\\{character}")
+    return text

@@ -121,7 +121,7 @@ def plot_influential(card: Card, images: LabeledImages, path: Path, columns: int
     pixels, _ = images.__getitems__(influence.positions[first].tolist())
     columns = min(columns, len(first))
     with matplotlib.rc_context(style.RC):
-        figure, axes = style.grid(len(first), columns=columns, width=1.35, height=1.9 if wrong is None else 2.1)
+        figure, axes = style.grid(len(first), columns=columns, width=1.1, height=1.7 if wrong is None else 1.9)
         figure.set_figheight(figure.get_figheight() + 0.9)  # for what stands above and below the images
         figure.get_layout_engine().set(w_pad=0.06, h_pad=0.11)  # type: ignore[union-attr, call-arg]
         for place, (axis, i) in enumerate(zip(axes, first.tolist(), strict=True)):
@@ -180,7 +180,7 @@ def plot_gradients(card: Card, path: Path) -> Path:
         axes[1].set(xlabel="loss (nats)", ylabel=r"gradient norm $\Vert\nabla\ell\Vert$", title="Against the loss")
         if wrong is not None:
             _precision(axes[2], card, wrong)
-        question = "Which training images have" if wrong is None else "Do replaced labels have"
+        question = "which training images have" if wrong is None else "do replaced labels have"
         style.title(figure, f"{card.subject.name}: {question} large gradients?")
         note = f"{len(norms):,} training images; dotted: the {card.top} largest norms"
         style.legend(figure, *axes[0].get_legend_handles_labels(), note)
@@ -200,4 +200,4 @@ def _precision(axis: Axes, card: Card, wrong: Tensor) -> None:
     axis.set_title("How many of the largest were replaced")
     beside = axis.figure.add_subplot(2, 2, 4)  # the place of a fourth panel
     beside.axis("off")
-    beside.legend(*axis.get_legend_handles_labels(), loc="center left", frameon=False, title="Last panel: ordered")
+    beside.legend(*axis.get_legend_handles_labels(), loc="center left", frameon=False, title="Left: in the order")

@@ -59,8 +59,8 @@ def plot_zoo(done: Sequence[Judged], found: Sequence[Effect], path: Path) -> Pat
         style.title(figure, f"Which measure orders {max(one.n for one in done)} networks as their test errors do?")
         note = (
             r"Numbers: $\psi$, Kendall's $\tau$ of networks that differ in one option alone (1, blue: always the right "
-            "order; −1, red: always the wrong one)\n*: the option moves the test error by three times its spread over "
-            "seeds"
+            "order; −1, red: always the wrong one)\n"
+            "*: the option moves the test error by three times its spread over seeds"
         )
         style.legend(figure, [], [], note)
         return style.save(figure, path)

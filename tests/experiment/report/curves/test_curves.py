@@ -94,8 +94,8 @@ def test_long_labels_name_what_differs() -> None:
     usual = most_common(groups)
     assert usual == (1000.0, "shared", "linear")
     assert [named(keys, group, usual) for group in groups] == [
-        "gradient of the loss full",
+        "full gradient",
         "β 300",
-        "scaling sqrt",
-        "the usual options",
+        "scaling by the root",
+        "as said below",
     ]
