@@ -28,7 +28,7 @@ def test_blocks_run(without: str, measured: set[str], tmp_path: Path, monkeypatc
     assert bool(found) == bool(measured)
 
 
-def test_until_it_switches_on_training_is_bit_for_bit_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_until_it_switches_on_training_is_bit_for_bit_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The README's own module and Trainer for the five epochs before the learning rate drops."""
     monkeypatch.chdir(tmp_path)
     weights = []

@@ -31,7 +31,8 @@ def plot_suspects(
         kind: see `LabelScores.score`.
         count: how many images.
         class_names: names of the classes; their numbers where there are none.
-        wrong: which labels are known to be wrong, bool ``[n]``: their titles are green, those of right labels red and say so.
+        wrong: which labels are known to be wrong, bool ``[n]``: their titles are green, those of right labels red
+            and say so.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

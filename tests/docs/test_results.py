@@ -8,7 +8,6 @@ import json
 import math
 import statistics
 from functools import partial
-from pathlib import Path
 
 import pytest
 from scipy import stats
@@ -56,7 +55,7 @@ def test_figures_of_the_documentation_are_those_of_the_results():
     figures = importlib.util.module_from_spec(found)
     found.loader.exec_module(figures)
     for name, source in figures.COPIES.items():
-        assert (figures.IMAGES / name).read_bytes() == (ROOT / source).read_bytes(), f"python {Path('results/figures.py')}"
+        assert (figures.IMAGES / name).read_bytes() == (ROOT / source).read_bytes(), "python results/figures.py"
 
 
 @pytest.mark.parametrize("path", [*made.PAGES, made.TABLE, made.FOLDERS], ids=lambda path: path.name)

@@ -16,7 +16,7 @@ from tests.docs.pages import DOCS, PAGES, ROOT
 
 pytest.importorskip("mkdocs", reason="needs the docs extra")
 NOTEBOOKS = sorted((DOCS / "tutorials").glob("*.ipynb"))
-HOOKS = ("reference", "notebooks", "root_pages", "images")
+HOOKS = ("reference", "notebooks", "root_pages", "images", "tables")
 
 
 @pytest.fixture
@@ -73,6 +73,12 @@ def test_a_figure_links_to_itself_once(hooks: dict[str, ModuleType]) -> None:
     linked = '<p><a class="figure" href="../images/a.png"><img alt="a figure" src="../images/a.png" /></a></p>'
     assert wrap(plain) == linked
     assert wrap(linked) == linked
+
+
+def test_bars_of_code_in_tables_lose_their_backslash(hooks: dict[str, ModuleType]) -> None:
+    change = hooks["tables"].on_page_content
+    assert change(r"<td><code>ln\|x\|</code> a\|b</td>") == r"<td><code>ln|x|</code> a\|b</td>"
+    assert change(r"<p><code>a\|b</code></p>") == r"<p><code>a\|b</code></p>"
 
 
 def test_the_gallery_has_every_figure() -> None:
