@@ -19,6 +19,7 @@ from lightning_fisher.experiment.report.write_report import report
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, IMAGES = ROOT / "results", ROOT / "docs" / "images"
 COPIES = {  # figures in the documentation
+    "differences_digits.png": "results/differences-digits/lines.png",
     "label_noise_beta_cifar_small.png": "results/label_noise_beta-cifar_small/lines.png",
     "label_noise_beta_digits.png": "results/label_noise_beta-digits/lines.png",
     "methods_digits.png": "results/methods-digits/methods.png",
