@@ -22,6 +22,7 @@ from lightning_fisher.experiment.report.rank_table import Correlation, all_corre
 from lightning_fisher.experiment.report.rows import Row, grouped, numbers, spread
 
 ZERO = 0.7  # decades that a zero stands before the least positive value of a logarithmic axis
+MOST_BANDS = 3  # of a panel: more of them hide each other
 CROWDED = 0.16  # of an axis: labels that are closer are turned
 GREEK = {"alpha": "α", "beta": "β", "gamma": "γ"}
 LOGARITHMIC = 8.0  # a positive quantity that spans more than this factor gets a logarithmic axis
@@ -226,23 +227,24 @@ def plot_lines(
     path: Path,
     *,
     quantities: Sequence[str],
-    by: str | None = None,
+    by: Sequence[str] = (),
     label: str = "",
     wanted: Sequence[Any] | None = None,
 ) -> Path:
-    """Plot one panel a quantity over the varied value, one line for every value of another option.
+    """Plot one panel a quantity over the varied value, one line for every combination of other options.
 
     Args:
         rows: the runs.
         x: the varied option.
         path: of the PNG.
         quantities: their keys in rows.
-        by: the option that makes the lines; None for one line.
+        by: the options that make the lines; none for one line.
         label: of the x axis.
         wanted: order of the values of x.
     """
     values = [group[0] for group in grouped(rows, [x], wanted)]
-    lines = grouped(rows, [by]) if by else {("mean ± std",): list(rows)}
+    lines = grouped(rows, list(by)) if by else {(): list(rows)}
+    bars = len(lines) > MOST_BANDS
     panels = [key for key in quantities if numbers(rows, key)]
     with matplotlib.rc_context(style.RC):
         figure, axes = style.grid(len(panels))
@@ -251,11 +253,12 @@ def plot_lines(
             places = x_axis(axis, x, values, label)
             for look, (name, members) in enumerate(lines.items()):
                 at = [numbers([m for m in members if grouped([m], [x]).keys() == {(v,)}], key) for v in values]
-                named = value_name(by or "", name[0])
-                band(axis, places, at, look % len(style.SERIES), named, least=least_of(key))
+                named = ", ".join(value_name(option, one) for option, one in zip(by, name, strict=True))
+                band(axis, places, at, look % len(style.SERIES), named, least=least_of(key), bars=bars)
             axis.set_ylabel(QUANTITIES[key].axis)
         handles, names = axes[0].get_legend_handles_labels()
-        cells = grouped(rows, [x, by] if by else [x]).values()
+        cells = grouped(rows, [x, *by]).values()
         style.title(figure, f"What changes with the {in_symbols(label) or option_name(x)}?")
-        style.legend(figure, handles if by else [], names if by else [], what_is_drawn(cells))
+        note = what_is_drawn(cells).replace("band", "bars") if bars else what_is_drawn(cells)
+        style.legend(figure, handles if by else [], names if by else [], note)
         return style.save(figure, path)

@@ -130,15 +130,34 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any], runs: Sequence
         made.figures.append(plot_pairs(rows, "gamma", folder / "gamma.png"))
     elif kind == "step_cost":
         pass  # a table of a few numbers
+    elif x is not None and (lines := lines_over(rows, x, form["keys"])):
+        made.figures.append(
+            plot_lines(rows, x, folder / "lines.png", quantities=MAIN, by=lines, label=label, wanted=wanted)
+        )
     elif x is not None and set(form["keys"]) - {x, by}:  # a line would be of runs that differ in something else
         made.figures.append(plot_groups(rows, form["keys"], folder / "groups.png", quantities=MAIN))
     elif x is not None and x != by:
         made.figures.append(
-            plot_lines(rows, x, folder / "lines.png", quantities=MAIN, by=by, label=label, wanted=wanted)
+            plot_lines(
+                rows, x, folder / "lines.png", quantities=MAIN, by=[by] if by else (), label=label, wanted=wanted
+            )
         )
     elif by == "reg" or x == "reg":
         made.figures.append(plot_pairs(rows, "test_error", folder / "test_error.png"))
     return made
+
+
+def lines_over(rows: Sequence[Row], x: str, keys: Sequence[str]) -> list[str]:
+    """The options whose combinations make lines over x, where there are few and each has every value of x.
+
+    Empty where there are too many, or x has too few values, or none that are numbers.
+    """
+    others, values = [key for key in keys if key != x], {value(row, x) for row in rows}
+    if len(others) < 2 or len(values) < 3 or not all(isinstance(one, (int, float)) for one in values):
+        return []
+    lines = grouped(rows, others).values()
+    full = all({value(row, x) for row in members} == values for members in lines)
+    return others if full and len(lines) <= MOST_COLORS else []
 
 
 def make_zoo(rows: Sequence[Row], folder: Path, made: Report) -> Report:

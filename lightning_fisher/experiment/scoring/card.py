@@ -8,7 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_fisher.experiment.records.quantities import HESSIAN_METRICS, MEASURES, METRICS, QUANTITIES, Quantity
+from lightning_fisher.experiment.records.quantities import (
+    FIRST,
+    HESSIAN_METRICS,
+    MEASURES,
+    METRICS,
+    QUANTITIES,
+    Quantity,
+)
 from lightning_fisher.experiment.report.rows import Spread
 from lightning_fisher.experiment.scoring.gradient_influence import Influence
 from lightning_fisher.experiment.scoring.network import Subject
@@ -51,7 +58,8 @@ class Card:
 
     def measured(self) -> list[Quantity]:
         """The metrics that were measured, in the order of the table."""
-        return [QUANTITIES[key] for key in (*METRICS, *HESSIAN_METRICS, *MEASURES) if key in self.subsets.values]
+        keys = dict.fromkeys((*FIRST, *METRICS, *HESSIAN_METRICS, *MEASURES))
+        return [QUANTITIES[key] for key in keys if key in self.subsets.values]
 
     def quantities(self) -> dict[str, float]:
         """Losses, errors and metrics by the names that rows use, with the spreads of the metrics."""

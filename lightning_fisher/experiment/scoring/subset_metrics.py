@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lightning_fisher.data import LabeledImages, Normalization
 from lightning_fisher.experiment.display.terminal import track
+from lightning_fisher.experiment.records.quantities import FIRST
 from lightning_fisher.experiment.training.final_metrics import GRAM_OPTIONS, make_measures, make_monitor
 from lightning_fisher.functional import (
     LayeredLogDet,
@@ -134,7 +135,7 @@ def measure_subsets(
         metric: the ``metric`` node.
     """
     monitor = make_monitor(metric, "curve")
-    further = make_measures(metric)
+    further = make_measures(metric, also=FIRST)
     subsets = [torch.tensor(subset) for subset in monitor.subsets(len(images))]
     found = []
     with warnings.catch_warnings():
