@@ -351,14 +351,14 @@ class Tables(Record):
         self._tables.append((module._buffers, dict(module._buffers)))
 
     def _same(self) -> bool:
-        return (
-            [module.training for module in self._modules] == self._modes
-            and not any(self._empty)
-            and all(len(now) == len(before) for now, before in self._tables)
-            and all(map(is_, *(chain.from_iterable(pair[side].keys() for pair in self._tables) for side in (0, 1))))
-            and all(map(is_, *(chain.from_iterable(pair[side].values() for pair in self._tables) for side in (0, 1))))
-            and all(len(now) == len(before) for now, before in self._buffers)
-        )
+        if any(self._empty) or [module.training for module in self._modules] != self._modes:
+            return False
+        if any(len(now) != len(before) for now, before in (*self._tables, *self._buffers)):
+            return False
+        now, before = [table for table, _ in self._tables], [table for _, table in self._tables]
+        names = map(is_, chain.from_iterable(now), chain.from_iterable(before))
+        values = (chain.from_iterable(table.values() for table in tables) for tables in (now, before))
+        return all(names) and all(map(is_, *values))
 
     def renewed(self) -> Record | None:
         """See `Record`."""
