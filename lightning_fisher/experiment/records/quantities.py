@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +60,9 @@ class Quantity:
         return (self.detail or self.form).replace("{:", "{:+")
 
     def text(self, value: Any, std: float | None = None) -> str:
-        """A value by itself, with its standard deviation where there is one."""
+        """A value by itself, with its standard deviation where there is one: of one subset there is none."""
         form = self.detail or self.form
-        return form.format(value) + (f" ± {form.format(std)}" if std is not None else "")
+        return form.format(value) + (f" ± {form.format(std)}" if std is not None and math.isfinite(std) else "")
 
 
 def _with_unit(name: str, unit: str) -> str:

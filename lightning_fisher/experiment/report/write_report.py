@@ -14,7 +14,7 @@ from lightning_fisher.experiment.config.error_messages import listing
 from lightning_fisher.experiment.display.terminal import print_report
 from lightning_fisher.experiment.records.curve import FILE_NAME as HISTORY
 from lightning_fisher.experiment.records.curve import read_history
-from lightning_fisher.experiment.records.result import write_atomically
+from lightning_fisher.experiment.records.result import require_rows, write_atomically
 from lightning_fisher.experiment.records.run_folders import REPORT
 from lightning_fisher.experiment.report.comparison.figure import plot_methods
 from lightning_fisher.experiment.report.comparison.table import KINDS as COMPARED
@@ -25,7 +25,7 @@ from lightning_fisher.experiment.report.figures import plot_lines, plot_ranking,
 from lightning_fisher.experiment.report.method_figures import plot_groups, plot_pairs
 from lightning_fisher.experiment.report.paired_table import differences_table
 from lightning_fisher.experiment.report.rank_table import LEAST, all_correlations, ranking_table
-from lightning_fisher.experiment.report.rows import Row, find_runs, grouped, numbers, require_known, value, varied
+from lightning_fisher.experiment.report.rows import Row, grouped, numbers, require_known, value, varied
 from lightning_fisher.experiment.report.tables import TABLES, summary
 from lightning_fisher.experiment.report.zoo.figure import plot_zoo
 from lightning_fisher.experiment.report.zoo.judgment import varied_options
@@ -223,7 +223,7 @@ def report(
     Raises:
         ConfigError: if there are no rows, or an argument does not fit them.
     """
-    found = find_runs(folder, runs)
+    found = require_rows(folder, runs)
     folders, rows = [run for run, _ in found], [row for _, row in found]
     target = out or folder
     target.mkdir(parents=True, exist_ok=True)

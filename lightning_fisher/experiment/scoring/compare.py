@@ -84,11 +84,11 @@ def notes(first: Card, second: Card) -> list[str]:
             f"The training losses differ ({losses[0]:.3g} and {losses[1]:.3g}), and γ̂ falls with the loss: "
             "metric.logit_norm=0.04 compares at one norm of the logits."
         )
-    errors = [percent(card.train.wrong) for card in (first, second)]
-    if max(errors) > card_page.MISFIT:
+    wrong, n = [int(card.train.wrong.sum()) for card in (first, second)], len(first.train.wrong)
+    if max(wrong) > 0:
         found.append(
-            f"The training errors are {errors[0]:.2f} % and {errors[1]:.2f} %: γ̂ is that of a minimum which fits its "
-            "labels, and a few images that it misfits outweigh the rest."
+            f"Of {n:,} training images {wrong[0]:,} and {wrong[1]:,} are not fitted: γ̂ is defined for minima that fit "
+            "their labels; images that are misfitted have larger gradients and outweigh the others."
         )
     if first.subject.network != second.subject.network or first.parameters != second.parameters:
         found.append("The networks differ in kind: γ̂ orders minima of one network, less surely those of two.")

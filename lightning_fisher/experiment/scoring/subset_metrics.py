@@ -26,6 +26,7 @@ from lightning_fisher.functional import (
 )
 from lightning_fisher.functional.evaluation.precision import device_types, full_precision
 from lightning_fisher.metrics.gram import PARTS, gram_quantities
+from lightning_fisher.module import TOP
 
 NAMES = {"log_det": "gamma", **{part: f"gamma_{part}" for part in PARTS}}  # in rows
 
@@ -38,7 +39,7 @@ class Evaluation:
         losses: cross-entropy in nats, float64 ``[n]``.
         predicted: the class with the largest logit ``[n]``.
         wrong: whether it is not the label ``[n]``.
-        wrong_top5: whether the label is not among the five largest ``[n]``.
+        wrong_top5: whether the label is not among the five largest ``[n]``; nothing with at most five classes.
     """
 
     losses: Tensor
@@ -114,7 +115,7 @@ def evaluate(
         for positions in track(torch.arange(len(images)).split(batch_size), what):
             inputs, labels = fetch(images, positions, normalization, net)
             logits = net(inputs).double()
-            top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
             correct = top == labels[:, None]
             losses.append(F.cross_entropy(logits, labels, reduction="none").cpu())
             predicted.append(top[:, 0].cpu())

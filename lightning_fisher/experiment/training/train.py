@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment import context
+from lightning_fisher.experiment.config.config_hash import data_fingerprint
 from lightning_fisher.experiment.config.error_messages import explain, name_option
 from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.records import run_folders
@@ -77,7 +78,8 @@ def train(job: Job) -> dict[str, Any] | None:
             check_checkpoint(run.module, checkpoint)
         if first:
             write_atomically(
-                folder / "config.yaml", f"{run_folders.HEADER}{digest}\n" + OmegaConf.to_yaml(cfg, resolve=True)
+                folder / "config.yaml",
+                run_folders.header(digest, data_fingerprint(cfg)) + OmegaConf.to_yaml(cfg, resolve=True),
             )
             write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(job.overrides))
             print_plan(job, run, checkpoint)
