@@ -121,7 +121,9 @@ def x_axis(axis: Axes, x: str, values: Sequence[Any], label: str = "") -> list[f
     places = positions(values)
     names = [f"{v:g}" if isinstance(v, float) else textwrap.fill(value_name(x, v), 11) for v in values]
     near = min((abs(b - a) for a, b in pairwise(places)), default=0.0)
-    turned = {"rotation": 45, "rotation_mode": "anchor", "ha": "right"} if near < CROWDED * _width(places) else {}
+    turned: dict[str, Any] = (
+        {"rotation": 45, "rotation_mode": "anchor", "ha": "right"} if near < CROWDED * _width(places) else {}
+    )
     axis.set_xticks(places, names, **turned)
     axis.set_xlabel(in_symbols(label) or option_name(x))
     return places
