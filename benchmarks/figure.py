@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from matplotlib.figure import Figure
 from benchmarks.contenders_gram import OURS
 from benchmarks.contenders_step import FORMS
 from benchmarks.tables import Row, groups
-from lightning_fisher.experiment.display.plot_style import BLUE, GRAY, RC, save
+from lightning_fisher.experiment.display.plot_style import BLUE, GRAY, RC, legend, save, title
+from lightning_fisher.experiment.records.option_names import value_name
 
 BAR = 0.36
 LIGHT = {BLUE: "#8CBFDF", GRAY: "#B8B8B8"}
@@ -24,26 +26,24 @@ def draw(sections: dict[str, Any], path: Path) -> Path | None:
     panels = _panels(sections)
     if not panels:
         return None
-    heights = [max(len(groups(rows, "contender")), 2) for _, rows, _ in panels]
-    columns = min(2, len(panels))
-    rows_of_panels = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    ratios = [max(heights[i : i + columns]) for i in range(0, len(panels), columns)]
+    heights = [max(len(groups(rows, "contender")), 2) + 1 for _, rows, _ in panels]
     with matplotlib.rc_context(RC | {"axes.grid": False}):
-        figure = Figure(figsize=(6.6 * columns, 0.36 * sum(ratios) + 0.95 * len(ratios)), layout="constrained")
+        figure = Figure(figsize=(6.4, 0.31 * sum(heights) + 0.8 * len(heights) + 0.8), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(len(ratios), columns, squeeze=False, height_ratios=ratios)
-        for line, of_line in zip(axes, rows_of_panels, strict=True):
-            for axis in line[len(of_line) :]:
-                axis.set_visible(False)
-            for axis, (title, rows, unit) in zip(line, of_line, strict=False):
-                _bars(axis, title, rows, unit)
+        axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axis, (name, rows, unit) in zip(axes, panels, strict=True):
+            _bars(axis, name, rows, unit)
+        title(figure, "What do ξ and a regularized step cost, beside what others take?")
+        threads = sorted({row["threads"] for _, rows, _ in panels for row in rows})
+        many = f"Dark: {threads[0]} thread, light: {threads[1]}. " if len(threads) > 1 else ""
+        legend(figure, [], [], f"{many}Blue: this package. Times: median over the rounds, lines: quartiles")
     return save(figure, path)
 
 
 def _panels(sections: dict[str, Any]) -> list[tuple[str, list[Row], str]]:
     """``(title, rows with contender, threads and value, axis label)``."""
     panels = []
-    for section, what in (("gram", "ξ"), ("step", "a training step"), ("loop", "an epoch")):
+    for section, what in (("gram", "Time of ξ"), ("step", "Time of a training step"), ("loop", "Time of an epoch")):
         if section in sections:
             for (network,), rows in groups(sections[section]["tables"]["times"], "network").items():
                 first = rows[0]["contender"]
@@ -53,11 +53,11 @@ def _panels(sections: dict[str, Any]) -> list[tuple[str, list[Row], str]]:
         for (network, kind), rows in groups(sections["memory"]["tables"]["memory"], "network", "kind").items():
             if kind == "gram" and len(rows) > 1:
                 values = [row | {"value": row["extra_mib"], "threads": 1} for row in rows]
-                panels.append((f"memory of ξ: {network}", values, "peak extra memory, MiB"))
+                panels.append((f"Memory of ξ: {value_name('model', network)}", values, "peak extra memory (MiB)"))
     return panels
 
 
-def _bars(axis: Axes, title: str, rows: list[Row], unit: str) -> None:
+def _bars(axis: Axes, name: str, rows: list[Row], unit: str) -> None:
     names = [name for (name,) in groups(rows, "contender")]
     counts = [count for (count,) in groups(rows, "threads")]
     for index, count in enumerate(counts):
@@ -73,16 +73,15 @@ def _bars(axis: Axes, title: str, rows: list[Row], unit: str) -> None:
             axis.annotate(
                 text, (max(high, row["value"]), position), (3, 0), textcoords="offset points", va="center", fontsize=7
             )
-    axis.set_yticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), [textwrap.fill(name.replace("amortised", "amortized"), 30) for name in names])
     axis.invert_yaxis()
     axis.set_xlabel(unit)
     axis.set_xlim(0, 1.12 * max(value for row in rows for value in (row["value"], *row.get("ends", ()))))
-    if len(counts) > 1:
-        title += " (dark: 1 thread, light: 2)"
-    axis.set_title(title, loc="left")
+    axis.set_title(name, loc="left")
     if "relative" in unit:
         axis.axvline(1.0, color="black", linewidth=0.6, linestyle=":")
 
 
 def _is_ours(contender: str) -> bool:
-    return contender == OURS or "FisherRegularizer" in contender or contender.startswith((*FORMS, "amortized"))
+    ours = (*FORMS, "amortized", "amortised")  # the latter in results of earlier versions
+    return contender == OURS or "FisherRegularizer" in contender or contender.startswith(ours)

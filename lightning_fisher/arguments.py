@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any
+
+
+def suggestion(value: Any, allowed: Iterable[str]) -> str:
+    """What was meant, for the end of a message; empty where nothing allowed is near.
+
+    Args:
+        value: The value received.
+        allowed: The words that are allowed.
+
+    Example:
+        >>> from lightning_fisher.arguments import suggestion
+        >>> suggestion("recomended", ["recommended", "paper"])
+        ' Did you mean `recommended`?'
+    """
+    words = {word.lower(): word for word in allowed}
+    near = difflib.get_close_matches(value.lower(), list(words), n=1, cutoff=0.6) if isinstance(value, str) else []
+    return f" Did you mean `{words[near[0]]}`?" if near else ""
 
 
 def is_integer(value: Any) -> bool:
@@ -98,4 +117,6 @@ def require_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         ValueError: With the argument's name, what is allowed and the value received.
     """
     if value not in allowed:
-        raise ValueError(f"Expected argument `{name}` to be one of {allowed}, but got {value!r}.")
+        raise ValueError(
+            f"Expected argument `{name}` to be one of {allowed}, but got {value!r}.{suggestion(value, allowed)}"
+        )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_fisher.arguments import require_integer
+from lightning_fisher.arguments import require_integer, suggestion
 from lightning_fisher.data import (
     AUGMENTATIONS,
     SOURCES,
@@ -24,9 +24,8 @@ from lightning_fisher.data import (
     partition_training_set,
 )
 from lightning_fisher.data.images import MemoryImages, keep_batch
-from lightning_fisher.data.partition import check_sizes
 from lightning_fisher.data.randomness import stream
-from lightning_fisher.data.sources.cifar import TRAINING_IMAGES
+from lightning_fisher.data.sources.files import TRAINING_IMAGES, check_sizes
 from lightning_fisher.data.sources.imagenet import FolderImages
 
 RANDOM_RESIZED_CROP = "random-resized-crop"
@@ -92,11 +91,14 @@ class ImageDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if name not in SOURCES:
-            raise ValueError(f"Expected argument `name` to be one of {sorted(SOURCES)}, but got {name!r}.")
+            raise ValueError(
+                f"Expected argument `name` to be one of {sorted(SOURCES)}, but got {name!r}.{suggestion(name, SOURCES)}"
+            )
         allowed = [*AUGMENTATIONS, RANDOM_RESIZED_CROP] if name == "imagenet" else [*AUGMENTATIONS]
         if augmentation not in allowed:
             raise ValueError(
                 f"Expected argument `augmentation` to be one of {allowed} for {name!r}, but got {augmentation!r}."
+                f"{suggestion(augmentation, allowed)}"
             )
         for argument, value, least in (
             ("batch_size", batch_size, 1),

@@ -99,6 +99,8 @@ class CalibrationError(Metric):
         return 100.0 * (self.correct - self.confidence).abs().sum() / self.counts.sum()
 
 
+TOP = 5  # predictions of which one may be right
+
 Criterion = Callable[["ImageClassifier", Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -118,7 +120,7 @@ class ImageClassifier(L.LightningModule):
     - test, first data loader: `test_loss`, `test_error`, `test_error_top5`, `test_calibration_error`; second data
       loader, the training images without augmentation: `train_eval_loss`, `train_eval_error`, `train_eval_error_top5`.
 
-    Losses but `train_loss` are without label smoothing. With fewer than 5 classes top-5 errors are 0.
+    Losses but `train_loss` are without label smoothing. There is no top-5 error with at most 5 classes: it would be 0.
 
     Args:
         net: the network, images `[B, C, H, W]` to logits `[B, K]`.
@@ -230,13 +232,14 @@ class ImageClassifier(L.LightningModule):
         images, labels = batch
         logits: Tensor = self(images)
         counted = labels != IGNORED_LABEL
-        top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
         correct = top == labels[:, None]
         values = {
             "loss": F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED_LABEL),
             "error": 100.0 * ~correct[:, 0],
-            "error_top5": 100.0 * ~correct.any(dim=1),
         }
+        if logits.shape[1] > TOP:
+            values["error_top5"] = 100.0 * ~correct.any(dim=1)
         for quantity, value in values.items():
             metric = self.evaluation[f"{prefix}_{quantity}"]
             assert isinstance(metric, SampleMean)

@@ -17,9 +17,10 @@ from typing import Any
 import jinja2
 import torch
 
+from lightning_fisher.experiment.records.curve import read_history
 from lightning_fisher.experiment.report.comparison.table import methods_table, of_kind
 from lightning_fisher.experiment.report.paired_difference import Difference, mean_difference
-from lightning_fisher.experiment.report.rows import Row, load_rows, numbers, value
+from lightning_fisher.experiment.report.rows import Row, find_runs, load_rows, numbers, value
 from lightning_fisher.experiment.report.zoo.judgment import Effect, Judged
 from lightning_fisher.experiment.report.zoo.page import parts
 from lightning_fisher.functional.ranking import bootstrap_interval, kendall_tau
@@ -33,7 +34,8 @@ PAGES = {  # templates and the pages that they fill
 }
 TABLE, README = ROOT / "results" / "readme.md.j2", ROOT / "README.md"
 FOLDERS, INDEX = ROOT / "results" / "folders.md.j2", ROOT / "results" / "README.md"
-MARKS = ("<!-- measured: python results/page.py -->\n", "<!-- end of measured -->")  # around the table in README
+MARKS = ("<!-- measured: python results/page.py -->\n", "<!-- end of measured -->")  # around what is measured in README
+NEXT = "<!-- next block -->\n"  # in the template, between two such places
 FIT = 0.0  # the training error, in per cent, of a network that counts as one that fits
 
 
@@ -215,10 +217,18 @@ def study(name: str) -> Study:
     return Study(load_rows(ROOT / "results" / name))
 
 
+def history(name: str, **wanted: Any) -> list[dict[str, float]]:
+    """The epochs of the one run of ``results/NAME`` with these values."""
+    pairs = find_runs(ROOT / "results" / name)
+    rows = Study([row for _, row in pairs])(**wanted).rows
+    (run,) = (run for run, row in pairs if any(row is one for one in rows))
+    return read_history(run)
+
+
 def render(template: str) -> str:
     """Fill a template in."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
-    names: dict[str, Callable[..., Any]] = {"study": study}
+    names: dict[str, Callable[..., Any]] = {"study": study, "history": history}
     return environment.from_string(template).render(names)
 
 
@@ -233,10 +243,12 @@ def index() -> str:
 
 
 def readme() -> str:
-    """README with its table as it should be."""
-    before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
-    table, after = render(TABLE.read_text(encoding="utf-8")), rest.partition(MARKS[1])[2]
-    return f"{before}{MARKS[0]}{table}{MARKS[1]}{after}"
+    """README with its measured blocks as they should be."""
+    written, *rest = README.read_text(encoding="utf-8").split(MARKS[0])
+    blocks = render(TABLE.read_text(encoding="utf-8")).split(NEXT)
+    for block, part in zip(blocks, rest, strict=True):
+        written += f"{MARKS[0]}{block.lstrip()}{MARKS[1]}{part.partition(MARKS[1])[2]}"
+    return written
 
 
 def typed_numbers(template: str) -> list[str]:

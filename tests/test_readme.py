@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,6 +26,22 @@ def test_blocks_run(without: str, measured: set[str], tmp_path: Path, monkeypatc
     found = {key for key in names["trainer"].callback_metrics if "gamma" in key or "fisher" in key}
     assert measured <= found
     assert bool(found) == bool(measured)
+
+
+def test_until_it_switches_on_training_is_bit_for_bit_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's own module and Trainer for the five epochs before the learning rate drops."""
+    monkeypatch.chdir(tmp_path)
+    weights = []
+    for without in "-+":
+        torch.manual_seed(0)
+        blocks = BLOCKS(TEXT, without)[:2]
+        names: dict[str, object] = {"__name__": "block"}
+        for block in blocks:
+            exec(compile(block.replace("max_epochs=10", "max_epochs=5"), "README", "exec"), names)
+        weights.append(names["model"].state_dict())
+    assert names["trainer"].global_step == 20
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key]), key
 
 
 def test_what_is_added_is_five_lines() -> None:

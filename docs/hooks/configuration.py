@@ -155,10 +155,14 @@ def _hydra(name: str) -> str:
 def _code(option: Option) -> str:
     """As it is typed on the command line; a narrow screen may break it where words end."""
     text = html.escape(f"{option.name}={option.value}" if option.value else option.name).replace("|", "&#124;")
+    text = text.replace("$", "&#36;")  # an interpolation is no formula
     return (
         "<code>" + "".join(f"{char}<wbr>" if char in "._=" else char for char in text).replace("_", "&#95;") + "</code>"
     )
 
 
 def _text(comment: str) -> str:
-    return html.escape(comment, quote=False).replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+    text = html.escape(comment, quote=False)
+    for character in "|*_$":
+        text = text.replace(character, f"\\{character}")
+    return text

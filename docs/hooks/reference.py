@@ -34,14 +34,21 @@ TITLES = {
     "optimizers": "Optimizers",
     "layers": "Layers",
     "models": "Networks",
+    "label_errors": "Wrong labels",
 }
 
 # Packages whose reference takes several pages: each page, its title, its modules. A module is on the first that fits.
 SECTIONS = {
     "callbacks": {
         "fisher": ("Regularizer and metric", ("fisher_regularizer", "fisher_monitor")),
-        "methods": ("Other methods", ("sharpness_aware", "fisher_penalty", "jacobian_penalty", "multipass_callback")),
+        "perturbed": ("SAM and other perturbed gradients", ("sharpness_aware", "multipass_callback")),
+        "penalties": ("Penalties", ("fisher_penalty", "jacobian_penalty")),
         "training": ("Around a training", ("",)),
+    },
+    "metrics": {
+        "fisher": ("γ̂", ("fisher", "collection")),
+        "compared": ("What γ̂ is compared with", ("curvature", "robustness", "hessian")),
+        "measures": ("Any measure", ("measures",)),
     },
     "functional": {
         "gamma": ("γ̂", ("fisher.log_determinant", "fisher.spectrum", "fisher.layers", "fisher.gradient_norms")),
@@ -54,9 +61,11 @@ SECTIONS = {
         "ranking": ("Ranking networks", ("ranking",)),
     },
     "functional.measures": {
-        "sharpness": ("Sharpness and PAC-Bayes", ("sharpness", "pac_bayes", "hessian_flatness", "hessian_traces")),
+        "sharpness": ("Sharpness and PAC-Bayes", ("sharpness", "pac_bayes")),
+        "hessian": ("The Hessian", ("hessian_flatness", "hessian_traces")),
         "gradients": ("Gradients of samples", ("gradient_statistics",)),
-        "norms": ("Norms and margins", ("norms", "path_norms", "margins", "folding")),
+        "norms": ("Norms", ("norms", "path_norms")),
+        "margins": ("Margins and folded batch-norm", ("margins", "folding")),
         "registry": ("Measures by name", ("registry",)),
     },
 }

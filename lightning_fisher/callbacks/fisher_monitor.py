@@ -208,7 +208,8 @@ class FisherMonitor(Callback):
         """This rank's subsets, with a progress bar when they take long."""
         dataset = self._samples(trainer)
         mine = self.subsets(len(dataset))[trainer.global_rank :: trainer.world_size]
-        bar = tqdm(mine, desc="Fisher metrics", unit="subset", leave=False, delay=3, disable=trainer.global_rank != 0)
+        hidden = True if trainer.global_rank != 0 else None  # None: shown on a terminal only
+        bar = tqdm(mine, desc="Fisher metrics", unit="subset", leave=False, delay=3, disable=hidden)
         for indices in bar:
             yield [dataset[i] for i in indices]
 

@@ -314,7 +314,7 @@ class MultiPassCallback(Callback):
             self.active = True
             self.switch_step, self.switch_epoch = trainer.global_step, trainer.current_epoch
             self._switch_time, self._switch_batch = time, trainer.fit_loop.total_batch_idx
-            if time > 0:
+            if time > 0 and self.trains:
                 announce(
                     pl_module,
                     f"{self.name}: regularized phase begins after {self.switch_epoch} epochs, at step "

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_fisher.data.randomness import stream
+from lightning_fisher.data.sources.files import check_sizes
 
 
 class TrainingPartition(NamedTuple):
@@ -21,39 +22,6 @@ class TrainingPartition(NamedTuple):
     confusion_indices: Tensor
     confusion_labels: Tensor
     validation_indices: Tensor
-
-
-def check_sizes(
-    available: int, validation_size: int, train_size: int | None, confusion_size: int, label_noise: float
-) -> None:
-    """Refuse sizes that do not fit in a data set.
-
-    Args:
-        available: number of official training images; the others as in :func:`partition_training_set`.
-        validation_size: number of validation images.
-        train_size: number of clean images, or `None`.
-        confusion_size: number of images with random labels.
-        label_noise: the fraction of clean labels that is changed.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    if not 0 <= validation_size < available:
-        raise ValueError(
-            f"Expected argument `validation_size` to be from 0 to {available - 1} (the data set has {available} "
-            f"training images), but got {validation_size}."
-        )
-    rest = available - validation_size
-    if not 0 <= confusion_size < rest:
-        raise ValueError(f"Expected argument `confusion_size` to be from 0 to {rest - 1}, but got {confusion_size}.")
-    if train_size is not None and not 1 <= train_size <= rest - confusion_size:
-        raise ValueError(
-            f"Expected argument `train_size` to be null or from 1 to {rest - confusion_size} ({available} training "
-            f"images less {validation_size} for validation and {confusion_size} for confusion), "
-            f"but got {train_size}."
-        )
-    if not 0 <= label_noise <= 1:
-        raise ValueError(f"Expected argument `label_noise` to be from 0 to 1, but got {label_noise}.")
 
 
 def with_symmetric_noise(labels: Tensor, fraction: float, num_classes: int, generator: torch.Generator) -> Tensor:

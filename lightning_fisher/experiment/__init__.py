@@ -7,9 +7,6 @@ import sys
 __all__ = ["main"]
 
 
-AGAIN = "Interrupted before the first checkpoint. The same command starts again."
-
-
 def main() -> None:
     """Entry point of ``run.py`` and ``lightning-fisher``; says what to install where only the library is.
 
@@ -19,7 +16,7 @@ def main() -> None:
 
     with signals.listening(), lasting_output.lasting_output():
         try:
-            with signals.ending_at_once(lambda: AGAIN):
+            with signals.ending_at_once(lambda: signals.AGAIN):
                 from lightning_fisher.experiment.cli import main as run
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("lightning_fisher"):

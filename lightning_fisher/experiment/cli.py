@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -16,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lightning_fisher.exceptions import ConfigError
-from lightning_fisher.experiment import AGAIN, context, signals
+from lightning_fisher.experiment import context, signals
 from lightning_fisher.experiment.complete import show_complete_card, show_complete_row
 from lightning_fisher.experiment.config.compose import (
     CONFIG_DIR,
@@ -25,13 +26,15 @@ from lightning_fisher.experiment.config.compose import (
     config_groups,
     known_options,
 )
-from lightning_fisher.experiment.config.error_messages import explain
+from lightning_fisher.experiment.config.error_messages import explain, listing
 from lightning_fisher.experiment.config.files import check_files
 from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.config.resolvers import register_resolvers
 from lightning_fisher.experiment.config.score_request import checkpoints, is_scoring, quoted_paths
+from lightning_fisher.experiment.config.swept_configs import of_swept_configs, refuse_lists
 from lightning_fisher.experiment.records import run_folders
-from lightning_fisher.experiment.sweep import job_record, jobs
+from lightning_fisher.experiment.sweep import jobs
+from lightning_fisher.experiment.sweep.interruption import last_words
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -68,14 +71,22 @@ def answer(job: Job) -> None:
     if is_scoring(job.cfg):
         if not show_complete_card(job):
             check_files(job.cfg)
-            with signals.ending_at_once(_interrupted):
+            with signals.ending_at_once(last_words):
                 from lightning_fisher.experiment.scoring.command import score
             score(job)
     elif not show_complete_row(job):
         check_files(job.cfg)
-        with signals.ending_at_once(_interrupted):
+        with signals.ending_at_once(last_words):
             from lightning_fisher.experiment.training.train import train
+        _mention_sweep()
         train(job)
+
+
+def _mention_sweep() -> None:
+    """Say that the chosen configs hold a sweep, of which a command without -m runs one job."""
+    params = HydraConfig.get().sweeper.get("params")
+    if params and context.rank() == 0 and os.environ.get(context.CHECKED) is None:
+        print(f"One job, not the sweep over {listing(params)} that these configs hold: -m runs that.", flush=True)
 
 
 def _debug_wanted(arguments: list[str]) -> bool:
@@ -92,8 +103,10 @@ def _fail(error: Exception) -> None:
         line = f"Expected option `hydra.run.dir` to be a writable folder, but got `{where}` ({error.strerror})."
     else:
         known = [] if isinstance(error, ConfigError) else known_options(overrides)
-        line = explain(error, known, config_groups()) or _unexpected(error, folder, rank)
+        line = explain(error, known, config_groups(), overrides) or _unexpected(error, folder, rank)
     if folder is not None and rank == 0:
+        if command.sweep is not None:
+            run_folders.restore_sweep_config(folder, command.sweep_config)
         run_folders.discard(folder)
     print(f"Error: {f'process {rank}: ' if rank else ''}{line}", file=sys.stderr, flush=True)
 
@@ -109,21 +122,6 @@ def _unexpected(error: Exception, folder: Path | None, rank: int) -> str:
     return f"{line} (debug=true shows the traceback)"
 
 
-def _interrupted() -> str:
-    """Say what the same command will do."""
-    command = context.current()
-    folder = command.folder
-    if command.leave_sweep() is not None:
-        if command.record is not None:
-            job_record.end(command.record)
-        return "Interrupted. The same command goes on with the jobs that are not complete."
-    if folder is not None and any(folder.glob("checkpoints/*.ckpt")):
-        return "Interrupted. The same command continues from the last checkpoint."
-    if folder is not None:
-        run_folders.discard(folder)
-    return AGAIN
-
-
 def _check_flags() -> None:
     """Refuse what Hydra's parser of flags would answer with its usage and another exit code.
 
@@ -133,7 +131,9 @@ def _check_flags() -> None:
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"Expected flags as `--help` lists them, but got {message}.")
+        option = re.search(r"unrecognized arguments: --?([\w./]+)", message)
+        hint = f" (options are written without dashes: `{option[1]}=VALUE`)" if option else ""
+        raise ConfigError(f"Expected flags as `--help` lists them, but got {message}{hint}.")
 
     parser.error = refuse  # type: ignore[method-assign]
     if "--version" not in sys.argv:  # would print it, and end
@@ -161,13 +161,14 @@ def main() -> None:
     os.environ[FULL_ERROR] = "1"  # Hydra raises to the handlers below instead of printing its own report
     _let_workers_find_the_package()
     register_resolvers()
-    sys.argv[1:] = quoted_paths(flags_first(sys.argv[1:]))
+    sys.argv[1:] = of_swept_configs(quoted_paths(flags_first(sys.argv[1:])))
     jobs.end_with_parent()
     run = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(task)
     failed = False
     try:
         try:
             _check_flags()
+            refuse_lists(sys.argv[1:])
             if not CONFIG_DIR.is_dir():
                 raise ConfigError(f"Expected the configs in {CONFIG_DIR}: install the package again.")
             run()
@@ -181,7 +182,7 @@ def main() -> None:
         failed = jobs.finish() or failed
     except KeyboardInterrupt:
         if context.rank() == 0:
-            print(f"\n{_interrupted()}", file=sys.stderr, flush=True)
+            print(f"\n{last_words()}", file=sys.stderr, flush=True)
         sys.exit(signals.exit_code())
     finally:
         os.environ.pop(jobs.PARENT, None)

@@ -20,10 +20,14 @@ class Command:
         folder: the folder that Hydra made for the job, or for the sweep; None before.
         started: whether the job or the sweep was reached: a failure before is one of composing, or of that folder.
         sweep: the folder of the sweep that this process runs; None in a process that runs a job.
+        sweep_config: Hydra's file in that folder as it was before, see `run_folders.sweep_config`.
         record: where the sweep notes how its jobs end; None without one.
         jobs: of the sweep; 0 before the first one starts.
         errors: what the job raised; Hydra would print a line of its own about it first.
         defaults: composed configs by their group choices, see `config.compose.defaults`.
+        default_values: of these configs, flat, see `config.validation.check_config`.
+        choices: of every group, by the folders of configs and the group.
+        checked: the hashes of the configs that were checked before the first job of the sweep.
         fingerprints: of data sets, by name and place: made once.
     """
 
@@ -31,10 +35,14 @@ class Command:
     folder: Path | None = None
     started: bool = False
     sweep: Path | None = None
+    sweep_config: bytes | None = None
     record: Path | None = None
     jobs: int = 0
     errors: list[Exception] = field(default_factory=list)
     defaults: dict[Any, Any] = field(default_factory=dict)
+    default_values: dict[int, Any] = field(default_factory=dict)
+    choices: dict[tuple[str, ...], list[str]] = field(default_factory=dict)
+    checked: set[str] = field(default_factory=set)
     fingerprints: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
     def enter(self, folder: Path) -> None:

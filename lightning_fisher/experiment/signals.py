@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+AGAIN = "Interrupted before the first checkpoint. The same command starts again."
+
 
 class Interrupted(KeyboardInterrupt):
     """The process was told to end; a KeyboardInterrupt, so that nothing which handles errors takes it for one."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
@@ -27,8 +29,10 @@ from lightning_fisher.label_errors.recorder import LabelErrorRecorder
 from lightning_fisher.label_errors.scores import SCORES, LabelScores, roc_auc
 from lightning_fisher.models import resnet
 from lightning_fisher.module import ImageClassifier
+from lightning_fisher.optional_packages import missing_package, require_package
 
 SHOWN = 10
+QUIET_SECONDS = 10.0  # between two lines of a training
 HINTS = ".*does not have many workers.*|.*LeafSpec.*|.*logging interval.*|.*have no `val_dataloader`.*"
 
 
@@ -43,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("data", help="an .npz with images and labels, a folder with a folder for each class, or digits")
     made.add_argument("--out", default="label_errors.csv", help="the ranking, a line per image")
     made.add_argument("--images", default="label_errors.png", help="a picture of the first ones; none: no picture")
+    made.add_argument(
+        "--overwrite", action="store_true", help="replace these files; else a number is added to new ones"
+    )
     made.add_argument("--top", type=int, default=40, help="images in the picture")
     made.add_argument("--score", choices=SCORES, default="gradient_norm", help="what the ranking is by")
     made.add_argument(
@@ -56,6 +63,23 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the noise")
     made.add_argument("--accelerator", default="auto", help="auto, cpu or gpu")
     return made
+
+
+class EpochLines(Callback):
+    """Print a line at the end of an epoch, at most every ten seconds: how far a training is, where there is no bar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._printed = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print."""
+        now, done = time.monotonic(), trainer.current_epoch + 1
+        if now - self._printed >= QUIET_SECONDS or done == trainer.max_epochs:
+            self._printed = now
+            logged = {key: float(trainer.callback_metrics[key]) for key in ("train_loss", "train_error")}
+            errors = f"training error {logged['train_error']:.1f} %"
+            print(f"epoch {done}/{trainer.max_epochs}: loss {logged['train_loss']:.4f}, {errors}", flush=True)
 
 
 def find_label_errors(
@@ -98,13 +122,13 @@ def find_label_errors(
     loader = DataLoader(dataset, batch_size=batch_size, shuffle=True, drop_last=last, generator=generator)
     trainer = Trainer(
         max_epochs=epochs,
-        callbacks=[recorder],
+        callbacks=[recorder] if sys.stdout.isatty() else [recorder, EpochLines()],
         accelerator=accelerator,
         devices=1,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=sys.stdout.isatty(),  # where the bar is drawn
     )
     trainer.fit(module, loader)
     return recorder.scores()
@@ -130,17 +154,51 @@ def make_network(path: str | None, num_classes: int, channels: int) -> nn.Module
     return made
 
 
+def output_files(out: str, picture: str, overwrite: bool) -> tuple[Path, Path | None]:
+    """Where the ranking and the picture go: beside those of an earlier command, if there are some.
+
+    Args:
+        out: the file of the ranking.
+        picture: that of the picture, or ``"none"``.
+        overwrite: whether earlier ones are replaced.
+
+    Returns:
+        Both files; None without a picture.
+
+    Raises:
+        ValueError: if a folder can't be written in.
+        ImportError: if what draws the picture is missing.
+    """
+    if picture != "none":
+        require_package("matplotlib", "the picture (--images=none leaves it out)")
+    wanted = [Path(out)] + ([Path(picture)] if picture != "none" else [])
+    for name, file in zip(("--out", "--images"), wanted, strict=False):
+        folder = file.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK) or file.is_dir():
+            raise ValueError(f"Expected {name} to be a file in a folder that can be written in, but got '{file}'.")
+    files, number = wanted, 1
+    while not overwrite and any(file.exists() for file in files):
+        number += 1
+        files = [file.with_name(f"{file.stem}-{number}{file.suffix}") for file in wanted]
+    if number > 1:
+        there = ", ".join(str(file) for file in wanted if file.exists())
+        print(f"{there} stays as it is: writing {' and '.join(map(str, files))} (--overwrite replaces it)", flush=True)
+    return files[0], files[1] if len(files) > 1 else None
+
+
 def run(options: argparse.Namespace) -> None:
     """Read, train, write and say what was found.
 
     Raises:
         ValueError: in one line, if an option or the data don't fit.
+        ImportError: in one line, if a package is missing.
     """
     for name, value in (("--epochs", options.epochs), ("--batch-size", options.batch_size), ("--top", options.top)):
         if value < (2 if name == "--batch-size" else 1):
             raise ValueError(f"Expected {name} to be at least {2 if name == '--batch-size' else 1}, but got {value}.")
     if not 0 <= options.noise < 1:
         raise ValueError(f"Expected --noise to be at least 0 and less than 1, but got {options.noise}.")
+    out, picture = output_files(options.out, options.images, options.overwrite)
     images = read_images(options.data, options.image_size)
     count, channels, height, width = images.source.images.shape
     if count < 2 or images.num_classes < 2:
@@ -154,16 +212,16 @@ def run(options: argparse.Namespace) -> None:
     chosen = {name: getattr(options, name) for name in ("epochs", "lr", "batch_size", "seed", "accelerator")}
     scores = find_label_errors(images, labels, network=network, **chosen)
     differing = int((scores.predicted_labels != labels).sum())
-    scores.to_csv(options.out, options.score, images.files)
+    scores.to_csv(out, options.score, images.files)
     print(f"{time.perf_counter() - start:.0f} s; {differing:,} labels are not what the network predicts on average")
     _show(scores, options.score, images)
     if options.noise:
         _show_found(scores, labels != given, options.score)
-    print(f"{options.out}: all images, the most suspicious first")
-    if options.images != "none":
+    print(f"{out}: all images, the most suspicious first")
+    if picture is not None:
         wrong = labels != given if options.noise else None
         plot_suspects(
-            options.images,
+            picture,
             images.source.images,
             scores,
             kind=options.score,
@@ -171,7 +229,7 @@ def run(options: argparse.Namespace) -> None:
             class_names=images.class_names,
             wrong=wrong,
         )
-        print(f"{options.images}: the first {min(options.top, count)}")
+        print(f"{picture}: the first {min(options.top, count)}")
 
 
 def _show(scores: LabelScores, kind: str, images: OwnImages) -> None:
@@ -204,7 +262,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=HINTS)
     try:
         run(options)
-    except (ValueError, OSError) as error:
-        print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nInterrupted: nothing was written.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        missing = missing_package(error)
+        if isinstance(error, (ImportError, RuntimeError)) and missing is None:
+            raise
+        print(f"Error: {' '.join((missing or str(error)).split())}", file=sys.stderr)
         return 1
     return 0

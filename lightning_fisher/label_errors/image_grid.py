@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lightning_fisher.label_errors.scores import LabelScores
 
+COLUMNS = 6  # of the picture, which a telephone still shows
+
 
 def plot_suspects(
     path: str | Path,
@@ -29,16 +31,17 @@ def plot_suspects(
         kind: see `LabelScores.score`.
         count: how many images.
         class_names: names of the classes; their numbers where there are none.
-        wrong: which labels are known to be wrong, bool ``[n]``: their titles are green, those of right labels red.
+        wrong: which labels are known to be wrong, bool ``[n]``: their titles are green, those of right labels red
+            and say so.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     chosen = scores.ranking(kind)[:count].tolist()
     predicted = scores.predicted_labels
-    columns = min(10, max(1, len(chosen)))
+    columns = min(COLUMNS, max(1, len(chosen)))
     rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(1.15 * columns, 1.4 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(max(3.2, 1.05 * columns), 1.3 * rows + 0.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
@@ -51,9 +54,11 @@ def plot_suspects(
             for k in (int(scores.given_labels[i]), int(predicted[i]))
         )
         color = "black" if wrong is None else "#1a7f37" if bool(wrong[i]) else "#cf222e"
-        axis.set_title(f"{given} → {suggested}" if given != suggested else given, fontsize=9, color=color, pad=3)
-    title = "Most suspicious labels: given → predicted"
+        name = f"{given} → {suggested}" if given != suggested else given
+        right = wrong is not None and not bool(wrong[i])  # said in words too, for gray print
+        axis.set_title(f"{name}\n(right)" if right else name, fontsize=10, color=color, pad=3)
+    title = f"Which labels of {len(predicted):,} are wrong?\nThe {len(chosen)} most suspicious: given → predicted"
     if wrong is not None:
-        title += f" ({int(wrong[chosen].sum())} of {len(chosen)} known to be wrong, in green)"
+        title += f"\n{int(wrong[chosen].sum())} of them known to be wrong (green)"
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=200)

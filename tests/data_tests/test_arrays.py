@@ -141,7 +141,9 @@ def test_a_single_array_is_refused(tmp_path):
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"There is no file '.*none\.npz': set data\.path to an .npz file with"):
+    with pytest.raises(
+        FileNotFoundError, match=r"`path` to be an .npz file with .*, but there is no file '.*none\.npz'"
+    ):
         load_arrays(path=str(tmp_path / "none.npz"), num_classes=3, channels=3, image_size=4)
     with pytest.raises(ValueError, match=r"set data\.path=FILE\.npz"):
         load_arrays(num_classes=3, channels=3, image_size=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -102,3 +103,11 @@ def test_every_group_and_every_study_has_a_page(pages: dict[str, str]) -> None:
         | {f"configuration/{group}.md" for group in groups}
         | {f"configuration/experiment/{study}.md" for study in studies}
     )
+
+
+def test_an_interpolation_is_no_formula(pages: dict[str, str]) -> None:
+    """A dollar sign would begin one; code blocks are left alone."""
+    for path, text in pages.items():
+        assert not re.search(
+            r"(?<!\\)\$", re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)
+        ), path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import math
@@ -33,9 +34,28 @@ def test_a_page_is_what_the_rows_give(path, text):
     assert path.read_text(encoding="utf-8") == text(), "python results/page.py"
 
 
-def test_readme_has_a_place_for_its_table():
+def test_readme_has_a_place_for_every_block():
     text = made.README.read_text(encoding="utf-8")
-    assert all(text.count(mark) == 1 for mark in made.MARKS)
+    assert {text.count(mark) for mark in made.MARKS} == {made.TABLE.read_text(encoding="utf-8").count(made.NEXT) + 1}
+
+
+def test_what_is_said_of_the_demonstration_by_hand():
+    """The largest error after the switch, and that of epoch 3, from the files of seed 0."""
+    (path,) = (ROOT / "results" / "demo-full").glob("reg=fisher_seed=0-*/history.csv")
+    with path.open() as file:
+        epochs = [row for row in csv.DictReader(file) if row["val_error"]]
+    after = [row for row in epochs if row["regularized"] not in ("", "0", "0.0")]
+    text = made.README.read_text(encoding="utf-8")
+    assert f"First the error jumps to {max(float(row['val_error']) for row in after):.0f} %" in text
+    assert f"In epoch 3 both were at {float(epochs[2]['val_error']):.0f} %" in text
+
+
+def test_figures_of_the_documentation_are_those_of_the_results():
+    found = importlib.util.spec_from_file_location("results_figures", ROOT / "results" / "figures.py")
+    figures = importlib.util.module_from_spec(found)
+    found.loader.exec_module(figures)
+    for name, source in figures.COPIES.items():
+        assert (figures.IMAGES / name).read_bytes() == (ROOT / source).read_bytes(), "python results/figures.py"
 
 
 @pytest.mark.parametrize("path", [*made.PAGES, made.TABLE, made.FOLDERS], ids=lambda path: path.name)

@@ -16,7 +16,7 @@ from tests.docs.pages import DOCS, PAGES, ROOT
 
 pytest.importorskip("mkdocs", reason="needs the docs extra")
 NOTEBOOKS = sorted((DOCS / "tutorials").glob("*.ipynb"))
-HOOKS = ("reference", "notebooks", "root_pages", "images")
+HOOKS = ("reference", "notebooks", "root_pages", "images", "tables")
 
 
 @pytest.fixture
@@ -75,6 +75,12 @@ def test_a_figure_links_to_itself_once(hooks: dict[str, ModuleType]) -> None:
     assert wrap(linked) == linked
 
 
+def test_bars_of_code_in_tables_lose_their_backslash(hooks: dict[str, ModuleType]) -> None:
+    change = hooks["tables"].on_page_content
+    assert change(r"<td><code>ln\|x\|</code> a\|b</td>") == r"<td><code>ln|x|</code> a\|b</td>"
+    assert change(r"<p><code>a\|b</code></p>") == r"<p><code>a\|b</code></p>"
+
+
 def test_the_gallery_has_every_figure() -> None:
     """With the command that makes it above."""
     text = (DOCS / "gallery.md").read_text(encoding="utf-8")
@@ -86,3 +92,12 @@ def test_the_gallery_has_every_figure() -> None:
     assert used == shown
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         assert "python " in section or "results/" in section, section.splitlines()[0]
+
+
+def test_no_paragraph_of_a_docstring_becomes_a_box() -> None:
+    """``Cost: …`` with an indented next line does: it is read as the title and the text of an admonition."""
+    known = {"Args", "Returns", "Raises", "Yields", "Attributes", "Example", "Examples"}
+    for path in sorted((ROOT / "lightning_fisher").rglob("*.py")):
+        for docstring in re.findall(r'"""(.*?)"""', path.read_text(encoding="utf-8"), re.DOTALL):
+            for name in re.findall(r"\n\n(?P<at> +)(\w+): \S[^\n]*\n(?P=at) {4}\S", docstring):
+                assert name[1] in known, f"{path.relative_to(ROOT)}: {name[1]}"

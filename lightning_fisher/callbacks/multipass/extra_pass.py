@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from operator import is_
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -12,7 +13,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from lightning_fisher.callbacks.multipass.logged_values import silenced
+from lightning_fisher.callbacks.multipass.logged_values import logging_modules, silenced
 from lightning_fisher.callbacks.multipass.state.attributes import AttributeSnapshot
 from lightning_fisher.callbacks.multipass.state.averages import AverageBuffers, unstepped_modules
 from lightning_fisher.callbacks.multipass.state.hooks import GradientHooks
@@ -45,6 +46,32 @@ class ExtraPasses:
         self.succeeded = False
 
 
+class State(NamedTuple):
+    """The module's state at one time."""
+
+    attributes: AttributeSnapshot
+    tensors: TensorSnapshot
+    averages: AverageBuffers
+
+    def restore(self, since: State | None = None) -> None:
+        """Put it back; ``since``: a state that everything is in."""
+        self.attributes.restore(None if since is None else since.attributes)
+        if since is None or since.tensors is not self.tensors:
+            self.tensors.restore()
+        if since is None or since.averages is not self.averages:
+            self.averages.restore()
+
+    def restore_numbers(self, since: State | None = None) -> None:
+        """Put back what counts once a step: numbers, weights, moved averages; ``since``: see `restore`."""
+        self.attributes.restore_numbers(None if since is None else since.attributes)
+        self.tensors.restore()
+        self.averages.restore()
+
+    def same_as(self, other: State) -> bool:
+        """Whether all parts are the same."""
+        return all(map(is_, self, other))
+
+
 class StepState:
     """The state of a module at the beginning of one step, to which every extra pass of that step returns.
 
@@ -68,24 +95,38 @@ class StepState:
         self._compared = True  # in the first pass of every step
         self._hooks: GradientHooks | None = None
         self._averages = list(unstepped_modules(module, self._perturbed_ids))
+        self._logging = logging_modules(module)
         self._start = self._take()
+        self._now: State | None = None  # behind the last training pass, if nothing has run since
         self._moved: list[tuple[Tensor, Tensor, Tensor]] = []  # weight, before and after the last training pass
 
-    def _take(self) -> tuple[AttributeSnapshot, TensorSnapshot, AverageBuffers]:
+    def _take(self) -> State:
         trainer, thorough = self._trainer, self._passes.thorough > 0
         others: list[tuple[str, Any]] = [("an optimizer", o) for o in trainer.optimizers]
         others += [("a scheduler", config.scheduler) for config in trainer.lr_scheduler_configs]
         others += [("a callback", callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
-        attributes = AttributeSnapshot(self._module, others, _around(trainer), thorough, self._passes.deep)
+        return self._with(AttributeSnapshot(self._module, others, _around(trainer), thorough, self._passes.deep))
+
+    def _with(self, attributes: AttributeSnapshot) -> State:
         tensors = [*self._module.named_parameters(), *attributes.tensors]
         distinct = {id(t): (name, t) for name, t in tensors if id(t) not in self._perturbed_ids}
-        compared = thorough or self._compared
         changed = self._passes.changed
-        return (
+        return State(
             attributes,
-            TensorSnapshot(distinct.values(), changed, True, compared, self._limit),
+            TensorSnapshot(distinct.values(), changed, True, self._compares(), self._limit),
             AverageBuffers(self._averages, changed),
         )
+
+    def _compares(self) -> bool:
+        return self._passes.thorough > 0 or self._compared
+
+    def _since_start(self) -> State:
+        """The state now, of which the parts that have not changed are those of the start."""
+        start = self._start
+        attributes = start.attributes.again()
+        if not attributes.alike(start.attributes):
+            return self._with(attributes)
+        return State(attributes, start.tensors.again(self._compares()), start.averages.again())
 
     @contextmanager
     def extra_pass(self) -> Iterator[None]:
@@ -100,34 +141,35 @@ class StepState:
     @contextmanager
     def extra_pass_between(self) -> Iterator[None]:
         """From the state at the beginning of the part that has just been trained on, and back to that of now."""
-        now = self._take()
-        _restore(self._start)
+        now = self._since_start()
+        self._start.restore(since=now)
         try:
             with self._pass():
                 yield
         finally:
-            _restore(now)
+            now.restore(since=self._start)
+            self._now = now
 
     @contextmanager
     def rewound(self) -> Iterator[None]:
         """Everything as it was at the beginning, then as it is now."""
-        now = self._take()
-        _restore(self._start)
+        now = self._since_start()
+        self._start.restore(since=now)
         try:
             yield
         finally:
-            _restore(now)
+            now.restore(since=self._start)
 
     def next_part(self) -> None:
         """The next training pass begins here; what counts once a step, numbers and weights, counts with it."""
-        attributes, tensors, buffers = self._start
-        attributes.restore_numbers()
-        tensors.restore()
-        buffers.restore()
-        self._start = self._take()
+        if self._now is not None and self._now.same_as(self._start):
+            return
+        self._start.restore_numbers(self._now)
+        self._start = self._since_start()
 
     def training_pass(self, run: Callable[[], Any]) -> Any:
         """A training pass of a part: remembers what it makes of the optimizers' weights (normalizes them, say)."""
+        self._now = None
         moving = [p for _, p in self._perturbed if p in self._passes.changed]
         before = [p.detach().clone() for p in moving]
         output = run()
@@ -149,7 +191,7 @@ class StepState:
     @contextmanager
     def _pass(self) -> Iterator[None]:
         attributes, tensors, _ = self._start
-        compared, self._compared = self._passes.thorough > 0 or self._compared, False
+        compared, self._compared = self._compares(), False
         weights = TensorSnapshot(self._perturbed, self._passes.changed, compared, compared, self._limit)
         attributes.exchange()
         for _, parameter in self._apart:  # put back with the tensors: a pass without their gradients is enough
@@ -158,7 +200,7 @@ class StepState:
         stop, loggers = self._trainer.should_stop, self._trainer.loggers
         try:
             self._trainer.loggers = [DummyLogger() for _ in loggers]
-            with silenced(self._module):
+            with silenced(self._logging):
                 yield
         finally:
             hooked = hooks.remove_new()
@@ -186,8 +228,3 @@ def _around(trainer: Trainer) -> list[Any]:
                 found.append(item)
                 item = getattr(item, "dataset", None)  # of a subset
     return [item for item in found if hasattr(item, "__dict__")]
-
-
-def _restore(state: tuple[AttributeSnapshot, TensorSnapshot, AverageBuffers]) -> None:
-    for part in state:
-        part.restore()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,12 +13,17 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_fisher.callbacks.multipass.step_outputs import weighted_mean
+from lightning_fisher.functional.evaluation.module_state import submodules
+
+
+def logging_modules(module: nn.Module) -> list[nn.Module]:
+    """The LightningModules in a tree."""
+    return [m for m in submodules(module) if hasattr(type(m), "log_dict")]
 
 
 @contextmanager
-def silenced(module: nn.Module) -> Iterator[None]:
-    """Make `log`, `log_dict` and `print` of every LightningModule in the tree do nothing, and Python's own `print`."""
-    owners = [m for m in module.modules() if hasattr(m, "log_dict")]
+def silenced(owners: Sequence[nn.Module]) -> Iterator[None]:
+    """Make `log`, `log_dict` and `print` of these LightningModules do nothing, and Python's own `print`."""
     before: list[dict[str, Any]] = [
         {name: vars(m)[name] for name in ("log", "log_dict", "print") if name in vars(m)} for m in owners
     ]
@@ -53,7 +58,7 @@ class CollectedLogs:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._owners: list[Any] = [m for m in module.modules() if hasattr(m, "log_dict")]
+        self._owners: list[Any] = logging_modules(module)
         self._calls: dict[tuple[int, str], list[tuple[float, Any, dict[str, Any]]]] = {}
 
     @contextmanager

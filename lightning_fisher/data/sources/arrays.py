@@ -9,9 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lightning_fisher.data.images import SourceSplits, memory_images
-from lightning_fisher.data.sources.files import KEYS, require_archive
-
-VALIDATION_KEYS = ("val_images", "val_labels")
+from lightning_fisher.data.sources.files import KEYS, VALIDATION_KEYS, require_archive
 
 
 def load_arrays(

@@ -12,9 +12,6 @@ from lightning_fisher.data.images import SourceSplits, memory_images
 from lightning_fisher.data.sources.download import fetch_archive, one_at_a_time
 from lightning_fisher.data.sources.files import cifar_not_found
 
-TRAINING_IMAGES = {"cifar10": 50_000, "cifar100": 50_000}
-"""Known before anything is fetched."""
-
 
 def _is_complete(dataset_class: Any, data_dir: str) -> bool:
     """Whether every file is there with its published checksum."""

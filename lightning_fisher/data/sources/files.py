@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +10,12 @@ from typing import Any
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
 """The arrays of an archive."""
+
+VALIDATION_KEYS = ("val_images", "val_labels")
+"""Those of its validation images, if it has some."""
+
+TRAINING_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1_000}
+"""Known before anything is read."""
 
 CIFAR_FOLDERS = {"CIFAR-10": "cifar-10-batches-py", "CIFAR-100": "cifar-100-python"}
 IMAGENET_SPLITS = ("train", "val")
@@ -30,7 +37,7 @@ def require_archive(path: str | None) -> None:
         )
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"There is no file {str(path)!r}: set data.path to an .npz file with {', '.join(KEYS)}."
+            f"Expected argument `path` to be an .npz file with {', '.join(KEYS)}, but there is no file {str(path)!r}."
         )
     if not zipfile.is_zipfile(path):
         raise ValueError(
@@ -118,3 +125,109 @@ def require_files(name: str, options: Mapping[str, Any]) -> None:
     complete = name not in ("cifar10", "cifar100", "imagenet") or isinstance(options.get("data_dir"), str)
     if check is not None and complete:
         check({"download": True, **options})
+
+
+def training_images(name: str, options: Mapping[str, Any]) -> int | None:
+    """The number of training images of a data set, without reading them.
+
+    Args:
+        name: of the data set, as in `lightning_fisher.data.SOURCES`.
+        options: of the `data` configuration.
+
+    Returns:
+        Their number; `None` where only reading tells, or there is no such file.
+    """
+    if name != "arrays":
+        return TRAINING_IMAGES.get(name)
+    return archive_sizes(options.get("path")).get("train_images")
+
+
+def usual_validation_size(path: str | None) -> int:
+    """How many training images of an `.npz` archive are set aside by default: 5,000, or a tenth of fewer than 10,000.
+
+    Args:
+        path: of the archive; 5,000 where there is none.
+    """
+    available = archive_sizes(path).get("train_images")
+    return 5000 if available is None or available >= 10_000 else available // 10
+
+
+def archive_sizes(path: str | None) -> dict[str, int]:
+    """The lengths of the arrays of an `.npz` archive, from their headers; empty where there is no such archive."""
+    try:
+        stat = Path(str(path)).stat()
+        return _archive_sizes(str(Path(str(path)).absolute()), stat.st_mtime_ns, stat.st_size)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return {}
+
+
+@functools.lru_cache(maxsize=64)
+def _archive_sizes(path: str, modified: int, size: int) -> dict[str, int]:
+    from numpy.lib import format as npy
+
+    sizes = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in (*KEYS, *VALIDATION_KEYS):
+            if f"{name}.npy" in archive.namelist():
+                with archive.open(f"{name}.npy") as array:
+                    read = npy.read_array_header_1_0 if npy.read_magic(array) == (1, 0) else npy.read_array_header_2_0
+                    shape = read(array)[0]
+                    sizes[name] = int(shape[0]) if shape else 0
+    return sizes
+
+
+def check_sizes(
+    available: int, validation_size: int, train_size: int | None, confusion_size: int, label_noise: float
+) -> None:
+    """Refuse sizes that do not fit in a data set.
+
+    Args:
+        available: number of official training images; the others as in
+            :func:`lightning_fisher.data.partition.partition_training_set`.
+        validation_size: number of validation images.
+        train_size: number of clean images, or `None`.
+        confusion_size: number of images with random labels.
+        label_noise: the fraction of clean labels that is changed.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if not 0 <= validation_size < available:
+        raise ValueError(
+            f"Expected argument `validation_size` to be from 0 to {available - 1} (the data set has {available} "
+            f"training images), but got {validation_size}."
+        )
+    rest = available - validation_size
+    if not 0 <= confusion_size < rest:
+        raise ValueError(f"Expected argument `confusion_size` to be from 0 to {rest - 1}, but got {confusion_size}.")
+    if train_size is not None and not 1 <= train_size <= rest - confusion_size:
+        raise ValueError(
+            f"Expected argument `train_size` to be null or from 1 to {rest - confusion_size} ({available} training "
+            f"images less {validation_size} for validation and {confusion_size} for confusion), "
+            f"but got {train_size}."
+        )
+    if not 0 <= label_noise <= 1:
+        raise ValueError(f"Expected argument `label_noise` to be from 0 to 1, but got {label_noise}.")
+
+
+def require_sizes(name: str, options: Mapping[str, Any]) -> int | None:
+    """Check that the sizes which a configuration asks for fit in a data set, as far as is known without reading it.
+
+    Args:
+        name: of the data set, as in `lightning_fisher.data.SOURCES`.
+        options: of the `data` configuration.
+
+    Returns:
+        The number of clean training images; `None` where only reading tells.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    available = training_images(name, options)
+    if available is None:
+        return None
+    own_validation = name == "arrays" and set(VALIDATION_KEYS) <= set(archive_sizes(options.get("path")))
+    validation = 0 if own_validation else int(options.get("validation_size") or 0)
+    train, confusion = options.get("train_size"), int(options.get("confusion_size") or 0)
+    check_sizes(available, validation, train, confusion, float(options.get("label_noise") or 0.0))
+    return int(train) if train is not None else available - validation - confusion

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lightning_fisher.data.sources.files import IMAGENET_SPLITS, KEYS
+from lightning_fisher.data.sources.files import IMAGENET_SPLITS, KEYS, VALIDATION_KEYS
 
 READ_AT_MOST = 2**28
 """Folders of more bytes are told apart by the names and sizes of their files: 256 MiB."""
@@ -28,7 +28,7 @@ def archive_fingerprint(path: str | Path) -> str | None:
     Returns:
         16 hexadecimal digits; `None` where there is no such archive.
     """
-    wanted = {f"{key}.npy" for key in (*KEYS, "val_images", "val_labels")}
+    wanted = {f"{key}.npy" for key in (*KEYS, *VALIDATION_KEYS)}
     try:
         with zipfile.ZipFile(Path(path)) as archive:
             parts = [(i.filename, i.file_size, i.CRC) for i in archive.infolist() if i.filename in wanted]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -60,7 +60,8 @@ def check_image_files(files: Sequence[str]) -> None:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside of Python's lock
         try:
             found = pool.map(lambda file: _check(file, decode), chosen)
-            for value in tqdm(found, desc="Checking images", total=len(chosen), unit="file", leave=False, delay=3):
+            shown: dict[str, Any] = {"desc": "Checking images", "unit": "file", "leave": False, "delay": 3}
+            for value in tqdm(found, total=len(chosen), disable=None, **shown):  # None: on a terminal only
                 largest = max(largest, value)
         except BaseException:
             pool.shutdown(cancel_futures=True)

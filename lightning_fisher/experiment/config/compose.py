@@ -69,7 +69,17 @@ def refuse_shadowed(choices: Mapping[str, Any], overrides: list[str], folders: I
 
 def is_group(key: str) -> bool:
     """Whether ``key`` names a config group (needs an initialized Hydra)."""
-    return bool(GlobalHydra.instance().config_loader().get_group_options(key.split("@")[0]))
+    return bool(_choices(key.split("@")[0]))
+
+
+def _choices(group: str) -> list[str]:
+    """The configs of a group, the user's own among them; looked up once within a command."""
+    loader = GlobalHydra.instance().config_loader()
+    key = (*(source.path for source in loader.get_sources()), group)
+    known = context.current().choices
+    if key not in known:
+        known[key] = loader.get_group_options(group)
+    return known[key]
 
 
 def group_overrides(overrides: list[str]) -> list[str]:
@@ -85,8 +95,7 @@ def group_overrides(overrides: list[str]) -> list[str]:
             continue
         value = override.value()
         names = value if isinstance(value, list) else [value]
-        available = GlobalHydra.instance().config_loader().get_group_options(override.key_or_group)
-        if all(name in available for name in names):
+        if all(name in _choices(override.key_or_group) for name in names):
             chosen.append(text)
     return chosen
 

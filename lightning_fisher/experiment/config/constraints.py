@@ -19,6 +19,7 @@ class Allowed:
 
     test: Callable[[Any], bool]
     words: str
+    choices: tuple[str, ...] = ()  # where it is one of a few words
 
 
 def at_least(low: int, or_null: bool = False) -> Allowed:
@@ -30,7 +31,7 @@ def at_least(low: int, or_null: bool = False) -> Allowed:
 def one_of(*choices: Any) -> Allowed:
     """One of a few words."""
     words = ["null" if c is None else str(c).lower() if isinstance(c, bool) else c for c in choices]
-    return Allowed(lambda v: any(type(v) is type(c) and v == c for c in choices), listing(words))
+    return Allowed(lambda v: any(type(v) is type(c) and v == c for c in choices), listing(words), tuple(words))
 
 
 def number(test: Callable[[float], bool], words: str) -> Allowed:
@@ -93,6 +94,9 @@ RULES: dict[str, Allowed] = {
     "score.which": one_of("last", "best"),
     "score.top": at_least(1),
     "score.samples": at_least(1, or_null=True),
+    "reg.beta": Allowed(
+        lambda v: v == "auto" or (is_finite_number(v) and v >= 0), "a number of at least 0, or auto", ("auto",)
+    ),
     "model.name": Allowed(_name, "a name of letters, digits, `_`, `.`, `+` and `-`"),
     "model.max_epochs": at_least(1),
     "model.batch_size": at_least(1),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from lightning_fisher.arguments import suggestion
 from lightning_fisher.exceptions import ConfigError, RunError
+from lightning_fisher.optional_packages import LAUNCHERS, missing_package
 
 PLACE = re.compile(r"(full_key: |object_type=|reference_type=|See https)")  # lines of OmegaConf's messages
 MALFORMED = re.compile("missing EQUAL|mismatched input|NoViableAlt|no viable alternative")
@@ -28,8 +29,7 @@ def one_line(text: object) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean `x`?"`` for the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean `{near[0]}`?" if near else ""
+    return suggestion(word, known)
 
 
 def listing(words: Iterable[object]) -> str:
@@ -41,7 +41,10 @@ def listing(words: Iterable[object]) -> str:
 
 
 def explain(
-    error: BaseException, options: Iterable[str] = (), groups: Mapping[str, list[str]] | None = None
+    error: BaseException,
+    options: Iterable[str] = (),
+    groups: Mapping[str, list[str]] | None = None,
+    overrides: Sequence[str] = (),
 ) -> str | None:
     """Return the one-line explanation of a mistake in the command, or None if the error is not one.
 
@@ -49,6 +52,7 @@ def explain(
         error: what composing or instantiating the config raised.
         options: the dotted names of all options, for suggestions.
         groups: the choices of every config group.
+        overrides: of the command, to name the one that cannot be read.
 
     Returns:
         A line that names the option, what is allowed and the value received; None for an error that is no mistake of
@@ -64,10 +68,14 @@ def explain(
             f"Cannot write {error.filename or 'a file of the run'} ({error.strerror}): the last checkpoint is whole, "
             "and the same command continues from it once there is room and permission to write."
         )
+    missing = missing_package(error)
+    if missing is not None:
+        where = re.search(r"full_key: (\S+)", str(error))
+        return f"{where[1]}: {missing}" if where else missing[0].upper() + missing[1:]
     if isinstance(error, InstantiationException):
         return _explain_instantiation(error)
     if isinstance(error, (HydraException, OmegaConfBaseException)) or _is_hydras(error):
-        return _explain_composition(error, list(options), groups or {})
+        return _explain_composition(error, list(options), groups or {}, overrides)
     unreadable = re.search(r"Cannot read the image .*", str(error))  # perhaps in a worker's long message
     return unreadable.group() if unreadable else None
 
@@ -93,6 +101,9 @@ def name_option(key: str, error: BaseException) -> str:
         key: the config node whose target raised, such as ``reg``.
         error: the exception; its message usually reads "Expected argument `x` to be ..., but got ...".
     """
+    missing = missing_package(error)
+    if missing is not None:
+        return f"{key}: {missing}" if key else missing
     message = renamed = one_line(error)
     if key:
         pair = re.sub(r"[Aa]rguments `(\w+)` and `(\w+)`", rf"options `{key}.\1` and `{key}.\2`", message)
@@ -107,14 +118,45 @@ def name_option(key: str, error: BaseException) -> str:
     return renamed if renamed != message else (f"{key}: {message}" if key else message)
 
 
-def _explain_composition(error: BaseException, options: list[str], groups: Mapping[str, list[str]]) -> str:
+def _explain_malformed(text: str, overrides: Sequence[str]) -> str:
+    """Name the override that the grammar refuses, and what is often meant."""
+    malformed = [override for override in overrides if not _is_override(override)]
+    what = f" `{malformed[0]}`" if malformed else ": " + re.sub(r"\w+Exception: |; \^$", "", one_line(text))
+    hint = ""
+    if malformed and "=" not in malformed[0]:
+        hint = " (help is `--help`)" if malformed[0] == "help" else " (no spaces around `=` and `,`)"
+    elif malformed and malformed[0].endswith((",", "=")):
+        hint = " (no spaces around `=` and `,`)"
+    elif malformed:
+        name, _, value = malformed[0].partition("=")
+        quoted = value.strip("'\"").replace("'", "\\'")
+        hint = f" (a value with special characters is quoted, for the shell too: \"{name}='{quoted}'\")"
+    return f"Expected overrides of the form option=value, but got{what}{hint}."
+
+
+def _is_override(text: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        OverridesParser.create().parse_override(text)
+    except Exception:
+        return False
+    return True
+
+
+def _explain_composition(
+    error: BaseException, options: list[str], groups: Mapping[str, list[str]], overrides: Sequence[str] = ()
+) -> str:
     text = str(error)
     choice = re.search(r"Could not (?:find|load) '([\w/@.-]+)/([^/']+)'", text)
     if choice:
         group, name = choice.groups()
         listed = re.search(r"Available options in '[^']+':\n((?:\s+\S+\n?)*)", text)
         available = groups.get(group) or (listed.group(1).split() if listed else [])
-        return f"Expected option `{group}` to be {listing(available)}, but got `{name}`.{did_you_mean(name, available)}"
+        near = did_you_mean(name, available)
+        if group == "hydra/launcher" and name in LAUNCHERS:
+            near = f" This needs its plugin, which is not installed: {LAUNCHERS[name]}"
+        return f"Expected option `{group}` to be {listing(available)}, but got `{name}`.{near}"
     group_missing = re.search(r"Could not override '([^']+)'", text)
     if group_missing:
         key = group_missing.group(1)
@@ -122,7 +164,10 @@ def _explain_composition(error: BaseException, options: list[str], groups: Mappi
             return f"Expected option `{key}` to be there, but the same command deletes it: `~{key.split('.')[0]}`."
         parent = key.rpartition(".")[0]
         siblings = [o for o in (*options, *groups) if o.rpartition(".")[0] == parent]
-        hint = did_you_mean(key, siblings) or did_you_mean(key, options)
+        below = [option for option in options if option.endswith(f".{key}")]  # lr: model.optimizer.lr
+        hint = did_you_mean(key, siblings) or did_you_mean(key, below) or did_you_mean(key, options)
+        if not hint and below:
+            hint = f" Did you mean `{min(below, key=len)}`?"
         names = ", ".join(sorted({s.rpartition(".")[2] for s in siblings if "/" not in s} - {"_target_", "_partial_"}))
         return f"Unknown option `{key}`.{hint}" + (
             f" Options{f' of `{parent}`' if parent else ''}: {names}." if names else ""
@@ -144,12 +189,8 @@ def _explain_composition(error: BaseException, options: list[str], groups: Mappi
     if gone:
         where = re.search(r"full_key: (?!hydra\.)(\S+)", text)
         return f"Expected option `{where.group(1) if where else gone.group(1)}` to be there, but there is none."
-    malformed = re.search(r"Error parsing override '(.*)'\s+(.*?) expecting", text)
-    if malformed:
-        return f"Expected overrides of the form option=value, but got `{malformed.group(1)}`: {malformed.group(2)}."
     if MALFORMED.search(text):
-        what = re.sub(r"\w+Exception: |; \^$", "", one_line(text))
-        return f"Expected overrides of the form option=value, but got: {what}."
+        return _explain_malformed(text, overrides)
     if not text.strip():
         return f"Hydra cannot make sense of this command ({type(error).__name__})."
     if isinstance(error.__cause__, Exception) and str(error.__cause__) not in text:

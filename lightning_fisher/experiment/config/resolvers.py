@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_fisher.data.sources.files import usual_validation_size
 from lightning_fisher.experiment.config.config_hash import config_hash, is_hashed
 from lightning_fisher.experiment.config.help_page import help_page
 from lightning_fisher.experiment.config.score_request import is_scoring, labels
@@ -20,12 +21,18 @@ STUDY = ("experiment", "size")  # named where they vary
 SKIPPED = (*UNNAMED, *STUDY)
 
 
-def slug(overrides: list[str], skip: Sequence[str]) -> str:
-    """Make a readable folder name of overrides: ``confusion_size=200_seed=1``; at most 80 characters."""
+def slug(overrides: list[str], skip: Sequence[str], fixed: Sequence[str] = ()) -> str:
+    """Make a readable folder name of overrides: ``confusion_size=200_seed=1``; at most 80 characters.
+
+    Args:
+        overrides: of the run.
+        skip: options and groups that are left out, with all below them.
+        fixed: options and groups that are left out, by themselves: ``data`` leaves ``data.train_size``.
+    """
     parts = []
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in skip or key.split(".")[0] in skip or not is_hashed(key, value):
+        if key in fixed or key in skip or key.split(".")[0] in skip or not is_hashed(key, value):
             continue
         if key == "data.path":  # the content is what counts, not the place
             value = PurePath(value.strip("'\"")).stem
@@ -52,7 +59,7 @@ def run_name(folder: str = "", *, _root_: DictConfig) -> str:
         return f"{name}-{config_hash(_root_)}"
     fixed = OmegaConf.select(_root_, "hydra.job.config.override_dirname.exclude_keys") or []
     sweeps = OmegaConf.select(_root_, "hydra.mode") == RunMode.MULTIRUN
-    name = (slug(overrides, (*UNNAMED, *fixed)) if sweeps else "") or slug(overrides, SKIPPED) or "default"
+    name = (slug(overrides, UNNAMED, fixed) if sweeps else "") or slug(overrides, SKIPPED) or "default"
     digest = config_hash(_root_)
     return run_folders.of_hash(Path(folder), digest, f"{name}-{digest}") if folder else f"{name}-{digest}"
 
@@ -89,5 +96,6 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("ratio", lambda a, b: float(a) / float(b), replace=True)
     OmegaConf.register_new_resolver("regime_adapted", regime_adapted, replace=True)
+    OmegaConf.register_new_resolver("validation_size", usual_validation_size, replace=True)
     OmegaConf.register_new_resolver("compared", compared, replace=True)
     OmegaConf.register_new_resolver("help_page", help_page, replace=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_fisher.arguments import is_finite_number, is_integer
+from lightning_fisher.arguments import is_finite_number, is_integer, suggestion
 from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment import context
 from lightning_fisher.experiment.config.compose import config_groups, defaults, flatten, parents
 from lightning_fisher.experiment.config.config_hash import flat_config
 from lightning_fisher.experiment.config.constraints import RULES
@@ -33,7 +35,6 @@ JUDGED = ("trainer.",)  # by its constructor: of which types, too
 SEVERAL_TYPES = ("reg.start",)  # their own constructors check them
 # Of one type, or one word.
 OR_WORD: dict[str, tuple[Any, str]] = {
-    "reg.beta": (0.0, "auto"),
     "reg.adaptive": (False, "weights"),
     "reg.norm": (0.0, "inf"),
 }
@@ -55,9 +56,10 @@ def shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def refuse(key: str, allowed: str, value: Any) -> ConfigError:
-    """Make the error of an option: its name, what is allowed, the value received."""
-    return ConfigError(f"Expected option `{key}` to be {allowed}, but got `{shown(value)}`.")
+def refuse(key: str, allowed: str, value: Any, choices: Iterable[str] = ()) -> ConfigError:
+    """Make the error of an option: its name, what is allowed, the value received, and which of a few words is near."""
+    near = suggestion(value, choices)
+    return ConfigError(f"Expected option `{key}` to be {allowed}, but got `{shown(value)}`.{near}")
 
 
 def check_config(cfg: DictConfig, overrides: list[str]) -> None:
@@ -72,10 +74,8 @@ def check_config(cfg: DictConfig, overrides: list[str]) -> None:
     Raises:
         ConfigError: naming the first option that is wrong, what it may be, and what it is.
     """
-    usual = defaults(overrides)
-    before = flat_config(usual)
-    nodes = parents(before)
-    raw, usual_raw = (flatten(OmegaConf.to_container(node, resolve=False)) for node in (cfg, usual))
+    before, usual_raw, nodes = _default_values(overrides)
+    raw = unresolved(cfg)
     _check_nodes(raw, nodes)  # before anything that refers to them is resolved
     values = flat_config(cfg)
     _check_names(values, {*before, *nodes})
@@ -84,7 +84,7 @@ def check_config(cfg: DictConfig, overrides: list[str]) -> None:
     for key, rule in RULES.items():
         value = values[key] if key in values else OmegaConf.select(cfg, key) if key in there else None
         if key in there and not rule.test(value):
-            raise refuse(key, rule.words, value)
+            raise refuse(key, rule.words, value, rule.choices)
     for key, default in before.items():
         value = values.get(key)
         referring = isinstance(raw.get(key), str) and "${" in raw[key] and raw[key] == usual_raw[key]
@@ -99,11 +99,27 @@ def check_config(cfg: DictConfig, overrides: list[str]) -> None:
         if value is None and not key.startswith((*FOREIGN, *TOLD)):
             raise refuse(key, allowed, value)
         if value is not None and not key.startswith(SEVERAL_TYPES) and not _has_type_of(value, default):
-            raise refuse(key, allowed, value)
+            raise refuse(key, allowed, value, [word] if word is not None else [])
     if cfg.stop is not None and not OmegaConf.is_dict(cfg.stop):
         raise refuse("stop", "null or a callback (`_target_` and its arguments)", cfg.stop)
     _check_sub_batches(cfg)
     _check_optimizer(cfg, overrides)
+
+
+def _default_values(overrides: list[str]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """The defaults under the group choices of a command, resolved and not, and their nodes; made once a choice."""
+    usual, known = defaults(overrides), context.current().default_values
+    if id(usual) not in known:
+        before = flat_config(usual)
+        known[id(usual)] = (usual, before, unresolved(usual), parents(before))  # kept with the config, whose id it is
+    return known[id(usual)][1:]
+
+
+def unresolved(cfg: DictConfig) -> dict[str, Any]:
+    """The values of a config as they are written, flat, without Hydra's own."""
+    container = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(container, dict)
+    return flatten({key: value for key, value in container.items() if key != "hydra"})
 
 
 def _check_optimizer(cfg: DictConfig, overrides: list[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +27,13 @@ SERIES = (
 )
 
 RC: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "legend.fontsize": 9,
+    "legend.title_fontsize": 9,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -42,16 +46,23 @@ RC: dict[Any, Any] = {
 }
 
 
-def grid(panels: int, columns: int = 2, width: float = 4.2, height: float = 2.7) -> tuple[Figure, list[Axes]]:
+CHARACTERS = 13.0  # of the font of a legend in an inch, about
+TITLE = 11  # points: the question that a figure answers
+LINE = 0.19  # inches: a line of a title or a legend
+
+
+def grid(panels: int, columns: int = 2, width: float = 3.2, height: float = 2.5) -> tuple[Figure, list[Axes]]:
     """Make a figure of ``panels`` axes in ``columns`` columns.
+
+    Two panels of the default width make a figure whose text is still legible on a telephone.
 
     Args:
         panels: number of axes.
-        columns: most columns; three panels stand in one row.
+        columns: most columns.
         width: of a panel, inches.
-        height: of a panel, inches.
+        height: of a panel, inches; `title` and `legend` add what they take.
     """
-    columns = panels if panels == 3 else min(columns, panels)
+    columns = min(columns, panels)
     rows = -(-panels // columns)
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
@@ -61,6 +72,44 @@ def grid(panels: int, columns: int = 2, width: float = 4.2, height: float = 2.7)
         for axis in axes:
             axis.set_axisbelow(True)
     return figure, axes
+
+
+def title(figure: Figure, question: str) -> None:
+    """Write the question that a figure answers above it, in as many lines as it needs."""
+    width = int(figure.get_figwidth() * CHARACTERS * 9 / TITLE)
+    text = "\n".join(textwrap.fill(line, width) for line in question.splitlines())
+    _heighten(figure, len(text.splitlines()))
+    figure.suptitle(text, fontsize=TITLE)
+
+
+def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str], note: str = "") -> None:
+    """Put the legend below a figure, as many entries in a line as fit.
+
+    Args:
+        figure: where.
+        handles: what is explained.
+        labels: the explanations.
+        note: what is drawn: the number of networks, the meaning of a band.
+    """
+    room = figure.get_figwidth() * CHARACTERS
+    each = max((len(label) for label in labels), default=0) + 7  # and the handle
+    entries = max(1, len(labels))
+    lines = -(-entries // max(1, int(room / each)))
+    text = "\n".join(textwrap.fill(line, int(room)) for line in note.splitlines())
+    _heighten(figure, len(text.splitlines()) + (lines if labels else 0) + 1)
+    made = figure.legend(
+        handles, labels, title=text or None, loc="outside lower center", ncols=-(-entries // lines), frameon=False
+    )
+    made.get_title().set_multialignment("center")
+
+
+def _heighten(figure: Figure, lines: int) -> None:
+    figure.set_figheight(figure.get_figheight() + LINE * lines)
+
+
+def signed(text: str) -> str:
+    """The hyphens of negative numbers as minus signs, as on the axes."""
+    return re.sub(r"(?<![\w.])-(?=[\d.])", "−", text)
 
 
 def save(figure: Figure, path: Path) -> Path:

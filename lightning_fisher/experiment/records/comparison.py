@@ -36,6 +36,16 @@ def job_of(comparison: DictConfig) -> tuple[str, int]:
     return found[1], int(found[2])
 
 
+def takes_from_others(root: DictConfig) -> bool:
+    """Whether a run takes the value of its parameter from runs that choose one.
+
+    Raises:
+        ConfigError: if ``comparison.job`` is none of the kinds.
+    """
+    node = OmegaConf.select(root, "comparison")
+    return node is not None and "job" in node and job_of(node)[0] != "choose" and len(list(node.grid)) > 1
+
+
 def compared(what: str, *, _root_: DictConfig) -> Any:
     """What a run of the comparison takes: ``${compared:value}``, ``${compared:seed}``, ``${compared:epochs}``.
 

@@ -48,8 +48,34 @@ VALUES = {
     ("reg", "flat_minimum_search"): "flat minimum search",
     ("reg", "swa"): "weight averaging",
     ("reg.perturbed", None): "all",
+    ("model", "cnn"): "CNN",
+    ("model", "densenet_bc"): "DenseNet-BC",
+    ("model", "mlp"): "MLP",
+    ("model", "resnet8"): "ResNet-8",
+    ("model", "resnet20"): "ResNet-20",
+    ("model", "wrn18_1_5"): "WRN-18-1.5",
+    ("model", "wrn28_2"): "WRN-28-2",
+    ("data", "cifar10"): "CIFAR-10",
+    ("data", "cifar100"): "CIFAR-100",
+    ("data", "imagenet"): "ImageNet",
+    ("data.augmentation", "no-aug"): "none",
+    ("data.augmentation", "flip-only"): "flips",
+    ("data.augmentation", "1-crop-f"): "crops by 1, flips",
+    ("data.augmentation", "4-crop-f"): "crops by 4, flips",
 }
 """The names of values; of others, the value."""
+
+PHRASES = {
+    ("reg.gradient", "full"): "full gradient",
+    ("reg.gradient", "shared"): "shared gradient",
+    ("reg.scaling", "linear"): "linear scaling",
+    ("reg.scaling", "sqrt"): "scaling by the root",
+    ("reg.perturbed", None): "all sub-batches",
+    ("reg.perturbed", 1): "1 sub-batch",
+    ("reg.every_n_steps", 1): "every step",
+    ("reg.every_n_steps", 3): "every 3rd step",
+}
+"""Options with their values, where name and value one after the other don't read well."""
 
 
 def option_name(key: str) -> str:
@@ -79,5 +105,9 @@ def in_words(key: str, value: Any) -> str:
         key: the dotted name of the option.
         value: what it is set to.
     """
+    if isinstance(value, (str, int, type(None))) and (phrase := PHRASES.get((key, value))):
+        return phrase
+    if key == "reg.perturbed":
+        return f"{value} sub-batches"
     text = f"{value:g}" if isinstance(value, float) else value_name(key, value)
     return text if key == "reg" else f"{option_name(key)} {text}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +60,9 @@ class Quantity:
         return (self.detail or self.form).replace("{:", "{:+")
 
     def text(self, value: Any, std: float | None = None) -> str:
-        """A value by itself, with its standard deviation where there is one."""
+        """A value by itself, with its standard deviation where there is one: of one subset there is none."""
         form = self.detail or self.form
-        return form.format(value) + (f" ± {form.format(std)}" if std is not None else "")
+        return form.format(value) + (f" ± {form.format(std)}" if std is not None and math.isfinite(std) else "")
 
 
 def _with_unit(name: str, unit: str) -> str:
@@ -160,4 +161,6 @@ QUANTITIES = _table(
 # Sec. 7.1, and what γ̂ is made of.
 PARTS = ("gamma_residual", "gamma_sensitivity", "gamma_magnitude", "gamma_direction")
 METRICS = ("gamma", *PARTS, "robustness", "frobenius_norm", "spectral_radius")
+# What cards put first: of the forms of γ̂, that which orders the networks of the zoo best (docs/zoo-results.md).
+FIRST = ("gamma_element",)
 HESSIAN_METRICS = ("hessian_frobenius_norm", "hessian_spectral_radius")

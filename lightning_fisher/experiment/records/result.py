@@ -6,9 +6,11 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from lightning_fisher.exceptions import ConfigError
 
 FILE_NAME = "result.json"
 FORMAT = 1
@@ -88,6 +90,22 @@ def find_rows(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         row = read_row(path.parent)
         if row is not None:
             yield path.parent, row
+
+
+def require_rows(folder: Path, runs: Sequence[Path] | None = None) -> list[tuple[Path, dict[str, Any]]]:
+    """The run folders at or below a folder that hold a row, with the rows, in order of the path.
+
+    Args:
+        folder: where they are looked for.
+        runs: only these run folders, in this order.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    found = list(find_rows(folder)) if runs is None else [(run, row) for run in runs if (row := read_row(run))]
+    if not found:
+        raise ConfigError(f"Expected a folder with at least one complete run (result.json), but got `{folder}`.")
+    return found
 
 
 def is_as_before(key: str, value: Any) -> bool:

@@ -15,7 +15,9 @@ CHECKPOINTS = "checkpoints"  # the folder of them
 FIGURE = "training.png"  # of a run
 CARD = "card.md"  # of a scored network
 REPORT = "report.md"  # of a sweep
+SWEEP_CONFIG = "multirun.yaml"  # Hydra's, in the folder of a sweep
 HEADER = "# config hash: "  # how the config of a run begins
+DATA = "# data: "  # its second line where the data are the user's own: their fingerprint
 
 
 def discard(folder: Path) -> None:
@@ -27,12 +29,26 @@ def discard(folder: Path) -> None:
     if not folder.is_dir():
         return
     with suppress(OSError):  # what may not be removed stays
-        if [entry.name for entry in folder.iterdir()] == ["multirun.yaml"]:
-            (folder / "multirun.yaml").unlink()
+        if [entry.name for entry in folder.iterdir()] == [SWEEP_CONFIG]:
+            (folder / SWEEP_CONFIG).unlink()
         for path in (folder.resolve(), *folder.resolve().parents):
             if path == Path.cwd() or any(path.iterdir()):
                 return
             path.rmdir()
+
+
+def sweep_config(folder: Path) -> bytes | None:
+    """What Hydra wrote about the sweep that was in a folder before, which it overwrites; None if there was none."""
+    with suppress(OSError):
+        return (folder / SWEEP_CONFIG).read_bytes()
+    return None
+
+
+def restore_sweep_config(folder: Path, before: bytes | None) -> None:
+    """Put back what `sweep_config` found: the sweep is refused."""
+    if before is not None:
+        with suppress(OSError):
+            (folder / SWEEP_CONFIG).write_bytes(before)
 
 
 def clear(folder: Path) -> None:
@@ -48,6 +64,24 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the half-written files of a process that was killed."""
     for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
         path.unlink(missing_ok=True)
+
+
+def header(config_hash: str, data_fingerprint: str | None) -> str:
+    """The lines that the config of a run begins with.
+
+    Args:
+        config_hash: of the run.
+        data_fingerprint: of the content of the user's own data; None of others.
+    """
+    return f"{HEADER}{config_hash}\n" + (f"{DATA}{data_fingerprint}\n" if data_fingerprint is not None else "")
+
+
+def data_of(folder: Path) -> str | None:
+    """The fingerprint of the data that a run was trained with; None where it is not known."""
+    with suppress(OSError), open(folder / "config.yaml", encoding="utf-8", errors="replace") as file:
+        lines = [file.readline().rstrip() for _ in range(2)]
+        return lines[1].removeprefix(DATA) if lines[1].startswith(DATA) else None
+    return None
 
 
 def _header(folder: Path) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from lightning_fisher.arguments import is_number
 from lightning_fisher.experiment.display import plot_style as style
@@ -18,18 +21,24 @@ from lightning_fisher.experiment.records.quantities import METRICS, QUANTITIES
 from lightning_fisher.experiment.report.rank_table import Correlation, all_correlations
 from lightning_fisher.experiment.report.rows import Row, grouped, numbers, spread
 
-COLUMNS = 3  # γ̂ and its parts above, what it is compared with below
+ZERO = 0.7  # decades that a zero stands before the least positive value of a logarithmic axis
+MOST_BANDS = 3  # of a panel: more of them hide each other
+CROWDED = 0.16  # of an axis: labels that are closer are turned
+GREEK = {"alpha": "α", "beta": "β", "gamma": "γ"}
 LOGARITHMIC = 8.0  # a positive quantity that spans more than this factor gets a logarithmic axis
 
 
 def positions(values: Sequence[Any]) -> list[float]:
-    """Where values stand on the x axis: numbers at their place, unless they grow by factors; the rest evenly."""
+    """Where values stand on the x axis: numbers at their place, by their logarithms if they grow by factors.
+
+    A zero among those stands by itself before the least of them. What isn't a number is spread evenly.
+    """
     if not all(is_number(v) for v in values):
         return list(map(float, range(len(values))))
     positive = [v for v in values if v > 0]
     decades = LOGARITHMIC if len(positive) == len(values) else 5 * LOGARITHMIC  # beside a zero
     if len(positive) > 2 and min(values) >= 0 and max(positive) / min(positive) >= decades:
-        return list(map(float, range(len(values))))
+        return [math.log10(v if v > 0 else min(positive)) - ZERO * (v == 0) for v in values]
     return list(map(float, values))
 
 
@@ -84,7 +93,14 @@ def sizes(groups: Iterable[Sequence[Any]]) -> str:
 def what_is_drawn(groups: Iterable[Sequence[Any]]) -> str:
     """What a line of groups of networks shows."""
     number = sizes(groups)
-    return "One network each" if number == "1 network" else f"Mean and standard deviation of {number} each"
+    return (
+        "One network each" if number == "1 network" else f"Line and band: mean and standard deviation of {number} each"
+    )
+
+
+def in_symbols(label: str) -> str:
+    """The label of an axis, with Greek letters that it spells out."""
+    return re.sub(r"\b(alpha|beta|gamma)\b", lambda found: GREEK[found[1]], label)
 
 
 def least_of(key: str) -> float:
@@ -103,9 +119,18 @@ def scale(axis: Axes, values: Sequence[float]) -> None:
 def x_axis(axis: Axes, x: str, values: Sequence[Any], label: str = "") -> list[float]:
     """Set up the x axis of varied values and return their places."""
     places = positions(values)
-    axis.set_xticks(places, [f"{v:g}" if isinstance(v, float) else value_name(x, v) for v in values])
-    axis.set_xlabel(label or option_name(x))
+    names = [f"{v:g}" if isinstance(v, float) else textwrap.fill(value_name(x, v), 11) for v in values]
+    near = min((abs(b - a) for a, b in pairwise(places)), default=0.0)
+    turned: dict[str, Any] = (
+        {"rotation": 45, "rotation_mode": "anchor", "ha": "right"} if near < CROWDED * _width(places) else {}
+    )
+    axis.set_xticks(places, names, **turned)
+    axis.set_xlabel(in_symbols(label) or option_name(x))
     return places
+
+
+def _width(places: Sequence[float]) -> float:
+    return max(places) - min(places)
 
 
 def plot_scenario(
@@ -124,8 +149,8 @@ def plot_scenario(
     panels = [key for key in METRICS if numbers(rows, key)]
     logarithmic = False
     with matplotlib.rc_context(style.RC):
-        figure, axes = style.grid(len(panels), COLUMNS)
-        for axis, key in zip(axes, panels, strict=True):
+        figure, axes = style.grid(len(panels))
+        for panel, (axis, key) in enumerate(zip(axes, panels, strict=True)):
             scale(axis, numbers(rows, key))
             places = x_axis(axis, x, list(groups), label)
             left = band(axis, places, [numbers(members, key) for members in groups.values()], 0, "metric")
@@ -135,18 +160,14 @@ def plot_scenario(
             right.grid(False)
             errors = [numbers(m, "test_error") for m in groups.values()]
             error = band(right, places, errors, 1, "test error", least=0.0, bars=True)
-            right.set_ylabel(QUANTITIES["test_error"].axis, color=style.VERMILION)
+            if panel % 2 or panel == len(panels) - 1:
+                right.set_ylabel(QUANTITIES["test_error"].axis, color=style.VERMILION)
             if axis.get_yscale() == "log":
                 logarithmic = True
-        note = "; of the logarithm on a logarithmic axis" if logarithmic else ""
-        figure.suptitle(f"Which metric follows the test error over the {label or option_name(x)}?", fontsize=10)
-        figure.legend(
-            [left, error],
-            [f"metric, left axis (mean ± std of {sizes(groups.values())}{note})", "test error, right axis (bars: std)"],
-            loc="outside lower center",
-            ncols=2,
-            frameon=False,
-        )
+        note = what_is_drawn(groups.values()).replace("band", "band or bars")
+        note += "; of the logarithm where the axis is logarithmic" if logarithmic else ""
+        style.title(figure, "Which metric follows the test error?")
+        style.legend(figure, [left, error], ["metric, left axis", "test error, right axis"], note)
         return style.save(figure, path)
 
 
@@ -172,11 +193,15 @@ def plot_ranking(
     groups = {group[0]: members for group, members in grouped(rows, [x], wanted).items()} if x else {"": list(rows)}
     panels = [key for key in METRICS if numbers(rows, key)]
     with matplotlib.rc_context(style.RC):
-        figure, axes = style.grid(len(panels), COLUMNS)
-        for axis, key in zip(axes, panels, strict=True):
+        figure, axes = style.grid(len(panels))
+        for panel, (axis, key) in enumerate(zip(axes, panels, strict=True)):
             values = numbers(rows, key)
             if min(values) > 0 and max(values) / min(values) > LOGARITHMIC:
                 axis.set_xscale("log")
+                axis.xaxis.set_major_locator(LogLocator(numticks=5))
+                axis.xaxis.set_minor_formatter(NullFormatter())
+            else:
+                axis.xaxis.set_major_locator(MaxNLocator(5))
             for look, (name, members) in enumerate(groups.items()):
                 color, marker, _ = style.SERIES[look % len(style.SERIES)]
                 points = [(m[key], m["test_error"]) for m in members if m.get(key) is not None]
@@ -184,21 +209,17 @@ def plot_ranking(
                 axis.scatter(
                     x_values, y_values, color=color, marker=marker, s=22, label=value_name(x or "", name), linewidths=0
                 )
-            axis.set(xlabel=QUANTITIES[key].axis, ylabel=QUANTITIES["test_error"].axis)
+            axis.set_xlabel(QUANTITIES[key].axis)
+            if panel % 2 == 0:
+                axis.set_ylabel(QUANTITIES["test_error"].axis)
             if key in found:
                 tau = found[key][0]
-                axis.set_title(rf"Kendall $\tau$ = {tau.statistic:.2f} [{tau.low:.2f}, {tau.high:.2f}]")
+                axis.set_title(style.signed(rf"$\tau$ = {tau.statistic:.2f} [{tau.low:.2f}, {tau.high:.2f}]"))
         handles, names = axes[0].get_legend_handles_labels()
-        figure.suptitle(f"Which metric orders {len(rows)} networks by their test error?", fontsize=10)
-        if x:
-            figure.legend(
-                handles,
-                names,
-                title=label or option_name(x),
-                loc="outside lower center",
-                ncols=len(names),
-                frameon=False,
-            )
+        style.title(figure, f"Which metric orders {len(rows)} networks by their test error?")
+        note = r"One dot a network; Kendall's $\tau$ [95 % bootstrap interval]" if found else "One dot a network"
+        shown = f"{note}\nMarks: {in_symbols(label) or option_name(x)}" if x else note
+        style.legend(figure, handles if x else [], names if x else [], shown)
         return style.save(figure, path)
 
 
@@ -208,23 +229,24 @@ def plot_lines(
     path: Path,
     *,
     quantities: Sequence[str],
-    by: str | None = None,
+    by: Sequence[str] = (),
     label: str = "",
     wanted: Sequence[Any] | None = None,
 ) -> Path:
-    """Plot one panel a quantity over the varied value, one line for every value of another option.
+    """Plot one panel a quantity over the varied value, one line for every combination of other options.
 
     Args:
         rows: the runs.
         x: the varied option.
         path: of the PNG.
         quantities: their keys in rows.
-        by: the option that makes the lines; None for one line.
+        by: the options that make the lines; none for one line.
         label: of the x axis.
         wanted: order of the values of x.
     """
     values = [group[0] for group in grouped(rows, [x], wanted)]
-    lines = grouped(rows, [by]) if by else {("mean ± std",): list(rows)}
+    lines = grouped(rows, list(by)) if by else {(): list(rows)}
+    bars = len(lines) > MOST_BANDS
     panels = [key for key in quantities if numbers(rows, key)]
     with matplotlib.rc_context(style.RC):
         figure, axes = style.grid(len(panels))
@@ -233,18 +255,12 @@ def plot_lines(
             places = x_axis(axis, x, values, label)
             for look, (name, members) in enumerate(lines.items()):
                 at = [numbers([m for m in members if grouped([m], [x]).keys() == {(v,)}], key) for v in values]
-                named = value_name(by or "", name[0])
-                band(axis, places, at, look % len(style.SERIES), named, least=least_of(key))
+                named = ", ".join(value_name(option, one) for option, one in zip(by, name, strict=True))
+                band(axis, places, at, look % len(style.SERIES), named, least=least_of(key), bars=bars)
             axis.set_ylabel(QUANTITIES[key].axis)
         handles, names = axes[0].get_legend_handles_labels()
-        cells = grouped(rows, [x, by] if by else [x]).values()
-        figure.suptitle(f"What changes with the {label or option_name(x)}?", fontsize=10)
-        figure.legend(
-            handles,
-            names if by else ["mean"],
-            title=what_is_drawn(cells),
-            loc="outside lower center",
-            ncols=len(names),
-            frameon=False,
-        )
+        cells = grouped(rows, [x, *by]).values()
+        style.title(figure, f"What changes with the {in_symbols(label) or option_name(x)}?")
+        note = what_is_drawn(cells).replace("band", "bars") if bars else what_is_drawn(cells)
+        style.legend(figure, handles if by else [], names if by else [], note)
         return style.save(figure, path)

@@ -50,20 +50,16 @@ def plot_pairs(rows: Sequence[Row], key: str, path: Path) -> Path:
                     label=None if named else value_name("reg", method),
                 )
                 named = True
-        axis.set_xticks(range(len(nets)), [f"{model}\n{data}" for data, model in nets])
+        axis.set_xticks(range(len(nets)), [f"{value_name('model', m)}\n{value_name('data', d)}" for d, m in nets])
         axis.set_xlim(-0.6, len(nets) - 0.4)
         axis.grid(False, axis="x")
         axis.set_ylabel(QUANTITIES[key].axis)
         lower = key == "test_error"
-        question = "Which method has" if lower else "How do methods change"
-        figure.suptitle(f"{question} the {'lower ' if lower else ''}{QUANTITIES[key].name}?", fontsize=9)
+        name = QUANTITIES[key].name
+        style.title(figure, f"Which method has the lower {name}?" if lower else f"How do methods change {name}?")
         cells = grouped(rows, ["data", "model", "reg"]).values()
-        figure.legend(
-            title=f"Dots: networks; bars: mean and std of {sizes(cells)} each",
-            loc="outside lower center",
-            ncols=len(methods),
-            frameon=False,
-        )
+        note = f"Dots: networks; bars: mean and standard deviation of {sizes(cells)} each"
+        style.legend(figure, *axis.get_legend_handles_labels(), note)
         return style.save(figure, path)
 
 
@@ -84,7 +80,7 @@ def plot_groups(rows: Sequence[Row], keys: Sequence[str], path: Path, *, quantit
     usual = most_common(list(groups)) if len(keys) > 2 else ()
     names = [f"{named(keys, values, usual)} (n = {len(members)})" for values, members in groups.items()]
     with matplotlib.rc_context(style.RC):
-        figure, axes = style.grid(len(panels), width=4.6, height=max(2.2, 0.8 + 0.32 * len(groups)))
+        figure, axes = style.grid(len(panels), width=3.8, height=max(2.2, 0.8 + 0.32 * len(groups)))
         for column, (axis, key) in enumerate(zip(axes, panels, strict=True)):
             for place, members in enumerate(groups.values()):
                 values = numbers(members, key)
@@ -98,9 +94,10 @@ def plot_groups(rows: Sequence[Row], keys: Sequence[str], path: Path, *, quantit
             axis.grid(False, axis="y")
             axis.set_xlabel(QUANTITIES[key].axis)
         about = " and ".join(QUANTITIES[key].name for key in panels)
-        figure.suptitle(f"How do the settings differ in {about}?", fontsize=10)
+        style.title(figure, f"How do the settings differ in {about}?")
         note = f"\nUnless said otherwise: {named(keys, usual)}" if usual else ""
-        figure.supxlabel(f"Dots: networks; bars: mean and std of {sizes(groups.values())} each{note}", fontsize=8)
+        drawn = f"Dots: networks; bars: mean and standard deviation of {sizes(groups.values())} each"
+        style.legend(figure, [], [], f"{drawn}{note}")
         return style.save(figure, path)
 
 
@@ -112,4 +109,4 @@ def most_common(combinations: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
 def named(keys: Sequence[str], values: Sequence[Any], usual: Sequence[Any] = ()) -> str:
     """Options and their values in words, the usual ones left out."""
     differ = [i for i in range(len(keys)) if not usual or values[i] != usual[i]]
-    return ", ".join(in_words(keys[i], values[i]) for i in differ) or "the usual options"
+    return ", ".join(in_words(keys[i], values[i]) for i in differ) or "as said below"

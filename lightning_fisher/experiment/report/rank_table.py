@@ -55,9 +55,17 @@ def correlations(rows: Sequence[Row], metric: str, against: str = "test_error") 
 
 
 def all_correlations(rows: Sequence[Row]) -> dict[str, list[Correlation]]:
-    """The rank correlations of all measured metrics with the test error; those of too few runs are left out."""
-    found = {key: correlations(rows, key) for key in RANKED}
-    return {key: both for key, both in found.items() if both}
+    """The rank correlations of all measured metrics with the test error, the largest τ first.
+
+    Those of too few runs are left out.
+    """
+    found = {key: both for key in RANKED if (both := correlations(rows, key))}
+    return dict(sorted(found.items(), key=lambda one: -_or_least(one[1][0].statistic)))
+
+
+def _or_least(statistic: float) -> float:
+    """One of equal values, nan, after all others."""
+    return statistic if statistic == statistic else -2.0
 
 
 def ranking_table(found: Mapping[str, Sequence[Correlation]]) -> str:

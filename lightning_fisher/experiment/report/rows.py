@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from lightning_fisher.arguments import is_number
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.error_messages import did_you_mean
-from lightning_fisher.experiment.records.result import before, find_rows, read_row
+from lightning_fisher.experiment.records.result import before, require_rows
 
 Row = dict[str, Any]
 
@@ -92,28 +92,13 @@ def grouped(
     return dict(sorted(groups.items(), key=lambda item: [ranks[i][repr(v)] for i, v in enumerate(item[0])]))
 
 
-def find_runs(folder: Path, runs: Sequence[Path] | None = None) -> list[tuple[Path, Row]]:
-    """Read the rows below a folder, or those of some run folders, each with its folder.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    if runs is not None:
-        found = [(run, row) for run in runs if (row := read_row(run)) is not None]
-    else:
-        found = list(find_rows(folder))
-    if not found:
-        raise ConfigError(f"Expected a folder with at least one complete run (result.json), but got `{folder}`.")
-    return found
-
-
 def load_rows(folder: Path, runs: Sequence[Path] | None = None) -> list[Row]:
     """Read the rows below a folder, or those of some run folders.
 
     Raises:
         ConfigError: if there is none.
     """
-    return [row for _, row in find_runs(folder, runs)]
+    return [row for _, row in require_rows(folder, runs)]
 
 
 def require_known(rows: Sequence[Row], key: str) -> None:

@@ -50,7 +50,7 @@ def _gamma(axis: Axes, records: Records) -> None:
         low, high = [m - s for m, s in zip(mean, std, strict=True)], [m + s for m, s in zip(mean, std, strict=True)]
         axis.fill_between(x, low, high, color=style.GREEN, alpha=0.2, linewidth=0)
     gamma = QUANTITIES["gamma"]
-    axis.set(ylabel=gamma.axis, title=f"Metric: mean and std over the subsets; {gamma.better}")
+    axis.set(ylabel=gamma.axis, title=f"Metric; {gamma.better}")
 
 
 def _rate(axis: Axes, records: Records) -> None:
@@ -105,9 +105,10 @@ def plot_training(records: Records, path: Path, title: str = "") -> Path:
         for axis in axes:
             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
                 handles.setdefault(label, handle)
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
-        if title:
-            figure.suptitle(title, fontsize=10)
+        banded = any("gamma_std" in record for record in records)
+        note = "Band of the metric: standard deviation over the subsets of training images" if banded else ""
+        style.legend(figure, list(handles.values()), list(handles), note)
+        style.title(figure, f"How did the training go? {title}" if title else "How did the training go?")
         return style.save(figure, path)
 
 

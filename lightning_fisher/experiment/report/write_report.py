@@ -14,7 +14,7 @@ from lightning_fisher.experiment.config.error_messages import listing
 from lightning_fisher.experiment.display.terminal import print_report
 from lightning_fisher.experiment.records.curve import FILE_NAME as HISTORY
 from lightning_fisher.experiment.records.curve import read_history
-from lightning_fisher.experiment.records.result import write_atomically
+from lightning_fisher.experiment.records.result import require_rows, write_atomically
 from lightning_fisher.experiment.records.run_folders import REPORT
 from lightning_fisher.experiment.report.comparison.figure import plot_methods
 from lightning_fisher.experiment.report.comparison.table import KINDS as COMPARED
@@ -25,7 +25,7 @@ from lightning_fisher.experiment.report.figures import plot_lines, plot_ranking,
 from lightning_fisher.experiment.report.method_figures import plot_groups, plot_pairs
 from lightning_fisher.experiment.report.paired_table import differences_table
 from lightning_fisher.experiment.report.rank_table import LEAST, all_correlations, ranking_table
-from lightning_fisher.experiment.report.rows import Row, find_runs, grouped, numbers, require_known, value, varied
+from lightning_fisher.experiment.report.rows import Row, grouped, numbers, require_known, value, varied
 from lightning_fisher.experiment.report.tables import TABLES, summary
 from lightning_fisher.experiment.report.zoo.figure import plot_zoo
 from lightning_fisher.experiment.report.zoo.judgment import varied_options
@@ -130,15 +130,34 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any], runs: Sequence
         made.figures.append(plot_pairs(rows, "gamma", folder / "gamma.png"))
     elif kind == "step_cost":
         pass  # a table of a few numbers
+    elif x is not None and (lines := lines_over(rows, x, form["keys"])):
+        made.figures.append(
+            plot_lines(rows, x, folder / "lines.png", quantities=MAIN, by=lines, label=label, wanted=wanted)
+        )
     elif x is not None and set(form["keys"]) - {x, by}:  # a line would be of runs that differ in something else
         made.figures.append(plot_groups(rows, form["keys"], folder / "groups.png", quantities=MAIN))
     elif x is not None and x != by:
         made.figures.append(
-            plot_lines(rows, x, folder / "lines.png", quantities=MAIN, by=by, label=label, wanted=wanted)
+            plot_lines(
+                rows, x, folder / "lines.png", quantities=MAIN, by=[by] if by else (), label=label, wanted=wanted
+            )
         )
     elif by == "reg" or x == "reg":
         made.figures.append(plot_pairs(rows, "test_error", folder / "test_error.png"))
     return made
+
+
+def lines_over(rows: Sequence[Row], x: str, keys: Sequence[str]) -> list[str]:
+    """The options whose combinations make lines over x, where there are few and each has every value of x.
+
+    Empty where there are too many, or x has too few values, or none that are numbers.
+    """
+    others, values = [key for key in keys if key != x], {value(row, x) for row in rows}
+    if len(others) < 2 or len(values) < 3 or not all(isinstance(one, (int, float)) for one in values):
+        return []
+    lines = grouped(rows, others).values()
+    full = all({value(row, x) for row in members} == values for members in lines)
+    return others if full and len(lines) <= MOST_COLORS else []
 
 
 def make_zoo(rows: Sequence[Row], folder: Path, made: Report) -> Report:
@@ -204,7 +223,7 @@ def report(
     Raises:
         ConfigError: if there are no rows, or an argument does not fit them.
     """
-    found = find_runs(folder, runs)
+    found = require_rows(folder, runs)
     folders, rows = [run for run, _ in found], [row for _, row in found]
     target = out or folder
     target.mkdir(parents=True, exist_ok=True)

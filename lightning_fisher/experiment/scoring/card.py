@@ -8,11 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_fisher.experiment.records.quantities import HESSIAN_METRICS, MEASURES, METRICS, QUANTITIES, Quantity
+from lightning_fisher.experiment.records.quantities import (
+    FIRST,
+    HESSIAN_METRICS,
+    MEASURES,
+    METRICS,
+    QUANTITIES,
+    Quantity,
+)
 from lightning_fisher.experiment.report.rows import Spread
 from lightning_fisher.experiment.scoring.gradient_influence import Influence
 from lightning_fisher.experiment.scoring.network import Subject
-from lightning_fisher.experiment.scoring.subset_metrics import Evaluation, SubsetMeasurement
+from lightning_fisher.experiment.scoring.subset_metrics import TOP, Evaluation, SubsetMeasurement
 
 DATA_NAME = "card.json"
 FORMAT = 1
@@ -51,7 +58,8 @@ class Card:
 
     def measured(self) -> list[Quantity]:
         """The metrics that were measured, in the order of the table."""
-        return [QUANTITIES[key] for key in (*METRICS, *HESSIAN_METRICS, *MEASURES) if key in self.subsets.values]
+        keys = dict.fromkeys((*FIRST, *METRICS, *HESSIAN_METRICS, *MEASURES))
+        return [QUANTITIES[key] for key in keys if key in self.subsets.values]
 
     def quantities(self) -> dict[str, float]:
         """Losses, errors and metrics by the names that rows use, with the spreads of the metrics."""
@@ -59,7 +67,8 @@ class Card:
         for name, evaluation in (("train", self.train), ("test", self.test)):
             found[f"{name}_loss"] = float(evaluation.losses.mean())
             found[f"{name}_error"] = percent(evaluation.wrong)
-            found[f"{name}_error_top5"] = percent(evaluation.wrong_top5)
+            if len(self.classes) > TOP:
+                found[f"{name}_error_top5"] = percent(evaluation.wrong_top5)
         for key, values in self.subsets.values.items():
             found[key] = float(values.mean())
             found[f"{key}_std"] = float(values.std()) if len(values) > 1 else math.nan

@@ -20,7 +20,7 @@ from lightning_fisher.experiment.scoring.card import Card
 from lightning_fisher.experiment.scoring.gradient_influence import precision_at
 
 LOG10 = math.log(10)
-COLUMNS = 8  # of the image grid
+COLUMNS = 6  # of the image grid
 BARS = (
     ("gamma_residual", r"residual, $\sum_j 2\ln\Vert\partial\ell_j/\partial q_j\Vert$", style.BLUE, ""),
     ("gamma_sensitivity", r"sensitivity, $\sum_j \ln G_{jj}$", style.GREEN, "..."),
@@ -78,21 +78,25 @@ def _parts(axis: Axes, card: Card) -> None:
 def plot_spectrum(card: Card, path: Path) -> Path:
     """Plot the eigenvalues of ξ and of C over the subsets, and the parts of every subset's ``ln|ξ|``."""
     with matplotlib.rc_context(style.RC):
-        figure, axes = style.grid(3, width=3.9, height=3.1)
-        spectrum_band(axes[0], card.subsets.log_eigenvalues / LOG10, 0, "median and range of the subsets")
-        spectrum_band(
-            axes[1], card.subsets.cosine_eigenvalues.clamp_min(0).log10(), 4, "median and range of the subsets"
-        )
+        figure, axes = style.grid(3)
+        spectrum_band(axes[0], card.subsets.log_eigenvalues / LOG10, 0, "")
+        spectrum_band(axes[1], card.subsets.cosine_eigenvalues.clamp_min(0).log10(), 4, "")
         axes[0].set(title=r"Gradients: $\xi = J J^\top$", ylabel="eigenvalue", xlabel="number, from the largest")
         axes[1].set(title=r"Their directions: $C$ (cosines)", ylabel="eigenvalue", xlabel="number, from the largest")
-        axes[1].axhline(0, color=style.GRAY, linestyle=":", linewidth=1, label="orthogonal gradients: all 1")
+        axes[1].axhline(0, color=style.GRAY, linestyle=":", linewidth=1)
+        axes[1].annotate("orthogonal gradients: all 1", (0.99, 0), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                         textcoords="offset points", ha="right", color=style.GRAY, fontsize=8)  # fmt: skip
         for axis in axes[:2]:
             decades(axis)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-            axis.legend(frameon=False, loc="lower left")
         _parts(axes[2], card)
-        handles, names = axes[2].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower right", ncols=5, frameon=False, columnspacing=1.2)
+        beside = figure.add_subplot(2, 2, 4)  # the place of a fourth panel
+        beside.axis("off")
+        beside.legend(*axes[2].get_legend_handles_labels(), loc="center left", frameon=False)
+        style.title(figure, rf"{card.subject.name}: what is $\hat\gamma$ made of?")
+        subsets, samples = card.subsets.log_eigenvalues.shape
+        note = f"{subsets} subsets of {samples} training images. Eigenvalues: median (line), least to largest (band)"
+        style.legend(figure, [], [], note)
         return style.save(figure, path)
 
 
@@ -117,7 +121,7 @@ def plot_influential(card: Card, images: LabeledImages, path: Path, columns: int
     pixels, _ = images.__getitems__(influence.positions[first].tolist())
     columns = min(columns, len(first))
     with matplotlib.rc_context(style.RC):
-        figure, axes = style.grid(len(first), columns=columns, width=1.35, height=1.9 if wrong is None else 2.1)
+        figure, axes = style.grid(len(first), columns=columns, width=1.1, height=1.7 if wrong is None else 1.9)
         figure.set_figheight(figure.get_figheight() + 0.9)  # for what stands above and below the images
         figure.get_layout_engine().set(w_pad=0.06, h_pad=0.11)  # type: ignore[union-attr, call-arg]
         for place, (axis, i) in enumerate(zip(axes, first.tolist(), strict=True)):
@@ -138,7 +142,7 @@ def plot_influential(card: Card, images: LabeledImages, path: Path, columns: int
         title = (
             f"{card.subject.name}: the {len(first)} largest gradients of {len(influence.log_norms):,} training images"
         )
-        figure.suptitle(f"{title}\nabove: the label trained with; last line: loss · gradient norm", fontsize=9)
+        style.title(figure, f"{title}\nabove: the label trained with; last line: loss · gradient norm")
         if wrong is not None:
             frame = Rectangle((0, 0), 1, 1, fill=False, edgecolor=style.VERMILION, linewidth=2)
             name = f"label replaced: {int(wrong[first].sum())} of these {len(first)}"
@@ -158,7 +162,7 @@ def plot_gradients(card: Card, path: Path) -> Path:
     norms = (influence.log_norms / LOG10).clamp_min(-300)
     losses = influence.losses.log10().clamp_min(-300)
     with matplotlib.rc_context(style.RC):
-        figure, axes = style.grid(2 if wrong is None else 3, width=3.9, height=3.0)
+        figure, axes = style.grid(2 if wrong is None else 3)
         edges = np.linspace(float(norms.min()), float(norms.max()) + 1e-9, 41).tolist()
         for label, chosen, look in groups:
             color, marker, _ = style.SERIES[look]
@@ -172,12 +176,14 @@ def plot_gradients(card: Card, path: Path) -> Path:
         decades(axes[1], vertical=False)
         axes[0].set(xlabel=r"gradient norm $\Vert\nabla\ell\Vert$", ylabel="training images", yscale="log")
         axes[0].set_ylim(bottom=0.7)
-        axes[0].set_title(f"Distribution (dotted: the {card.top} shown)")
+        axes[0].set_title("How they are distributed")
         axes[1].set(xlabel="loss (nats)", ylabel=r"gradient norm $\Vert\nabla\ell\Vert$", title="Against the loss")
         if wrong is not None:
             _precision(axes[2], card, wrong)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+        question = "which training images have" if wrong is None else "do replaced labels have"
+        style.title(figure, f"{card.subject.name}: {question} large gradients?")
+        note = f"{len(norms):,} training images; dotted: the {card.top} largest norms"
+        style.legend(figure, *axes[0].get_legend_handles_labels(), note)
         return style.save(figure, path)
 
 
@@ -190,6 +196,8 @@ def _precision(axis: Axes, card: Card, wrong: Tensor) -> None:
     best = np.minimum(1.0, int(wrong.sum()) / k)
     axis.plot(k, best, color=style.GRAY, linewidth=0.8, label="best possible")
     axis.axhline(float(wrong.double().mean()), color=style.GRAY, linestyle=":", linewidth=1.2, label="chance")
-    axis.set(xscale="log", xlabel="k largest", ylabel="share with a replaced label", ylim=(0, 1.04))
-    axis.set_title("Finding the replaced labels")
-    axis.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 0.13))
+    axis.set(xscale="log", xlabel="images looked at, largest first", ylabel="share replaced", ylim=(0, 1.04))
+    axis.set_title("How many of the largest were replaced")
+    beside = axis.figure.add_subplot(2, 2, 4)  # the place of a fourth panel
+    beside.axis("off")
+    beside.legend(*axis.get_legend_handles_labels(), loc="center left", frameon=False, title="Left: in the order")

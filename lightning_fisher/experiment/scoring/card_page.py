@@ -14,7 +14,6 @@ from lightning_fisher.experiment.scoring.card import Card, percent, spread_of
 from lightning_fisher.experiment.scoring.layers.words import layer_reading, layer_table
 
 HEADINGS = ("lower is better", "mean ± std", "over")
-MISFIT = 2.0  # per cent: a larger training error is pointed out
 
 
 def table(card: Card) -> list[list[str]]:
@@ -79,13 +78,19 @@ def reading(card: Card) -> list[str]:
             f"ξ is singular: rank {int(ranks.min())} to {int(ranks.max())} of {size}. γ̂ counts the non-zero "
             "eigenvalues only and is not comparable with a value at full rank."
         )
-    error = percent(card.train.wrong)
-    if error > MISFIT:
-        sentences.append(
-            f"The training error is {error:.2f} %: γ̂ is that of a minimum which fits its labels, and a few images that "
-            "it misfits outweigh the rest."
-        )
-    return sentences
+    return [*sentences, fit(card)]
+
+
+def fit(card: Card) -> str:
+    """Whether the network fits its labels, as the theory of γ̂ supposes, in a sentence."""
+    wrong, n = int(card.train.wrong.sum()), len(card.train.wrong)
+    if wrong == 0:
+        return f"All {n:,} training images are fitted: γ̂ is that of a minimum which fits its labels."
+    verb = "is" if wrong == 1 else "are"
+    return (
+        f"{wrong:,} of {n:,} training images {verb} not fitted ({percent(card.train.wrong):.2f} %), so γ̂ is not that "
+        "of a minimum which fits its labels: images that it misfits have larger gradients and outweigh the others."
+    )
 
 
 def influence_reading(card: Card) -> list[str]:
@@ -124,7 +129,8 @@ def to_markdown(card: Card, figures: list[Path]) -> str:
         f"# Metric card: {card.subject.name}",
         "\n".join(f"- {sentence}" for sentence in about(card)),
         markdown(HEADINGS, table(card)),
-        "Compare γ̂ at equal subset size only, and at like training losses (or with `metric.logit_norm`).",
+        "Compare at equal subset size only. Networks of one architecture: by the first metric, γ̂ at equal outputs by "
+        "weights, which doesn't follow the training loss as γ̂ does; by γ̂ at like training losses only.",
         "## Spectrum",
         spectrum,
         " ".join(reading(card)),

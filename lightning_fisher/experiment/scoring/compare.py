@@ -84,11 +84,11 @@ def notes(first: Card, second: Card) -> list[str]:
             f"The training losses differ ({losses[0]:.3g} and {losses[1]:.3g}), and γ̂ falls with the loss: "
             "metric.logit_norm=0.04 compares at one norm of the logits."
         )
-    errors = [percent(card.train.wrong) for card in (first, second)]
-    if max(errors) > card_page.MISFIT:
+    wrong, n = [int(card.train.wrong.sum()) for card in (first, second)], len(first.train.wrong)
+    if max(wrong) > 0:
         found.append(
-            f"The training errors are {errors[0]:.2f} % and {errors[1]:.2f} %: γ̂ is that of a minimum which fits its "
-            "labels, and a few images that it misfits outweigh the rest."
+            f"Of {n:,} training images {wrong[0]:,} and {wrong[1]:,} are not fitted: γ̂ is defined for minima that fit "
+            "their labels; images that are misfitted have larger gradients and outweigh the others."
         )
     if first.subject.network != second.subject.network or first.parameters != second.parameters:
         found.append("The networks differ in kind: γ̂ orders minima of one network, less surely those of two.")
@@ -101,11 +101,11 @@ def plot_comparison(first: Card, second: Card, path: Path) -> Path:
     found = differences(first, second)
     names = [f"1  {first.subject.name}", f"2  {second.subject.name}"]
     with matplotlib.rc_context(style.RC):
-        figure, axes = style.grid(2 + len(compared), columns=4, width=3.1, height=2.9)
+        figure, axes = style.grid(2 + len(compared), columns=3, width=2.7, height=2.6)
         for look, (card, name) in enumerate(zip((first, second), names, strict=True)):
             spectrum_band(axes[0], card.subsets.log_eigenvalues / LOG10, look, name)
             spectrum_band(axes[1], card.subsets.cosine_eigenvalues.clamp_min(0).log10(), look, name)
-        axes[0].set(title=r"Eigenvalues of $\xi$", xlabel="number, from the largest")
+        axes[0].set(title=r"Eigenvalues of $\xi$", xlabel="number, from the largest", ylabel="eigenvalue")
         axes[1].set(title=r"Eigenvalues of $C$ (cosines)", xlabel="number, from the largest")
         for axis in axes[:2]:
             decades(axis)
@@ -119,13 +119,19 @@ def plot_comparison(first: Card, second: Card, path: Path) -> Path:
                 axis.plot(np.full(pairs.shape[1], look + 1), pairs[look], marker, color=color, markersize=4, alpha=0.8)
             if bool((pairs > 0).all()) and pairs.max() / pairs.min() > 30:
                 axis.set_yscale("log")
-            axis.set_title(f"{quantity.axis}\n{_difference(found[quantity.key], quantity.signed)}")
-            axis.set(xticks=[1, 2], xlim=(0.6, 2.4))
+            axis.set_title(f"{quantity.axis}\n{style.signed(_difference(found[quantity.key], quantity.signed))}")
+            axis.set(xticks=[1, 2], xlim=(0.6, 2.4), xlabel="network")
             axis.grid(False, axis="x")
         handles, labels = axes[0].get_legend_handles_labels()
         handles += [Line2D([], [], color=color, linewidth=0.8) for color in (style.GREEN, style.GRAY)]
         labels += ["a subset: 2 is smaller", "a subset: 2 is larger"]
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        style.title(figure, "Do the two networks differ?")
+        subsets = first.subsets.log_eigenvalues.shape[0]
+        note = (
+            f"Lines and marks: {subsets} subsets of training images, the same for both; spectra: median and range. "
+            f"Above a panel: 2 − 1 [{100 * LEVEL:.0f} % interval], * leaves out 0"
+        )
+        style.legend(figure, handles, labels, note)
         return style.save(figure, path)
 
 

@@ -15,8 +15,10 @@ from torch import nn
 from lightning_fisher.data.sources.fingerprint import fingerprint
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.compose import CONFIG_DIR, flatten
+from lightning_fisher.experiment.config.config_hash import PLACES
 from lightning_fisher.experiment.config.error_messages import listing, name_option, one_line
 from lightning_fisher.experiment.config.score_request import label, run_folder, sha256, weights_file
+from lightning_fisher.experiment.records import run_folders
 from lightning_fisher.experiment.records.result import read_row
 from lightning_fisher.experiment.scoring.import_path import make_module
 from lightning_fisher.experiment.scoring.weights import load, read_checkpoint
@@ -129,7 +131,29 @@ def _data(cfg: DictConfig, recorded: DictConfig | None, folder: Path | None, set
     for key in set_by_command:
         if key.startswith("data."):
             OmegaConf.update(data, key.removeprefix("data."), OmegaConf.select(cfg, key), force_add=True)
+    assert folder is not None
+    _check_content(data, folder, set_by_command)
     return data
+
+
+def _check_content(data: DictConfig, folder: Path, set_by_command: set[str]) -> None:
+    """A run is scored on the images it was trained with, unless the command names others, which is said.
+
+    Raises:
+        ConfigError: if their content has changed since.
+    """
+    name, before = str(data.get("name")), run_folders.data_of(folder)
+    place = PLACES.get(name, "").removeprefix("data.")
+    now = fingerprint(name, {place: data.get(place)}) if place and before is not None else None
+    if now is None or now == before:  # what is missing is said when it is read
+        return
+    if f"data.{place}" in set_by_command:
+        print(f"`{data.get(place)}` holds other images than the run `{folder}` was trained with.", flush=True)
+        return
+    raise ConfigError(
+        f"Expected `{data.get(place)}` to hold the images that the run `{folder}` was trained with, but its "
+        f"content has changed since: put them back, or score it on these with data.{place}={data.get(place)}."
+    )
 
 
 def _epochs(checkpoint: Any) -> int | None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lightning_fisher.data import LabeledImages, Normalization
 from lightning_fisher.experiment.display.terminal import track
+from lightning_fisher.experiment.records.quantities import FIRST
 from lightning_fisher.experiment.training.final_metrics import GRAM_OPTIONS, make_measures, make_monitor
 from lightning_fisher.functional import (
     LayeredLogDet,
@@ -25,6 +26,7 @@ from lightning_fisher.functional import (
 )
 from lightning_fisher.functional.evaluation.precision import device_types, full_precision
 from lightning_fisher.metrics.gram import PARTS, gram_quantities
+from lightning_fisher.module import TOP
 
 NAMES = {"log_det": "gamma", **{part: f"gamma_{part}" for part in PARTS}}  # in rows
 
@@ -37,7 +39,7 @@ class Evaluation:
         losses: cross-entropy in nats, float64 ``[n]``.
         predicted: the class with the largest logit ``[n]``.
         wrong: whether it is not the label ``[n]``.
-        wrong_top5: whether the label is not among the five largest ``[n]``.
+        wrong_top5: whether the label is not among the five largest ``[n]``; nothing with at most five classes.
     """
 
     losses: Tensor
@@ -113,7 +115,7 @@ def evaluate(
         for positions in track(torch.arange(len(images)).split(batch_size), what):
             inputs, labels = fetch(images, positions, normalization, net)
             logits = net(inputs).double()
-            top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
             correct = top == labels[:, None]
             losses.append(F.cross_entropy(logits, labels, reduction="none").cpu())
             predicted.append(top[:, 0].cpu())
@@ -134,7 +136,7 @@ def measure_subsets(
         metric: the ``metric`` node.
     """
     monitor = make_monitor(metric, "curve")
-    further = make_measures(metric)
+    further = make_measures(metric, also=FIRST)
     subsets = [torch.tensor(subset) for subset in monitor.subsets(len(images))]
     found = []
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The configs of a sweep's jobs, composed once instead of twice."""
+"""The configs of a sweep's jobs, composed once instead of twice, and checked."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment import context
+from lightning_fisher.experiment.sweep.first_check import FirstCheck, refused
 
 
 class ComposedOnce:
     """In place of ``load_sweep_config`` of Hydra's loader: hand on what was composed to check it.
 
-    The sweeper composes every job's config before the first one starts, so that a mistake in the last one is found at
-    once, and drops it; the launcher composes it again. A launcher's worker in another process composes by itself.
+    The sweeper composes every job's config before the first one starts, and drops it; the launcher composes it again. A
+    launcher's worker in another process composes by itself. What is composed first is checked there and then, so that
+    a mistake in the last job is found at once.
 
     A job whose groups bring a sweep of their own (``-m experiment=table1,table2``) would run without it: refused.
 
@@ -24,13 +26,17 @@ class ComposedOnce:
         loader: Hydra's.
         params: the sweep that the configs of the command hold.
         fixed: the options that the command itself doesn't sweep.
+        jobs: of the sweep; None where the sweeper decides on them as it goes on.
     """
 
-    def __init__(self, loader: ConfigLoader, params: Mapping[str, Any], fixed: Sequence[str]) -> None:
+    def __init__(
+        self, loader: ConfigLoader, params: Mapping[str, Any], fixed: Sequence[str], jobs: int | None = None
+    ) -> None:
         self.loader = loader
         self.fixed = fixed
         self.params = params
         self.made: dict[tuple[str, ...], DictConfig] = {}
+        self.first: FirstCheck | None = FirstCheck(jobs, fixed)
         self.total = 0  # jobs of the sweep; known when the first one starts
 
     def __call__(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
@@ -42,8 +48,13 @@ class ComposedOnce:
         found = self.made.pop(key, None)
         if found is not None and OmegaConf.is_missing(found.hydra.job, "num"):  # of no job yet: two may be the same
             return found
-        made = type(self.loader).load_sweep_config(self.loader, master_config, sweep_overrides)
-        self._check(made, sweep_overrides)
+        try:
+            made = type(self.loader).load_sweep_config(self.loader, master_config, sweep_overrides)
+            self._check(made, sweep_overrides)
+            if self.first is not None and not self.total:
+                self.first.check(made, sweep_overrides)
+        except Exception as error:
+            raise refused(error, sweep_overrides, self.fixed) from error
         self.made[key] = made
         return made
 
@@ -67,4 +78,5 @@ class ComposedOnce:
     def __getstate__(self) -> dict[str, Any]:
         """For another process: without the configs."""
         total = self.total or len(self.made)
-        return {"loader": self.loader, "params": self.params, "fixed": self.fixed, "made": {}, "total": total}
+        shared = {"loader": self.loader, "params": self.params, "fixed": self.fixed}
+        return {**shared, "made": {}, "first": None, "total": total}

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,6 +25,7 @@ from lightning_fisher.experiment.config.compose import refuse_shadowed
 from lightning_fisher.experiment.config.error_messages import one_line
 from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.config.validation import check_config
+from lightning_fisher.experiment.records import run_folders
 from lightning_fisher.experiment.records.result import complete_row
 from lightning_fisher.experiment.sweep import job_record, kept_report
 from lightning_fisher.experiment.sweep.composed_once import ComposedOnce
@@ -53,9 +55,12 @@ class SweepCallback(Callback):
                 ]
             )
         loader = GlobalHydra.instance().config_loader()
-        loader.load_sweep_config = ComposedOnce(loader, swept_params(config), fixed)  # type: ignore[method-assign]
+        params = swept_params(config)
+        once = ComposedOnce(loader, params, fixed, number_of_jobs(config, params))
+        loader.load_sweep_config = once  # type: ignore[method-assign]
         command = context.current()
         command.sweep, command.record = folder, record
+        command.sweep_config = run_folders.sweep_config(folder)
         command.enter(folder)
 
 
@@ -68,7 +73,23 @@ def swept_params(config: DictConfig) -> dict[str, Any]:
 def fixed_options(config: DictConfig) -> list[str]:
     """The options and groups that a command sets to one value for all jobs."""
     given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-    return [override.key_or_group for override in given if not override.is_sweep_override()]
+    last = {override.key_or_group: override for override in given}
+    return [key for key, override in last.items() if not override.is_sweep_override()]
+
+
+def number_of_jobs(config: DictConfig, params: dict[str, Any]) -> int | None:
+    """The jobs of a sweep, composed all at once; None where the sweeper is another than Hydra's own.
+
+    Args:
+        config: of the command.
+        params: the sweep that its configs hold.
+    """
+    sweeper = config.hydra.sweeper
+    if not str(sweeper.get("_target_")).endswith("BasicSweeper") or sweeper.get("max_batch_size") is not None:
+        return None
+    given = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)
+    return len(jobs)
 
 
 def own_configs() -> list[str]:
@@ -145,7 +166,8 @@ def run_in_own_process(job: Job) -> None:
         return
     start = time.monotonic()
     try:
-        check_job(job)
+        if job.config_hash not in context.current().checked:  # in a launcher's worker
+            check_job(job)
     except ConfigError as error:
         _say(folder, f"Error: {one_line(error)}\n")
         _note(folder, "failed", 1, time.monotonic() - start)

@@ -15,13 +15,14 @@ from lightning_fisher.experiment.records.run_folders import FIGURE
 if TYPE_CHECKING:  # shows complete rows without the imports of training
     from lightning_fisher.experiment.training.build import Run
 
+TOP5 = "test_error_top5"
 SHOWN = (
     "train_loss",
     "train_error",
     "val_error",
     "test_loss",
     "test_error",
-    "test_error_top5",
+    TOP5,
     *METRICS,
     "epochs",
     "stop_reason",
@@ -32,8 +33,14 @@ SHOWN = (
 
 def row_table(row: dict[str, Any]) -> list[tuple[str, str]]:
     """The main values of a row as names and texts."""
-    shown = [QUANTITIES[key] for key in SHOWN if row.get(key) is not None]
+    shown = [QUANTITIES[key] for key in SHOWN if row.get(key) is not None and not (key == TOP5 and _few_classes(row))]
     return [(quantity.heading, quantity.text(row[quantity.key], row.get(f"{quantity.key}_std"))) for quantity in shown]
+
+
+def _few_classes(row: dict[str, Any]) -> bool:
+    """Whether a top-5 error says nothing: it is 0."""
+    classes = row.get("config", {}).get("data.num_classes")
+    return isinstance(classes, int) and classes <= 5
 
 
 def phases(row: dict[str, Any]) -> str:
@@ -43,6 +50,8 @@ def phases(row: dict[str, Any]) -> str:
         return f"{epochs} plain epochs, no regularizer"
     if "reg.start" not in row["config"] or "switch_epoch" not in row or not _switches(row):
         return f"{epochs} epochs, {value_name('reg', row['choices'].get('reg'))}"
+    if row["config"].get("reg.beta") == 0:
+        return f"{epochs} plain epochs (beta 0)"
     if switch is None:
         return f"{epochs} plain epochs; the regularizer never switched on (start={row['config'].get('reg.start')})"
     if switch >= epochs:

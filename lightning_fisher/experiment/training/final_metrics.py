@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
@@ -64,6 +64,7 @@ def make_measures(
     metric: DictConfig,
     known: Collection[str] = tuple(MEASURED_BY.values()),
     initial: Mapping[str, Tensor] | None = None,
+    also: Sequence[str] = (),
 ) -> MeasureMetric | None:
     """Make the metric of ``metric.measures``; None where none is asked for.
 
@@ -71,11 +72,12 @@ def make_measures(
         metric: the ``metric`` node of the config.
         known: measures that are there already.
         initial: the weights before training, where they are known.
+        also: measures beside those of the config.
 
     Raises:
         ConfigError: if a measure is unknown, or needs the weights before training.
     """
-    wanted = metric.measures if isinstance(metric.measures, str) else list(metric.measures)
+    wanted = [*([metric.measures] if isinstance(metric.measures, str) else metric.measures), *also]
     if not wanted:
         return None
     try:

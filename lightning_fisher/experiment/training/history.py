@@ -92,8 +92,9 @@ class History(Callback):
             self.write()
 
     def _active(self) -> bool:
-        """Whether the method is at work: from the start, if it doesn't say."""
-        return self.regularizer is not None and bool(getattr(self.regularizer, "active", True))
+        """Whether the method is at work: from the start, if it doesn't say; never with a weight of zero."""
+        method = self.regularizer
+        return method is not None and bool(getattr(method, "active", True)) and bool(getattr(method, "trains", True))
 
     def _mean_penalties(self) -> dict[str, float]:
         """Means over the epoch; steps whose penalty was left out (nan) don't count."""

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from lightning.pytorch import Callback
+from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_fisher.callbacks.convergence import StopAtConvergence
 from lightning_fisher.datamodule import ImageDataModule
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.compose import config_groups
 from lightning_fisher.experiment.config.error_messages import listing, name_option
 from lightning_fisher.experiment.config.validation import check_data, check_epoch
 from lightning_fisher.experiment.methods import AveragedWeights
-from lightning_fisher.experiment.training.build import Run
+from lightning_fisher.experiment.training.build import Run, made, make_callbacks, make_module
+from lightning_fisher.experiment.training.final_metrics import make_metrics
 from lightning_fisher.functional.evaluation.module_state import preserved_buffers, preserved_random_state
 from lightning_fisher.module import ImageClassifier
 
@@ -57,13 +61,29 @@ def check_run(run: Run) -> None:
     Raises:
         ConfigError: in one line.
     """
-    data, module = run.datamodule, run.module
+    scheduler = check_optimizer(run.module)
+    check_network(run.module, run.datamodule, getattr(run.regularizer, "num_sub_batches", 1) // run.trainer.world_size)
+    _check_monitors(run, scheduler)
+    if run.regularizer is not None and not isinstance(run.regularizer, AveragedWeights):
+        try:
+            run.regularizer.setup(run.trainer, run.module, "fit")
+        except ValueError as error:
+            raise ConfigError(name_option("reg", error)) from error
+
+
+def check_network(module: ImageClassifier, data: ImageDataModule, parts: int) -> None:
+    """Give the network images of zeros, in evaluation and in training mode.
+
+    Args:
+        module: with the network.
+        data: which images it gets; nothing is loaded.
+        parts: sub-batches that a batch of one process is split into.
+
+    Raises:
+        ConfigError: in one line.
+    """
     height, width = (data.image_size, data.image_size) if isinstance(data.image_size, int) else data.image_size
-    smallest = min(data.batch_size, 2)  # or one of a sub-batch: what batch-norm refuses
-    parts = getattr(run.regularizer, "num_sub_batches", 1)
-    if data.batch_size < 2 * parts // run.trainer.world_size:
-        smallest = 1
-    scheduler = check_optimizer(module)
+    smallest = 1 if data.batch_size < 2 * parts else min(data.batch_size, 2)  # what batch-norm refuses
     try:
         with torch.no_grad(), preserved_buffers(module.net), preserved_random_state([]):
             logits = module.net.eval()(torch.zeros(2, data.channels, height, width))
@@ -76,12 +96,58 @@ def check_run(run: Run) -> None:
             f"but got one with outputs of shape {list(getattr(logits, 'shape', []))} for 2 images."
         )
     module.train()
-    _check_monitors(run, scheduler)
-    if run.regularizer is not None and not isinstance(run.regularizer, AveragedWeights):
-        try:
-            run.regularizer.setup(run.trainer, run.module, "fit")
-        except ValueError as error:
-            raise ConfigError(name_option("reg", error)) from error
+
+
+SEEDS = ("seed", "validation_seed")
+
+
+def check_parts(cfg: DictConfig, known: set[str]) -> None:
+    """Make the parts of a run that need no device, and check them; what was made before, or differs in seeds, is not.
+
+    Args:
+        cfg: the composed, checked config of a job of a sweep.
+        known: what was made for the jobs before it; extended.
+
+    Raises:
+        InstantiationException: if a constructor refuses its arguments.
+        ConfigError: in one line.
+    """
+
+    def new(name: str, *values: Any) -> bool:
+        plain = [OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for v in values]
+        plain = [{k: v for k, v in p.items() if k not in SEEDS} if isinstance(p, dict) else p for p in plain]
+        key = f"{name} {json.dumps(plain, sort_keys=True, default=str)}"
+        known_before = key in known
+        known.add(key)
+        return not known_before
+
+    if new("data", cfg.data):
+        made("data", cfg.data, ImageDataModule)
+    regularized = OmegaConf.select(cfg, "reg._target_") is not None
+    if regularized and new("reg", cfg.reg):
+        made("reg", cfg.reg, Callback)
+    if cfg.stop is not None and new("stop", cfg.stop):
+        made("stop", cfg.stop, StopAtConvergence)
+    if new("callbacks", cfg.get("callbacks")):
+        make_callbacks(cfg.get("callbacks"))
+    parts, devices = OmegaConf.select(cfg, "reg.num_sub_batches") if regularized else 1, cfg.trainer.devices
+    parts = (parts or 1) // (devices if isinstance(devices, int) and devices > 0 else parts or 1)
+    passed = [OmegaConf.select(cfg, f"data.{key}") for key in ("channels", "image_size", "num_classes", "batch_size")]
+    shapes = [OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for v in passed]
+    model, network, metric = (
+        new("model", cfg.model),
+        new("net", cfg.model.net, shapes, parts),
+        new("metric", cfg.metric),
+    )
+    if not (model or network or metric):
+        return
+    module = make_module(cfg.model)
+    if model:
+        check_optimizer(module)
+    if network:
+        check_network(module, made("data", cfg.data, ImageDataModule), parts)
+    if metric and cfg.metric.at_end != "none":
+        make_metrics(cfg.metric, cfg.metric.at_end, dict(module.net.state_dict()) if cfg.metric.measures else None)
 
 
 def check_optimizer(module: ImageClassifier) -> Any:

@@ -20,10 +20,12 @@ from omegaconf import OmegaConf
 
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment import context
+from lightning_fisher.experiment.config.config_hash import data_fingerprint
 from lightning_fisher.experiment.config.error_messages import explain, name_option
 from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.records import run_folders
 from lightning_fisher.experiment.records.checkpoints import resumable
+from lightning_fisher.experiment.records.option_names import value_name
 from lightning_fisher.experiment.records.result import complete_row, write_atomically, write_row
 from lightning_fisher.experiment.records.run_folders import CHECKPOINTS
 from lightning_fisher.experiment.report.training_figure import dashboard
@@ -76,7 +78,8 @@ def train(job: Job) -> dict[str, Any] | None:
             check_checkpoint(run.module, checkpoint)
         if first:
             write_atomically(
-                folder / "config.yaml", f"{run_folders.HEADER}{digest}\n" + OmegaConf.to_yaml(cfg, resolve=True)
+                folder / "config.yaml",
+                run_folders.header(digest, data_fingerprint(cfg)) + OmegaConf.to_yaml(cfg, resolve=True),
             )
             write_atomically(folder / "overrides.yaml", OmegaConf.to_yaml(job.overrides))
             print_plan(job, run, checkpoint)
@@ -91,7 +94,8 @@ def train(job: Job) -> dict[str, Any] | None:
         if not run.trainer.is_global_zero:
             return None
         row = make_row(job, run)
-        figure = dashboard(folder, title=f"{cfg.model.name} on {cfg.data.name}, seed {cfg.seed}")
+        network, data = value_name("model", cfg.model.name), value_name("data", cfg.data.name)
+        figure = dashboard(folder, title=f"{network} on {data}, seed {cfg.seed}")
         loggers.finish(run.loggers, row, [figure])
         write_row(folder, row)
         print_row(row, folder)

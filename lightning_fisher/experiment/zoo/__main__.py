@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from lightning_fisher.exceptions import ConfigError
-from lightning_fisher.experiment.records.result import find_rows
+from lightning_fisher.experiment.records.result import require_rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,9 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(folder: Path, out: Path | None, *, pack_them: bool) -> int:
-    found = list(find_rows(folder))
-    if not found:
-        raise ConfigError(f"Expected a folder with at least one complete run (result.json), but got `{folder}`.")
+    found = require_rows(folder)
     from lightning_fisher.experiment.zoo.loading import networks
     from lightning_fisher.experiment.zoo.weights import find_weights, pack
 

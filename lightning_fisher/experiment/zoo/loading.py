@@ -16,7 +16,7 @@ from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.compose import CONFIG_DIR, CONFIG_NAME
 from lightning_fisher.experiment.config.config_hash import config_hash, earlier_hash, hash_by_place
 from lightning_fisher.experiment.config.resolvers import register_resolvers
-from lightning_fisher.experiment.records.result import find_rows
+from lightning_fisher.experiment.records.result import require_rows
 from lightning_fisher.experiment.report.rows import Row
 from lightning_fisher.experiment.scoring.subset_metrics import fetch
 from lightning_fisher.experiment.training.final_metrics import make_monitor
@@ -55,10 +55,7 @@ def networks(folder: str | Path) -> Iterator[ZooNetwork]:
         ConfigError: if there is no row, weights are missing, or the configs aren't those of the rows.
     """
     folder = Path(folder)
-    found = list(find_rows(folder))
-    if not found:
-        raise ConfigError(f"Expected a folder with at least one complete run (result.json), but got `{folder}`.")
-    for run, row in found:
+    for run, row in require_rows(folder):
         yield load_network(folder, run, row)
 
 

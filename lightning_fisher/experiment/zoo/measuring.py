@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_fisher.datamodule import ImageDataModule
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.records import provenance
-from lightning_fisher.experiment.records.result import find_rows, write_row
+from lightning_fisher.experiment.records.result import require_rows, write_row
 from lightning_fisher.experiment.report.rows import Row
 from lightning_fisher.experiment.sweep.progress import duration
 from lightning_fisher.experiment.training.build import made, make_module
@@ -48,9 +48,7 @@ def add_measures(folder: str | Path, measures: Sequence[str], say: Callable[[str
         wanted = [measure.name for measure in select_measures(measures)]
     except ValueError as error:
         raise ConfigError(str(error).replace("argument `measures`", "option `--measure`")) from error
-    found = list(find_rows(Path(folder)))
-    if not found:
-        raise ConfigError(f"Expected a folder with at least one complete run (result.json), but got `{folder}`.")
+    found = require_rows(Path(folder))
     missing = [(run, row, lacks) for run, row in found if (lacks := [name for name in wanted if name not in row])]
     say(f"{len(found)} networks, {len(found) - len(missing)} with all of {len(wanted)} measures")
     started = time.monotonic()

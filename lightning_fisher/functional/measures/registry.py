@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from lightning_fisher.arguments import suggestion
 from lightning_fisher.functional.curvature.input_jacobian import robustness
 from lightning_fisher.functional.curvature.norms import frobenius_norm, hessian_spectral_radius, spectral_radius
 from lightning_fisher.functional.fisher.log_determinant import FisherLogDet
@@ -345,7 +346,7 @@ def select_measures(names: str | Sequence[str]) -> list[Measure]:
     if unknown or not chosen:
         raise ValueError(
             f"Expected argument `measures` to name measures or groups out of {(*GROUPS, *MEASURES)}, "
-            f"but got {unknown or chosen}."
+            f"but got {unknown or chosen}.{suggestion(next(iter(unknown), None), (*GROUPS, *MEASURES))}"
         )
     return [
         measure

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_fisher.arguments import require_choice
 from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.loop import Context, Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.passes import Method
@@ -135,5 +136,4 @@ def check_passes(passes: str, allowed: Sequence[str] = PASSES) -> None:
     Raises:
         ValueError: With the forms there are.
     """
-    if passes not in allowed:
-        raise ValueError(f"Expected argument `passes` to be one of {tuple(allowed)}, but got {passes!r}.")
+    require_choice("passes", passes, tuple(allowed))

@@ -28,7 +28,7 @@ def jacobian_penalty(
     loss with ``λ R`` in it can be differentiated: every operation of the network has to be twice differentiable.
 
     Cost: a backward pass to the inputs for each projection (K for the exact value), and the double backward pass
-        through it when the loss is differentiated: about 2 to 3 times a plain step for one projection.
+    through it when the loss is differentiated: about 2 to 3 times a plain step for one projection.
 
     The samples are differentiated together: where they interact (batch-norm in training mode), ``vᵀ J_i`` holds the
     terms of the other samples' outputs too, as in the authors' code, and is not the Jacobian of one sample.

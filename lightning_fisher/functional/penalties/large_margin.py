@@ -43,8 +43,8 @@ def large_margin_loss(
     smaller by the constant ``γ`` (``top_k γ`` for ``"sum"``), the gradients are the same.
 
     Cost: ``top_k`` backward passes to the activations, and with ``differentiate_norm`` the double backward pass
-        through them. The samples are differentiated together: where they interact (batch-norm in training mode) a
-        gradient holds the terms of the other samples too.
+    through them. The samples are differentiated together: where they interact (batch-norm in training mode) a
+    gradient holds the terms of the other samples too.
 
     Args:
         logits: ``[N, K]``, computed from ``activations``.

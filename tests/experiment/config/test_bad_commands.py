@@ -34,9 +34,50 @@ NAMES: list[Mistake] = [
     (["+data._partial_=true"], ["`data._target_`", "ImageDataModule"]),
 ]
 SWEEPS: list[Mistake] = [
+    (["reg=[fisher,sam]"], ["`reg`", "one of its configs", "`[fisher,sam]`", "-m reg=fisher,sam"]),
     (["-m", "seed=0,1", "model=resnet8,nope"], ["`model`", "`nope`"]),
     (["-m", "reg.betta=1,2"], ["`reg.betta`", "`reg.beta`"]),
     (["-m", "hydra/launcher=nope"], ["`hydra/launcher`", "basic", "`nope`"]),
+]
+SUGGESTIONS: list[Mistake] = [
+    (["lr=0.1"], ["`lr`", "Did you mean `model.optimizer.lr`?"]),
+    (["label_noise=0.4"], ["`label_noise`", "Did you mean `data.label_noise`?"]),
+    (["reg=fischer"], ["`reg`", "fisher", "`fischer`", "Did you mean `fisher`?"]),
+    (["model=resnet_20"], ["`model`", "`resnet_20`", "Did you mean `resnet20`?"]),
+    (["data=cifar_10"], ["`data`", "`cifar_10`", "Did you mean `cifar10`?"]),
+    (["experiment=demos"], ["`experiment`", "`demos`", "Did you mean `demo`?"]),
+    (["scenario=confuson"], ["`scenario`", "`confuson`", "Did you mean `confusion`?"]),
+    (["comparison=sma"], ["`comparison`", "`sma`", "Did you mean `"]),
+    (["optimizer=adamW"], ["`optimizer`", "`adamW`", "Did you mean `adamw`?"]),
+    (["variation=wider"], ["`variation`", "`wider`", "Did you mean `wide`?"]),
+    (["callbacks=[lr_moniter]"], ["`callbacks`", "`lr_moniter`", "Did you mean `lr_monitor`?"]),
+    (["logger=wandbb"], ["`logger`", "`wandbb`", "Did you mean `wandb`?"]),
+    (["trainer=cpus"], ["`trainer`", "`cpus`", "Did you mean `cpu`?"]),
+    (["model/scheduler=cosin"], ["`model/scheduler`", "`cosin`", "Did you mean `cosine`?"]),
+    (["experiment=table1", "size=digit"], ["`size`", "`digit`", "Did you mean `digits`?"]),
+    (["data.augmentation=4-crop"], ["`data.augmentation`", "4-crop-f", "'4-crop'", "Did you mean `4-crop-f`?"]),
+    (["data.name=digit"], ["`data.name`", "digits", "'digit'", "Did you mean `digits`?"]),
+    (["reg.difference=backwards"], ["`reg.difference`", "'backwards'", "Did you mean `backward`?"]),
+    (["reg.gradient=sharde"], ["`reg.gradient`", "'sharde'", "Did you mean `shared`?"]),
+    (["reg.step=normalised"], ["`reg.step`", "'normalised'", "Did you mean `normalized`?"]),
+    (["reg.scaling=lineer"], ["`reg.scaling`", "'lineer'", "Did you mean `linear`?"]),
+    (["reg.passes=vmpa"], ["`reg.passes`", "'vmpa'", "Did you mean `vmap`?"]),
+    (["reg.beta_schedule=cosin"], ["`reg.beta_schedule`", "'cosin'", "Did you mean `cosine`?"]),
+    (["reg.beta=atuo"], ["`reg.beta`", "auto", "`atuo`", "Did you mean `auto`?"]),
+    (["metric.scale=filters"], ["`metric.scale`", "filter", "`filters`", "Did you mean `filter`?"]),
+    (["metric.batch_norm=evall"], ["`metric.batch_norm`", "`evall`", "Did you mean `eval`?"]),
+    (["metric.at_end=gama"], ["`metric.at_end`", "`gama`", "Did you mean `gamma`?"]),
+    (["metric.measures=[recomended]"], ["`metric.measures`", "recommended", "recomended", "mean `recommended`?"]),
+    (["score.which=lst"], ["`score.which`", "`lst`", "Did you mean `last`?"]),
+    (["model.scheduler_interval=epochs"], ["`model.scheduler_interval`", "`epochs`", "Did you mean `epoch`?"]),
+    (["trainer.deterministic=wran"], ["`trainer.deterministic`", "`wran`", "Did you mean `warn`?"]),
+    (["reg=sam", "reg.adaptive=weight"], ["`reg.adaptive`", "weights", "`weight`", "Did you mean `weights`?"]),
+    (["reg=ghost_batch_norm", "reg.update=average"], ["`reg.update`", "averaged", "Did you mean `averaged`?"]),
+    (["reg=large_margin", "reg.scores=logit"], ["`reg.scores`", "logits", "Did you mean `logits`?"]),
+    (
+        ["reg=fisher_penalty", "reg.derivative=double_backwards"],
+        ["`reg.derivative`", "Did you mean `double_backward`?"],
+    ),
 ]
 TYPES: list[Mistake] = [
     (["reg.beta=abc"], ["`reg.beta`", "a number", "`abc`"]),
@@ -126,7 +167,7 @@ SYNTAX: list[Mistake] = [
 ]
 # Whole commands: some of every kind, and what only the command line knows. The others stop before the folder.
 COMMANDS = [*SYNTAX, *SWEEPS, *NAMES[:5], *TYPES[:3], *RANGES[:3], *TOGETHER[:4], *SCORING]
-CONFIGS = [*NAMES[5:], *TYPES[3:], *RANGES[3:], *TOGETHER[4:]]
+CONFIGS = [*SUGGESTIONS, *NAMES[5:], *TYPES[3:], *RANGES[3:], *TOGETHER[4:]]
 
 
 def ids(mistakes: list[Mistake]) -> list[str]:

@@ -79,6 +79,12 @@ def test_options_in_words() -> None:
     assert value_name("reg.beta", [1]) == "[1]"
     assert in_words("reg.beta", 10.0) == "β 10"
     assert in_words("reg", "none") == "no regularizer"
+    assert in_words("reg.gradient", "shared") == "shared gradient"
+    assert in_words("reg.perturbed", 2) == "2 sub-batches"
+    assert in_words("reg.every_n_steps", 3) == "every 3rd step"
+    assert in_words("model.layers", [1, 2]) == "layers [1, 2]"
+    assert value_name("model", "resnet8") == "ResNet-8"
+    assert value_name("data.augmentation", "no-aug") == "none"
 
 
 def test_options_that_have_names_exist() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy import stats
 
-from lightning_fisher.experiment.report.rank_table import correlations
+from lightning_fisher.experiment.report.rank_table import all_correlations, correlations, ranking_table
 from lightning_fisher.experiment.report.rows import grouped
 from lightning_fisher.experiment.report.write_report import main, report
 from tests.experiment.synthetic import confusion, row, write
@@ -116,3 +118,33 @@ def test_more_options_than_two_make_a_line_a_combination(tmp_path: Path) -> None
     made = report(tmp_path)
     assert [path.name for path in made.figures] == ["groups.png"]
     assert made.figures[0].read_bytes().startswith(PNG)
+
+
+def test_the_measures_that_order_best_stand_first(tmp_path: Path) -> None:
+    errors = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
+    values = {"gamma": (6, 5, 4, 3, 2, 1), "path_norm": (1, 2, 3, 4, 6, 5), "output_margin": (9, 8, 7, 6, 5, 4)}
+    rows = [row(test_error=e, **{k: float(v[i]) for k, v in values.items()}) for i, e in enumerate(errors)]
+    table = ranking_table(all_correlations(rows)).splitlines()
+    names = [line.split("|")[1].strip() for line in table if line.startswith("|")]
+    ranked = [name for name in names if name in ("γ̂", "path norm", "output margin")]
+    assert ranked == ["output margin", "path norm", "γ̂"]  # of which margins: larger is better
+
+
+def test_few_combinations_of_options_are_lines_and_many_are_groups(tmp_path: Path) -> None:
+    study = {"name": "differences", "report": "groups", "x": "reg.alpha", "by": "reg.difference"}
+
+    def rows(differences: int, alphas: tuple[float, ...] = (0.01, 0.1, 1.0)) -> list[dict[str, Any]]:
+        options = product(range(differences), ("fixed", "normalized"), alphas)
+        named = [{"reg.difference": f"d{d}", "reg.step": step, "reg.alpha": alpha} for d, step, alpha in options]
+        return [{**row(test_error=1.0, **one), "study": study} for one in named]
+
+    for number, (made, figure) in enumerate(
+        [
+            (rows(3), "lines.png"),
+            (rows(4), "groups.png"),
+            (rows(2)[:-1], "groups.png"),
+            (rows(2, (0.1, 1.0)), "groups.png"),
+        ]
+    ):
+        write(tmp_path / str(number), made)
+        assert [path.name for path in report(tmp_path / str(number)).figures] == [figure]

@@ -107,7 +107,7 @@ def test_deficient_rank_and_misfit_are_told() -> None:
     text = " ".join(card_page.reading(made(subsets=subsets(rank=4), train=evaluation(wrong=20))))
     assert "rank 4 to 4 of 6" in text
     assert "not comparable" in text
-    assert "training error is 50.00 %" in text
+    assert "20 of 40 training images are not fitted (50.00 %)" in text
 
 
 def test_nothing_is_said_about_wrong_labels_where_none_was_replaced() -> None:
@@ -151,7 +151,7 @@ def test_a_comparison_says_what_to_mind(tmp_path: Path) -> None:
     text = (tmp_path / compare.FILE_NAME).read_text()
     assert "-6.00 [-6.00, -6.00] *" in text  # 6 eigenvalues a nat smaller, on every subset
     assert "metric.logit_norm=0.04" in text
-    assert "training errors are 0.00 % and 10.00 %" in text
+    assert "Of 40 training images 0 and 4 are not fitted" in text
     assert "do not cover the seeds" in text
     assert "[one](1-one/card.md)" in text
     calm = compare.notes(first, made("three"))

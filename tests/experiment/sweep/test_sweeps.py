@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from lightning_fisher.experiment.config.compose import ROOT
-from lightning_fisher.experiment.sweep import job_record
+from lightning_fisher.experiment.config.swept_configs import of_swept_configs
+from lightning_fisher.experiment.sweep import job_record, jobs
 from tests.experiment.conftest import QUICK, Command
 
 PLAIN = [*(option for option in QUICK if not option.startswith("reg.")), "model.max_epochs=1", "reg=none"]
@@ -48,9 +49,41 @@ def test_swept_groups_without_sweeps_run(command: Command, tmp_path: Path) -> No
             f"# @package _global_\nreg:\n  bta: 1\nseed: {name == 'two':d}\n"
         )
     done = command("-m", f"--config-dir={tmp_path / 'own'}", "experiment=one,two")
-    assert "2 failed" in done.out  # of an unknown option, each by itself
-    assert "holds a sweep" not in done.err
-    assert "[experiment=one] " in done.out
+    assert done.code == 1
+    assert "Unknown option `reg.bta` (job `experiment=one`; no job was started)." in done.err  # nothing about sweeps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["data=digits", "data.train_size=100,200"], ["train_size=100", "train_size=200"]),
+        (["model=resnet8", "reg=none", "model.batch_size=200", "model.net.width=2,3"], ["width=2", "width=3"]),
+    ],
+)
+def test_a_group_that_is_fixed_hides_no_option_that_varies(
+    arguments: list[str], names: list[str], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "_run", lambda *given: 1)
+    command("-m", *arguments)
+    found = sorted(path.name.rpartition("-")[0] for path in tmp_path.glob("multirun/*/*=*") if path.is_dir())
+    assert found == names
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        (["-m", "data=cifar10,cifar100", "data.data_dir=d"], "++data.data_dir=d"),
+        (["-m", "data.data_dir=d", "data=cifar10,digits"], "++data.data_dir=d"),
+        (["-m", "reg=sam,asam", "reg.rho=0.1,0.2"], "++reg.rho=0.1,0.2"),
+        (["-m", "reg=sam,asam", "reg.every_n_steps=2"], "reg.every_n_steps=2"),  # the default has it
+        (["-m", "reg=sam,asam", "reg.roh=0.1"], "reg.roh=0.1"),  # a mistake
+        (["data=cifar10", "data.data_dir=d"], "data.data_dir=d"),
+    ],
+)
+def test_options_of_swept_configs(given: list[str], passed: str) -> None:
+    arguments = of_swept_configs(given)
+    assert passed in arguments
+    assert [argument.lstrip("+") for argument in arguments] == given
 
 
 def test_names_say_what_varies(command: Command, tmp_path: Path) -> None:

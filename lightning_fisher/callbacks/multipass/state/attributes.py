@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import collections
+import copy
 import copyreg
 import ctypes
 import functools
@@ -14,6 +15,7 @@ import types
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator
+from operator import is_
 from typing import Any
 
 import torch
@@ -22,8 +24,10 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from lightning_fisher.callbacks.multipass.state import reach
-from lightning_fisher.callbacks.multipass.state.generators import restorer
+from lightning_fisher.callbacks.multipass.state.generators import GeneratorState, is_generator
 from lightning_fisher.callbacks.multipass.state.records import (
+    DEEP,
+    MISSING,
     OF_MODULES,
     PLAIN,
     Assigned,
@@ -35,12 +39,12 @@ from lightning_fisher.callbacks.multipass.state.records import (
     Namespace,
     Nested,
     Record,
-    Restored,
     Tables,
     TensorValues,
     Values,
 )
 from lightning_fisher.callbacks.multipass.state.stand_ins import LostStateError, stand_in
+from lightning_fisher.functional.evaluation.module_state import submodules
 
 _CODE = (types.BuiltinFunctionType, types.ModuleType, property, staticmethod, classmethod)
 _LIBRARIES = {
@@ -54,7 +58,6 @@ SMALL = 2**20  # bytes of an array of which a copy is taken every step
 COMPARED = 2**26  # and beyond which it is only fingerprinted
 LITTLE = 2**16  # bytes of an array of the data of which a copy is taken every step
 SEARCHED = 10_000  # items of a container of the data beyond which it is not looked into
-DEEP = 1_000  # items beyond which what is in them is looked at in the first steps only, unless it changes there
 
 
 class AttributeSnapshot:
@@ -89,12 +92,16 @@ class AttributeSnapshot:
         self.tensors: list[tuple[str, Tensor]] = []
         self._thorough = thorough
         self._deep = {} if deep is None else deep
+        self._learned = len(self._deep)
+        self._arguments = module, list(others), list(shallow)
         self._own = type(module).__module__.partition(".")[0]
         self._seen: dict[int, Any] = {}
-        self._records: list[Record] = []
+        self._tables = Tables()
+        self._records: list[Record] = [self._tables]
         self._exchanged: list[tuple[Any, Any, Any]] = []  # container, key, stand-in
         self._opaque: list[tuple[str, Any, Any]] = []
-        for submodule in module.modules():
+        _, others, shallow = self._arguments
+        for submodule in submodules(module):
             self._module(submodule, type(submodule).__name__, hidden=False)
         for name, other in others:
             self._visit(other, name)
@@ -131,16 +138,17 @@ class AttributeSnapshot:
         if id(module) in self._seen:
             return
         self._seen[id(module)] = module
-        self._records.append(Tables(module))
+        self._tables.add(module)
         attributes = vars(module)
         if hidden:  # not a submodule of the root
+            self._tables.add_buffers(module)
             own = [*module._parameters.items(), *module._buffers.items()]
             self.tensors += [(f"{name}.{key}", tensor) for key, tensor in own if tensor is not None]
             for key, child in module._modules.items():
                 if child is not None:
                     self._module(child, f"{name}.{key}", hidden=True)
         if isinstance(module, Metric):
-            self._records.append(MetricState(module))
+            self._records.append(MetricState(module, self._thorough, self._deep))
             return
         self._records.append(Namespace(attributes, apart=OF_MODULES))
         if not type(module).__module__.startswith("torch.nn."):
@@ -191,8 +199,8 @@ class AttributeSnapshot:
             self._visit(value(), name)
         elif isinstance(value, Optimizer):
             self._optimizer(value, name)
-        elif (restore := restorer(value)) is not None:
-            self._records.append(Restored(restore))
+        elif is_generator(value):
+            self._records.append(GeneratorState(value))
         elif _is_array(value):
             self._array(value, name)
         else:
@@ -260,13 +268,13 @@ class AttributeSnapshot:
         if known or (library == "torch" and not module.startswith(_OF_TORCH)):
             return
         attributes = getattr(value, "__dict__", None)
-        slots = {slot: getattr(value, slot) for slot in _slots(type(value)) if hasattr(value, slot)}
+        slots = {slot: getattr(value, slot, MISSING) for slot in _slots(type(value))}
         if slots:
             self._records.append(Assigned(value, slots))
         if attributes is not None:
             self._records.append(Namespace(attributes))
         for child, inside in [*slots.items(), *(attributes or {}).items()]:
-            if type(inside) not in PLAIN:
+            if type(inside) not in PLAIN and inside is not MISSING:
                 self._visit(inside, f"{name}.{child}", attributes, child)
         if reach.is_users(module, self._own):
             self._visit(type(value), type(value).__name__)
@@ -296,10 +304,10 @@ class AttributeSnapshot:
         if not reach.is_users(function.__module__, self._own):
             return
         for variable, cell in reach.cells(function):
-            if type(cell.cell_contents) in PLAIN:
+            if id(cell) not in self._seen:
+                self._seen[id(cell)] = cell
                 self._records.append(Assigned(cell, {"cell_contents": cell.cell_contents}))
-            else:
-                self._visit(cell.cell_contents, f"{name}.{variable}")
+            self._visit(cell.cell_contents, f"{name}.{variable}")
         for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._visit(value, name)
         if function.__dict__:
@@ -333,15 +341,48 @@ class AttributeSnapshot:
         for owner, key, other in self._exchanged:
             owner[key] = other
 
-    def restore(self) -> None:
-        """Put everything back; what is new goes."""
-        for record in self._records:
+    def restore(self, since: AttributeSnapshot | None = None) -> None:
+        """Put everything back; what is new goes.
+
+        Args:
+            since: Another snapshot, which everything is as in; only what is different in this one is put back then.
+        """
+        for record in self._differing(since):
             record.restore()
 
-    def restore_numbers(self) -> None:
+    def restore_numbers(self, since: AttributeSnapshot | None = None) -> None:
         """Put back numbers that are attributes, hyperparameters and learning rates: they count once a step."""
-        for record in self._records:
+        for record in self._differing(since):
             record.restore_numbers()
+
+    def alike(self, other: AttributeSnapshot) -> bool:
+        """Whether both are of the same things, in one state or two."""
+        return other._seen is self._seen
+
+    def _differing(self, other: AttributeSnapshot | None) -> list[Record]:
+        if other is None or not self.alike(other):
+            return self._records
+        return [mine for mine, record in zip(self._records, other._records, strict=True) if mine is not record]
+
+    def again(self) -> AttributeSnapshot:
+        """A snapshot of now: this one if nothing has changed; shares what hasn't."""
+        if self._thorough or len(self._deep) != self._learned:
+            return self._anew()
+        renewed: list[Record] = []
+        for record in self._records:
+            now = record.renewed()
+            if now is None:
+                return self._anew()
+            renewed.append(now)
+        if all(map(is_, renewed, self._records)):
+            return self
+        found = copy.copy(self)
+        found._records = renewed
+        return found
+
+    def _anew(self) -> AttributeSnapshot:
+        module, others, shallow = self._arguments
+        return AttributeSnapshot(module, others, shallow, self._thorough, self._deep)
 
     def refuse_lost(self) -> None:
         """Refuse what `restore` can't put back.

@@ -4,36 +4,49 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 
-
-def _set_state(generator: torch.Generator, state: torch.Tensor) -> None:
-    generator.set_state(state)
+from lightning_fisher.callbacks.multipass.state.records import Record
 
 
-def restorer(value: Any) -> Callable[[], None] | None:
-    """A function that puts the generator's state of now back; ``None`` for what is no generator."""
-    if isinstance(value, torch.Generator):
-        state = value.get_state()
-        return partial(_set_state, value, state)
-    if isinstance(value, random.Random):
-        python = value.getstate()
-        return lambda: value.setstate(python)
+def is_generator(value: Any) -> bool:
+    """Whether it is a random generator of torch, numpy (in all its forms) or Python."""
+    if isinstance(value, (torch.Generator, random.Random)):
+        return True
     numpy = sys.modules.get("numpy")
     if numpy is None:
-        return None
-    if isinstance(value, numpy.random.Generator):
-        bits = value.bit_generator
-        found = bits.state
-        return lambda: setattr(bits, "state", found)
-    if isinstance(value, numpy.random.BitGenerator):
-        found = value.state
-        return lambda: setattr(value, "state", found)
-    if isinstance(value, numpy.random.RandomState):
-        legacy = value.get_state()
-        return lambda: value.set_state(legacy)
-    return None
+        return False
+    kinds = (numpy.random.Generator, numpy.random.BitGenerator, numpy.random.RandomState)
+    return isinstance(value, kinds)
+
+
+class GeneratorState(Record):
+    """The state of a random generator."""
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+        self._owner = getattr(generator, "bit_generator", generator)  # of numpy's, what holds the state
+        self._state = self._taken()
+
+    def _taken(self) -> Any:
+        owner = self._owner
+        if isinstance(owner, random.Random):
+            return owner.getstate()
+        return owner.get_state() if hasattr(owner, "get_state") else owner.state
+
+    def renewed(self) -> Record:
+        """See `Record`."""
+        return GeneratorState(self._generator)
+
+    def restore(self) -> bool:
+        """See `Record`."""
+        owner = self._owner
+        if isinstance(owner, random.Random):
+            owner.setstate(self._state)
+        elif hasattr(owner, "set_state"):
+            owner.set_state(self._state)
+        else:
+            owner.state = self._state
+        return False

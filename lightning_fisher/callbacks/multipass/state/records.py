@@ -6,6 +6,7 @@ import collections
 import copy
 import ctypes
 from collections.abc import Callable, Iterable
+from itertools import chain, zip_longest
 from operator import is_
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 PLAIN = {bool, int, float, complex, str, bytes, type(None), range, slice, torch.dtype, torch.device, torch.Size}
 LARGE = 100_000  # items of a container beyond which only its ends are compared
+DEEP = 1_000  # items beyond which what is in them is looked at in the first steps only, unless it changes there
 # What `nn.Module` keeps in its `__dict__` beside a user's attributes.
 OF_MODULES = set(vars(nn.Module())) - {"training"}
 _HOOKS = sorted(name for name in OF_MODULES if "_hooks" in name and "backward" not in name)
-_MISSING = object()
+MISSING = object()
 
 
 class Record:
@@ -29,6 +31,10 @@ class Record:
 
     def restore_numbers(self) -> None:
         """Put back what counts once a step, where the passes of training are several: numbers and moving averages."""
+
+    def renewed(self) -> Record | None:
+        """A record of now: this one if nothing has changed; ``None`` if what is held may be other things by now."""
+        raise NotImplementedError
 
 
 class Namespace(Record):
@@ -44,18 +50,29 @@ class Namespace(Record):
         self._names, self._apart, self._length = names, apart, len(names)
         self._only = None if only is None else list(only)
         if self._only is not None:
-            self._before = {name: names.get(name, _MISSING) for name in self._only}
+            self._before = {name: names.get(name, MISSING) for name in self._only}
         elif apart:
             self._before = {name: value for name, value in names.items() if name not in apart}
         else:
             self._before = dict(names)
 
+    def _same(self) -> bool:
+        names, before = self._names, self._before
+        same = all(map(is_, map(names.get, before), before.values()))
+        return same and (self._only is not None or len(names) == self._length)
+
+    def renewed(self) -> Record | None:
+        """See `Record`."""
+        if self._same():
+            return self
+        now = Namespace(self._names, self._only, self._apart)
+        return now if differ_in_numbers(self._before, now._before) else None
+
     def restore(self) -> bool:
         """See `Record`."""
         names, before = self._names, self._before
         new: Iterable[str] = ()
-        same = all(map(is_, map(names.get, before), before.values()))
-        if same and (self._only is not None or len(names) == self._length):
+        if self._same():
             return False
         if self._only is None:
             new = [name for name in names if name not in before and name not in self._apart]
@@ -63,10 +80,10 @@ class Namespace(Record):
             del names[name]
         changed = bool(new)
         for name, value in before.items():
-            if names.get(name, _MISSING) is value:
+            if names.get(name, MISSING) is value:
                 continue
             changed = True
-            if value is _MISSING:
+            if value is MISSING:
                 del names[name]
             else:
                 names[name] = value
@@ -79,7 +96,7 @@ class Namespace(Record):
                 if counts_once(self._names[name]):
                     del self._names[name]
         for name, value in self._before.items():
-            now = self._names.get(name, _MISSING)
+            now = self._names.get(name, MISSING)
             if now is not value and (counts_once(value) or is_moving_average(value, now)):
                 self._names[name] = value
 
@@ -89,6 +106,13 @@ class Assigned(Record):
 
     def __init__(self, owner: Any, values: dict[str, Any]) -> None:
         self._owner, self._values = owner, values
+
+    def renewed(self) -> Record | None:
+        """See `Record`."""
+        now = {name: _get(self._owner, name) for name in self._values}
+        if all(map(is_, now.values(), self._values.values())):
+            return self
+        return Assigned(self._owner, now) if differ_in_numbers(self._values, now) else None
 
     def restore(self) -> bool:
         """See `Record`."""
@@ -101,10 +125,12 @@ class Assigned(Record):
     def _restore(self, wanted: Callable[[Any, Any], bool]) -> bool:
         changed = False
         for name, value in self._values.items():
-            now = getattr(self._owner, name, _MISSING)
+            now = _get(self._owner, name)
             if now is not value and wanted(value, now):
                 changed = True
-                if isinstance(self._owner, type):
+                if value is MISSING:
+                    object.__delattr__(self._owner, name)
+                elif isinstance(self._owner, type):
                     setattr(self._owner, name, value)
                 else:
                     object.__setattr__(self._owner, name, value)
@@ -116,6 +142,13 @@ class Items(Record):
 
     def __init__(self, items: Any) -> None:
         self._items, self._before = items, list(items)
+
+    def renewed(self) -> Record | None:
+        """See `Record`."""
+        if unchanged(self._items, self._before):
+            return self
+        few = max(len(self._items), len(self._before)) <= DEEP
+        return Items(self._items) if few and differ_in_numbers(self._before, self._items) else None
 
     def restore(self) -> bool:
         """See `Record`."""
@@ -144,6 +177,14 @@ class Entries(Record):
         # The methods of the base class, whatever a subclass makes of them.
         self._kind: Any = collections.OrderedDict if isinstance(mapping, collections.OrderedDict) else dict
 
+    def renewed(self) -> Record | None:
+        """See `Record`."""
+        if unchanged(self._mapping, self._before):
+            return self
+        few = max(len(self._mapping), len(self._before)) <= DEEP
+        same = few and differ_in_numbers(self._before, self._mapping)
+        return Entries(self._mapping, self._once) if same else None
+
     def restore(self) -> bool:
         """See `Record`."""
         if unchanged(self._mapping, self._before):
@@ -167,9 +208,16 @@ class Members(Record):
     def __init__(self, members: set[Any]) -> None:
         self._members, self._before = members, set(members)
 
+    def _same(self) -> bool:
+        return len(self._members) == len(self._before) and self._members == self._before
+
+    def renewed(self) -> Record | None:
+        """See `Record`."""
+        return self if self._same() else None
+
     def restore(self) -> bool:
         """See `Record`."""
-        if len(self._members) == len(self._before) and self._members == self._before:
+        if self._same():
             return False
         self._members.clear()
         self._members.update(self._before)
@@ -183,6 +231,10 @@ class Values(Record):
         self._values, self._numpy, self.compared = values, hasattr(values, "flags"), compared
         self._before = values.copy() if self._numpy else values[:]
 
+    def renewed(self) -> Record:
+        """See `Record`."""
+        return Values(self._values, self.compared)
+
     def restore(self) -> bool:
         """See `Record`."""
         changed = self.compared and _bytes(self._values) != _bytes(self._before)
@@ -195,6 +247,10 @@ class TensorValues(Record):
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor, self._before = tensor, tensor.detach().clone()
+
+    def renewed(self) -> Record:
+        """See `Record`."""
+        return TensorValues(self._tensor)
 
     def restore(self) -> bool:
         """See `Record`."""
@@ -215,6 +271,10 @@ class Memory(Record):
     def __init__(self, value: Any) -> None:
         self._value, self._before = value, bytes(value)
 
+    def renewed(self) -> Record:
+        """See `Record`."""
+        return Memory(self._value)
+
     def restore(self) -> bool:
         """See `Record`."""
         changed = bytes(self._value) != self._before
@@ -223,57 +283,103 @@ class Memory(Record):
 
 
 class MetricState(Record):
-    """The state of a torchmetrics object."""
+    """The state of a torchmetrics object.
 
-    def __init__(self, metric: nn.Module) -> None:
+    Args:
+        metric: The metric.
+        compared: Look whether values change that torch's version counters don't tell of (through ``.data``, by numpy).
+        copied: The metrics in which they do; learns.
+    """
+
+    def __init__(self, metric: nn.Module, compared: bool, copied: dict[int, Any]) -> None:
+        self._metric, self._compared, self._copied = metric, compared, copied
         self._attributes = vars(metric)
-        states = {name: value for name, value in self._attributes.items() if _is_metric_state(name, value)}
-        self._states = {name: _copy(value) for name, value in states.items()}
+        self._held = {name: value for name, value in self._attributes.items() if _is_metric_state(name, value)}
+        self._values = {name: _copy(value) for name, value in self._held.items()}
+        self._versions = list(map(_version, self._held.values()))
+
+    def _same(self) -> bool:
+        """Whether nothing has changed, as far as torch tells."""
+        now = [self._attributes.get(name, MISSING) for name in self._held]
+        return (
+            id(self._metric) not in self._copied
+            and all(map(is_, now, self._held.values()))
+            and list(map(_version, now)) == self._versions
+            and all(map(_same_items, now, self._values.values()))
+        )
+
+    def renewed(self) -> Record:
+        """See `Record`."""
+        return self if self._same() else MetricState(self._metric, self._compared, self._copied)
 
     def restore(self) -> bool:
         """See `Record`."""
-        self._attributes.update({name: _copy(value) for name, value in self._states.items()})
+        if self._same():
+            if not self._compared or all(map(_equal, self._held.values(), self._values.values())):
+                return False
+            self._copied[id(self._metric)] = self._metric
+        for name, value in self._values.items():
+            self._held[name] = self._attributes[name] = _copy(value)
+        self._versions = list(map(_version, self._held.values()))
         return False
 
 
 class Tables(Record):
-    """The mode of a module, and which submodules, parameters, buffers and hooks it has."""
+    """The modes of modules, and which submodules, parameters, buffers and hooks they have."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module, self._training = module, module.training
-        self._held = [(table, dict(table)) for table in (module._modules, module._parameters) if table]
-        hooks = vars(module)
-        self._hooks = [(hooks[name], dict(hooks[name])) for name in _HOOKS if hooks[name]]
-        self._empty = [hooks[name] for name in _HOOKS if not hooks[name]]
-        self._empty += [table for table in (module._modules, module._parameters) if not table]
-        self._buffers = list(module._buffers)
+    def __init__(self) -> None:
+        self._modules: list[nn.Module] = []
+        self._modes: list[bool] = []
+        self._tables: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._empty: list[dict[str, Any]] = []
+        self._buffers: list[tuple[dict[str, Any], list[str]]] = []
+
+    def add(self, module: nn.Module) -> None:
+        """Of this module, too."""
+        attributes = vars(module)
+        self._modules.append(module)
+        self._modes.append(module.training)
+        for table in (module._modules, module._parameters, *(attributes[name] for name in _HOOKS)):
+            if table:
+                self._tables.append((table, dict(table)))
+            else:
+                self._empty.append(table)
+        self._buffers.append((module._buffers, list(module._buffers)))
+
+    def add_buffers(self, module: nn.Module) -> None:
+        """Which tensors its buffers are: those of a submodule of the root are looked after elsewhere."""
+        self._tables.append((module._buffers, dict(module._buffers)))
+
+    def _same(self) -> bool:
+        if any(self._empty) or [module.training for module in self._modules] != self._modes:
+            return False
+        if any(len(now) != len(before) for now, before in (*self._tables, *self._buffers)):
+            return False
+        now, before = [table for table, _ in self._tables], [table for _, table in self._tables]
+        names = map(is_, chain.from_iterable(now), chain.from_iterable(before))
+        values = (chain.from_iterable(table.values() for table in tables) for tables in (now, before))
+        return all(names) and all(map(is_, *values))
+
+    def renewed(self) -> Record | None:
+        """See `Record`."""
+        return self if self._same() else None
 
     def restore(self) -> bool:
         """See `Record`."""
-        self._module.training = self._training
-        if any(self._empty):
-            for table in self._empty:
-                table.clear()
-        for table, before in (*self._held, *self._hooks):
+        if self._same():
+            return False
+        for module, training in zip(self._modules, self._modes, strict=True):
+            if module.training is not training:
+                module.training = training
+        for table in self._empty:
+            table.clear()
+        for table, before in self._tables:
             if not unchanged(table, before):
                 table.clear()
                 table.update(before)
-        buffers = self._module._buffers
-        if len(buffers) > len(self._buffers):
-            for name in buffers.keys() - set(self._buffers):
+        for buffers, names in self._buffers:
+            for name in buffers.keys() - set(names):
                 del buffers[name]
-        return False
-
-
-class Restored(Record):
-    """Whatever a function puts back."""
-
-    def __init__(self, restore: Callable[[], None]) -> None:
-        self._restore = restore
-
-    def restore(self) -> bool:
-        """See `Record`."""
-        self._restore()
         return False
 
 
@@ -290,6 +396,14 @@ class Nested(Record):
         for record in records:
             if isinstance(record, Values):  # it has to be known whether they change
                 record.compared = True
+
+    def renewed(self) -> Record | None:
+        """See `Record`."""
+        renewed = [record.renewed() for record in self._records]
+        if all(map(is_, renewed, self._records)):
+            return self
+        complete = [record for record in renewed if record is not None]
+        return Nested(complete, self._learn) if len(complete) == len(renewed) else None
 
     def restore(self) -> bool:
         """See `Record`."""
@@ -319,6 +433,15 @@ def unchanged(now: Any, before: Any) -> bool:
     return all(map(is_, now, before))
 
 
+def differ_in_numbers(before: Any, now: Any) -> bool:
+    """Whether what is different holds nothing else: numbers, strings. In two dictionaries or two lists."""
+    if isinstance(before, dict):
+        pairs: Iterable[tuple[Any, Any]] = [(before.get(key), now.get(key)) for key in before.keys() | now.keys()]
+    else:
+        pairs = zip_longest(before, now)
+    return all(a is b or all(type(v) in PLAIN or v is MISSING for v in (a, b)) for a, b in pairs)
+
+
 def counts_once(value: Any) -> bool:
     """Whether a value is a number (or a moving average of numbers) that a step replaces."""
     return type(value) in PLAIN or isinstance(value, Tensor)
@@ -345,6 +468,13 @@ def is_moving_average(before: Any, now: Any) -> bool:
     )
 
 
+def _get(owner: Any, name: str) -> Any:
+    try:
+        return getattr(owner, name, MISSING)
+    except ValueError:  # the cell of a variable that has been deleted
+        return MISSING
+
+
 def _is_metric_state(name: str, value: Any) -> bool:
     return name not in OF_MODULES and isinstance(
         value, (Tensor, bool, int, float, str, type(None), list, tuple, dict, set, collections.deque)
@@ -353,3 +483,25 @@ def _is_metric_state(name: str, value: Any) -> bool:
 
 def _copy(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
+
+
+def _same_items(now: Any, before: Any) -> bool:
+    """Whether two containers hold the same; anything else is looked at elsewhere."""
+    if isinstance(now, set):
+        return bool(now == before)
+    return not isinstance(now, (list, dict, collections.deque)) or unchanged(now, before)
+
+
+def _version(value: Any) -> Any:
+    """What grows with every change in place; something that no other is equal to where torch doesn't count."""
+    if not isinstance(value, Tensor):
+        return 0
+    return object() if value.is_inference() else (value._version, value.data_ptr())
+
+
+def _equal(value: Any, before: Any) -> bool:
+    """Bit for bit, if they are tensors."""
+    if not isinstance(value, Tensor):
+        return True
+    alike = value.shape == before.shape and value.dtype == before.dtype
+    return alike and torch.equal(value.nan_to_num(), before.nan_to_num())

@@ -39,6 +39,7 @@ class TensorSnapshot:
         copied: Copy all of them, as far as memory allows; else only those known to change.
         compared: Compare the values; else torch's version counters tell what has changed.
         limit: How many bytes may be copied to see what changes. Of frozen weights beyond, the norms are compared.
+        previous: An earlier one, whose copies are taken over as far as torch's version counters tell that they hold.
     """
 
     def __init__(
@@ -48,21 +49,44 @@ class TensorSnapshot:
         copied: bool,
         compared: bool,
         limit: int = SPARE,
+        previous: TensorSnapshot | None = None,
     ) -> None:
-        self._changed = changed
+        self._changed, self._copied, self._limit = changed, copied, limit
         self._tensors = [(name, t) for name, t in named if t.layout is torch.strided and not t.is_inference()]
-        self._states = [(t._version, t.data_ptr(), t.requires_grad) for _, t in self._tensors]
+        self._states = self._now()
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         left_over: list[Tensor] = []
+        kept = {} if previous is None else previous._valid()
         for _, tensor in self._tensors:
             if tensor in changed or (copied and tensor.nbytes <= limit):
                 limit -= 0 if tensor in changed else tensor.nbytes
-                self._copies[id(tensor)] = (tensor.data, tensor.detach().clone())
+                self._copies[id(tensor)] = kept.get(id(tensor)) or (tensor.data, tensor.detach().clone())
             else:
                 left_over.append(tensor)
         self._norms = _norms(left_over) if compared else []
         self._left_over = left_over
         self._compared = compared
+
+    def _now(self) -> list[tuple[int, int, bool]]:
+        return [(t._version, t.data_ptr(), t.requires_grad) for _, t in self._tensors]
+
+    def _valid(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Copies that are still those of now."""
+        pairs = zip(self._tensors, self._states, self._now(), strict=True)
+        same = {id(t) for (_, t), before, now in pairs if before[:2] == now[:2] and t not in self._changed}
+        return {key: pair for key, pair in self._copies.items() if key in same}
+
+    def again(self, compared: bool) -> TensorSnapshot:
+        """A snapshot of the same tensors now: this one if none has changed, as far as torch tells.
+
+        Args:
+            compared: See the class; of one that compares nothing is taken over.
+        """
+        trusted = not (compared or self._compared)
+        if trusted and self._now() == self._states and not any(t in self._changed for _, t in self._tensors):
+            return self
+        previous = self if trusted else None
+        return TensorSnapshot(self._tensors, self._changed, self._copied, compared, self._limit, previous)
 
     def restore(self) -> None:
         """Put back what can be."""

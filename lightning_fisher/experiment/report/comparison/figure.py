@@ -26,7 +26,9 @@ def plot_methods(rows: Sequence[Row], path: Path) -> Path:
     names = [str(group[0]) for group in grouped(compared, [NAME])]
     with matplotlib.rc_context(style.RC):
         counts: list[int] = []
-        figure, axes = style.grid(len(panels), width=4.6, height=max(2.4, 1.0 + 0.36 * len(names)))
+        figure, axes = style.grid(
+            len(panels), width=3.6 if len(panels) > 1 else 5.2, height=max(2.4, 1.0 + 0.32 * len(names))
+        )
         for column, (axis, ((noise,), members)) in enumerate(zip(axes, panels, strict=True)):
             for look, (kind, words) in enumerate(KINDS.items()):
                 color, marker, _ = style.SERIES[look]
@@ -57,8 +59,8 @@ def plot_methods(rows: Sequence[Row], path: Path) -> Path:
             axis.grid(False, axis="y")
             axis.set_xlabel(QUANTITIES["test_error"].axis)
             axis.set_title(f"{100 * noise:g} % wrong labels" if noise else "clean labels")
-        figure.suptitle("Which method has the lowest test error at equal budgets?", fontsize=10)
+        style.title(figure, "Which method has the lowest test error at equal budgets?")
         each = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(counts[0])
-        words = f"Mean ± standard deviation of the networks (dots), {each} each"
-        figure.legend(loc="outside lower center", ncols=len(KINDS), frameon=False, title=words)
+        words = f"Dots: networks; bars: mean and standard deviation of {each} each"
+        style.legend(figure, *axes[0].get_legend_handles_labels(), words)
         return style.save(figure, path)

@@ -22,8 +22,25 @@ def kind_of(row: Row) -> str:
 
 
 def of_kind(rows: Sequence[Row], kind: str) -> list[Row]:
-    """The runs of one kind."""
-    return [row for row in rows if kind_of(row) == kind]
+    """The runs of one kind.
+
+    A method whose steps cost as much as the budget of the second comparison trains for equally many epochs there: where
+    it has no runs of that kind, those at equal epochs are the same trainings.
+    """
+    found = [row for row in rows if kind_of(row) == kind]
+    if kind != "evaluations" or not found:
+        return found
+    have = {_method(row) for row in found}
+    same = [row for row in rows if kind_of(row) == "epochs" and _costs_the_budget(row) and _method(row) not in have]
+    return found + same
+
+
+def _method(row: Row) -> tuple[Any, Any]:
+    return row["config"].get(NOISE), row["config"].get(NAME)
+
+
+def _costs_the_budget(row: Row) -> bool:
+    return bool(row["config"].get("comparison.cost") == row["config"].get("comparison.budget"))
 
 
 def evaluations(row: Row) -> float:

@@ -37,7 +37,7 @@ def plot_curves(rows: Sequence[Row], histories: Sequence[Records], keys: Sequenc
     panels = [panel for panel in (HELD_OUT, FITTED) if any(panel[0] in r for records in histories for r in records)]
     share = wrong_labels(rows)
     with matplotlib.rc_context(style.RC):
-        figure, axes = style.grid(len(panels), width=3.8, height=2.9)
+        figure, axes = style.grid(len(panels))
         for axis, panel in zip(axes, panels, strict=True):
             for look, (group, members) in enumerate(groups.items()):
                 name = ", ".join(in_words(key, value) for key, value in zip(keys, group, strict=True))
@@ -49,21 +49,14 @@ def plot_curves(rows: Sequence[Row], histories: Sequence[Records], keys: Sequenc
                 axis.axvline(switch, color=style.BLACK, linestyle=":", linewidth=1.2, label="regularizer on")
             if share and panel is FITTED:
                 axis.axhline(100 - share, color=style.GRAY, linewidth=1.0)
-                note = f"{100 - share:g} % of the labels are right"
+                note = f"{100 - share:g} % are right"
                 axis.annotate(note, (0.99, 100 - share), xycoords=("axes fraction", "data"), **ABOVE)
         handles: dict[str, Any] = {}
         for handle, label in zip(*axes[0].get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
         about = f"{share:g} % of the training labels are wrong: which network learns them?"
-        figure.suptitle(about if share else "How do the errors change during training?", fontsize=10)
-        figure.legend(
-            handles.values(),
-            handles.keys(),
-            title=what_is_drawn(list(groups.values())),
-            loc="outside lower center",
-            ncols=len(handles),
-            frameon=False,
-        )
+        style.title(figure, about if share else "How do the errors change during training?")
+        style.legend(figure, list(handles.values()), list(handles), what_is_drawn(list(groups.values())))
         return style.save(figure, path)
 
 

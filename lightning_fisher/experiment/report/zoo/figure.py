@@ -30,18 +30,18 @@ def plot_zoo(done: Sequence[Judged], found: Sequence[Effect], path: Path) -> Pat
     columns = ["worst *", *(f"{VARIED[effect.option]}{' *' if effect.matters else ''}" for effect in options)]
     values = np.array([[one.worst(decisive), *(one.per_option[e.option] for e in options)] for one in done])
     with matplotlib.rc_context(style.RC):
-        figure = Figure(figsize=(3.4 + 0.75 * len(columns) + 2.6, 0.9 + 0.21 * len(done)), layout="constrained")
+        figure = Figure(figsize=(2.7 + 0.45 * len(columns) + 1.6, 1.2 + 0.2 * len(done)), layout="constrained")
         FigureCanvasAgg(figure)
-        left, right = figure.subplots(1, 2, width_ratios=[0.75 * len(columns), 2.2], sharey=True)
+        left, right = figure.subplots(1, 2, width_ratios=[0.45 * len(columns), 1.5], sharey=True)
         left.imshow(values, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
         left.grid(False)
         for (line, column), psi in np.ndenumerate(values):
             if not math.isnan(psi):
                 color = "white" if abs(psi) > LIGHT else "black"
-                left.text(column, line, f"{psi:.2f}", ha="center", va="center", fontsize=7, color=color)
+                left.text(column, line, style.signed(f"{psi:.2f}"), ha="center", va="center", fontsize=7, color=color)
         names = [measure_label(one.key) + (" (baseline)" if one.key in BASELINES else "") for one in done]
         left.set_yticks(range(len(done)), names)
-        left.set_xticks(range(len(columns)), columns, rotation=35, ha="left")
+        left.set_xticks(range(len(columns)), columns, rotation=50, ha="left", rotation_mode="anchor")
         left.xaxis.tick_top()
         left.axvline(0.5, color="white", linewidth=3)
         left.tick_params(length=0)
@@ -53,12 +53,14 @@ def plot_zoo(done: Sequence[Judged], found: Sequence[Effect], path: Path) -> Pat
             elinewidth=1,
         )  # fmt: skip
         right.axvline(0, color=style.GRAY, linewidth=0.8)
-        right.set(xlim=(-1, 1), xlabel=r"Kendall $\tau$ over all (95 %)")
+        right.set(xlim=(-1, 1), xlabel="Kendall $\\tau$ over all,\n95 % interval")
         right.tick_params(left=False, labelleft=False)
-        right.set_xticks([-1, -0.5, 0, 0.5, 1])
-        figure.suptitle(
-            f"Which measure orders {max(one.n for one in done)} networks as their test errors do?", fontsize=10
+        right.set_xticks([-1, 0, 1])
+        style.title(figure, f"Which measure orders {max(one.n for one in done)} networks as their test errors do?")
+        note = (
+            r"Numbers: $\psi$, Kendall's $\tau$ of networks that differ in one option alone (1, blue: always the right "
+            "order; −1, red: always the wrong one)\n"
+            "*: the option moves the test error by three times its spread over seeds"
         )
-        title = r"$\psi$: networks that differ in one option alone (blue: right, red: wrong); *: the option matters"
-        figure.supxlabel(title, fontsize=8)
+        style.legend(figure, [], [], note)
         return style.save(figure, path)

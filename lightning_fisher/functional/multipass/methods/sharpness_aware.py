@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lightning_fisher.arguments import require_non_negative
+from lightning_fisher.arguments import require_non_negative, suggestion
 from lightning_fisher.functional.losses.loss import LossFn
 from lightning_fisher.functional.multipass.methods.step_gradient import StepGradient, multipass_gradient
 from lightning_fisher.functional.multipass.passes import Evaluation, SubBatch
@@ -37,7 +37,8 @@ class Sharpness:
         require_non_negative("rho", self.rho)
         require_non_negative("eta", self.eta)
         if not any(adaptive is allowed or (isinstance(adaptive, str) and adaptive == allowed) for allowed in ADAPTIVE):
-            raise ValueError(f"Expected argument `adaptive` to be one of {ADAPTIVE}, but got {adaptive!r}.")
+            near = suggestion(adaptive, ["weights"])
+            raise ValueError(f"Expected argument `adaptive` to be one of {ADAPTIVE}, but got {adaptive!r}.{near}")
         if self.eta and not adaptive:
             raise ValueError(f"Expected argument `eta` to be 0 without `adaptive`, but got {self.eta!r}.")
 

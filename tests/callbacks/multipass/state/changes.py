@@ -26,6 +26,8 @@ from torch import nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from tests.callbacks.tiny import Tick
+
 
 @dataclasses.dataclass
 class Meter:
@@ -34,7 +36,7 @@ class Meter:
 
 
 class Slotted:
-    __slots__ = ("count",)
+    __slots__ = ("count", "late")
 
     def __init__(self):
         self.count = 0
@@ -73,6 +75,18 @@ def closure():
         n += 1
         seen.append(n)
         return n, len(seen)
+
+    return count
+
+
+def replacing_closure():
+    """One whose variable is set to another list."""
+    seen = []
+
+    def count():
+        nonlocal seen
+        seen = [*seen, 1]
+        return len(seen)
 
     return count
 
@@ -236,6 +250,7 @@ CHANGES = {
     "numpy array of objects": Change(lambda m: np.array([[], 0, None], dtype=object), lambda m, b: (m.it[0].append(1), m.it.__setitem__(1, m.it[1] + 1)), lambda m: m.it.tolist()),
     "dataclass": Change(lambda m: Meter(), lambda m, b: (setattr(m.it, "total", m.it.total + 1), m.it.seen.append(1)), lambda m: dataclasses.asdict(m.it)),
     "slots": Change(lambda m: Slotted(), lambda m, b: setattr(m.it, "count", m.it.count + 1), lambda m: m.it.count),
+    "slot that is set in the step": Change(lambda m: Slotted(), lambda m, b: setattr(m.it, "late", getattr(m.it, "late", 0) + 1), lambda m: m.it.late),
     "nested object": Change(lambda m: Nested(), lambda m, b: (m.it.inner.counts.update("a"), m.it.inner.table.__iadd__(1)), lambda m: (dict(m.it.inner.counts), m.it.inner.table.tolist())),
     "namespace": Change(lambda m: types.SimpleNamespace(n=0), lambda m, b: setattr(m.it, "n", m.it.n + 1), lambda m: m.it.n),
     "class": Change(lambda m: type("Box", (), {"n": 0}), lambda m, b: setattr(m.it, "n", m.it.n + 1), lambda m: m.it.n),
@@ -255,6 +270,8 @@ CHANGES = {
     "buffer": Change(lambda m: m.register_buffer("buf", torch.zeros(())), lambda m, b: m.buf.add_(1), lambda m: m.buf.item()),
     "metric in a list": Change(lambda m: [MeanMetric()], update_metric, lambda m: m.it[0].update_count),
     "metric collection in a dict": Change(lambda m: {"a": MetricCollection([MulticlassAccuracy(3)])}, lambda m, b: m.it["a"].update(torch.eye(3)[b[1]], b[1]), lambda m: m.it["a"].compute()["MulticlassAccuracy"].item()),
+    "metric in a list, through .data": Change(lambda m: [MeanMetric()], lambda m, b: m.it[0].mean_value.data.add_(1), lambda m: m.it[0].mean_value.item()),
+    "buffer replaced, of a module in a list": Change(lambda m: [Tick()], lambda m, b: b[0].add_(0.01 * m.it[0](b[0]).mean()), lambda m: m.it[0].count.item()),
     "torch.Generator": Change(lambda m: torch.Generator().manual_seed(0), lambda m, b: b[0].add_(0.1 * torch.randn(b[0].shape, generator=m.it)), lambda m: m.it.get_state().tolist()),
     "random.Random": Change(lambda m: random.Random(0), lambda m, b: b[0].add_(m.it.random()), lambda m: m.it.getstate()),
     "numpy Generator": Change(lambda m: np.random.default_rng(0), lambda m, b: b[0].add_(float(m.it.random())), lambda m: m.it.bit_generator.state),
@@ -266,6 +283,7 @@ CHANGES = {
     "text in memory": Change(lambda m: io.StringIO(), call("write", "x"), lambda m: m.it.getvalue()),
     "function with an attribute": Change(lambda m: setattr(with_default, "n", 0), lambda m, b: setattr(with_default, "n", with_default.n + 1), lambda m: with_default.n),
     "closure": Change(lambda m: closure(), lambda m, b: b[0].add_(0.01 * m.it()[0]), lambda m: m.it()),
+    "closure that replaces a list": Change(lambda m: replacing_closure(), lambda m, b: b[0].add_(0.01 * m.it()), lambda m: m.it()),
     "generator in a closure": Change(lambda m: (lambda g: lambda shape: torch.randn(shape, generator=g))(torch.Generator().manual_seed(0)), lambda m, b: b[0].add_(m.it(b[0].shape)), lambda m: m.it(3).tolist()),
     "generator in a partial": Change(lambda m: functools.partial(torch.randn, generator=torch.Generator().manual_seed(0)), lambda m, b: b[0].add_(m.it(b[0].shape)), lambda m: m.it(3).tolist()),
     "mutable default": Change(lambda m: with_default.__defaults__[0].clear(), lambda m, b: b[0].add_(0.01 * with_default(1)), None),

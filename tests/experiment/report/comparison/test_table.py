@@ -21,6 +21,7 @@ def made(method: str, kind: str, number: int, noise: float = 0.4, **values: Any)
         "comparison.name": method,
         "comparison.job": f"{kind}{number}",
         "comparison.cost": 2 if method == "sam" else 1,
+        "comparison.budget": 2,
         "comparison.parameter": "reg.rho" if method == "sam" else None,
         "reg.rho": 0.1 * (number + 1) if kind == "choose" else 0.2,
         "data.label_noise": noise,
@@ -51,6 +52,17 @@ def test_by_hand() -> None:
     assert sam[5:7] == ["40", "2.50"]
     assert sam[7].startswith("-5.0")
     assert sam[-1] == "3.00 ± 0.00"
+
+
+def test_a_method_that_costs_the_budget_trains_once_for_both_comparisons() -> None:
+    longer = [made("none", "evaluations", number, test_error=8.0, epochs=40) for number in range(3)]
+    tables = methods_table(runs() + longer).split("equal gradient evaluations")
+    lines = {line[0]: line for line in cells(tables[1]) if len(line) > 5}
+    assert lines["no regularizer"][3] == "8.00 ± 0.00"
+    assert lines["SAM"][2:4] == ["3", "10.50 ± 1.50"]
+    own = [made("sam", "evaluations", 0, test_error=1.0, epochs=20)]
+    tables = methods_table(runs() + longer + own).split("equal gradient evaluations")
+    assert {line[0]: line for line in cells(tables[1]) if len(line) > 5}["SAM"][2:4] == ["1", "1.00"]
 
 
 def test_the_values_tried() -> None:

@@ -65,7 +65,7 @@ def test_the_figure_draws_means_over_the_epochs(demo: Path, monkeypatch: pytest.
     fitted = {line.get_label(): list(line.get_ydata()) for line in right.lines}
     assert fitted["Fisher regularizer"] == pytest.approx([50, 80, 56])
     assert [60, 60] in [list(line.get_ydata()) for line in right.lines]
-    assert "Mean and standard deviation of 3 networks" in drawn[0].legends[0].get_title().get_text()
+    assert "mean and standard deviation of 3 networks" in drawn[0].legends[0].get_title().get_text()
 
 
 def test_one_pair_has_no_differences_and_rows_alone_no_figure(tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_long_labels_name_what_differs() -> None:
     usual = most_common(groups)
     assert usual == (1000.0, "shared", "linear")
     assert [named(keys, group, usual) for group in groups] == [
-        "gradient of the loss full",
+        "full gradient",
         "β 300",
-        "scaling sqrt",
-        "the usual options",
+        "scaling by the root",
+        "as said below",
     ]

@@ -1,0 +1,51 @@
+"""Draw the figures of ``results/`` and their copies in ``docs/images/`` again from the committed rows.
+
+``python results/figures.py`` writes the reports of all studies, with NAMEs those of some; then
+the copies. No network is trained or loaded. The figures of the metric card, a training and wrong labels are not made of
+rows: ``docs/gallery.md`` names their commands.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from lightning_fisher.experiment.records.curve import read_history
+from lightning_fisher.experiment.report.curves.figure import plot_curves
+from lightning_fisher.experiment.report.rows import find_runs
+from lightning_fisher.experiment.report.write_report import report
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, IMAGES = ROOT / "results", ROOT / "docs" / "images"
+COPIES = {  # figures in the documentation
+    "differences_digits.png": "results/differences-digits/lines.png",
+    "label_noise_beta_cifar_small.png": "results/label_noise_beta-cifar_small/lines.png",
+    "label_noise_beta_digits.png": "results/label_noise_beta-digits/lines.png",
+    "methods_digits.png": "results/methods-digits/methods.png",
+    "scenario_confusion_cifar_small.png": "results/scenario_confusion-cifar_small/metrics.png",
+    "scenario_confusion_digits.png": "results/scenario_confusion-digits/metrics.png",
+    "step_forms_digits.png": "results/step_forms-digits/groups.png",
+    "zoo_digits.png": "results/zoo-digits/zoo.png",
+    "benchmarks_cpu.png": "benchmarks/results/cpu.png",
+}
+
+
+def demonstration() -> None:
+    """Draw the demonstration as its command does: seed 0 alone."""
+    runs = [(run, row) for run, row in find_runs(RESULTS / "demo-full") if row["seed"] == 0]
+    plot_curves([row for _, row in runs], [read_history(run) for run, _ in runs], ["reg"], IMAGES / "demo.png")
+
+
+def main(names: list[str]) -> None:
+    """Write the reports of some studies, all without a name, and the copies."""
+    for folder in sorted(RESULTS.iterdir()):
+        if folder.is_dir() and any(folder.glob("*.png")) and (not names or folder.name in names):
+            report(folder)
+    demonstration()
+    for name, source in COPIES.items():
+        shutil.copyfile(ROOT / source, IMAGES / name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
