@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from lightning_fisher.experiment.records.curve import read_history
+from lightning_fisher.experiment.records.result import require_rows
 from lightning_fisher.experiment.report.curves.figure import plot_curves
-from lightning_fisher.experiment.report.rows import find_runs
 from lightning_fisher.experiment.report.write_report import report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ COPIES = {  # figures in the documentation
 
 def demonstration() -> None:
     """Draw the demonstration as its command does: seed 0 alone."""
-    runs = [(run, row) for run, row in find_runs(RESULTS / "demo-full") if row["seed"] == 0]
+    runs = [(run, row) for run, row in require_rows(RESULTS / "demo-full") if row["seed"] == 0]
     plot_curves([row for _, row in runs], [read_history(run) for run, _ in runs], ["reg"], IMAGES / "demo.png")
 
 

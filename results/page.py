@@ -18,9 +18,10 @@ import jinja2
 import torch
 
 from lightning_fisher.experiment.records.curve import read_history
+from lightning_fisher.experiment.records.result import require_rows
 from lightning_fisher.experiment.report.comparison.table import methods_table, of_kind
 from lightning_fisher.experiment.report.paired_difference import Difference, mean_difference
-from lightning_fisher.experiment.report.rows import Row, find_runs, load_rows, numbers, value
+from lightning_fisher.experiment.report.rows import Row, load_rows, numbers, value
 from lightning_fisher.experiment.report.zoo.judgment import Effect, Judged
 from lightning_fisher.experiment.report.zoo.page import parts
 from lightning_fisher.functional.ranking import bootstrap_interval, kendall_tau
@@ -219,7 +220,7 @@ def study(name: str) -> Study:
 
 def history(name: str, **wanted: Any) -> list[dict[str, float]]:
     """The epochs of the one run of ``results/NAME`` with these values."""
-    pairs = find_runs(ROOT / "results" / name)
+    pairs = require_rows(ROOT / "results" / name)
     rows = Study([row for _, row in pairs])(**wanted).rows
     (run,) = (run for run, row in pairs if any(row is one for one in rows))
     return read_history(run)
