@@ -22,6 +22,7 @@ COPIES = {  # figures in the documentation
     "differences_digits.png": "results/differences-digits/lines.png",
     "label_noise_beta_cifar_small.png": "results/label_noise_beta-cifar_small/lines.png",
     "label_noise_beta_digits.png": "results/label_noise_beta-digits/lines.png",
+    "methods_cifar_small.png": "results/methods-cifar_small/methods.png",
     "methods_digits.png": "results/methods-digits/methods.png",
     "scenario_confusion_cifar_small.png": "results/scenario_confusion-cifar_small/metrics.png",
     "scenario_confusion_digits.png": "results/scenario_confusion-digits/metrics.png",

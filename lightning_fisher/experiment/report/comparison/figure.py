@@ -10,7 +10,7 @@ import matplotlib
 from lightning_fisher.experiment.display import plot_style as style
 from lightning_fisher.experiment.records.option_names import value_name
 from lightning_fisher.experiment.records.quantities import QUANTITIES
-from lightning_fisher.experiment.report.comparison.table import KINDS, NAME, NOISE, of_kind
+from lightning_fisher.experiment.report.comparison.table import KINDS, NAME, NOISE, kind_of, of_kind
 from lightning_fisher.experiment.report.rows import Row, grouped, numbers, spread
 
 
@@ -21,7 +21,7 @@ def plot_methods(rows: Sequence[Row], path: Path) -> Path:
         rows: the runs.
         path: of the PNG.
     """
-    compared = [row for kind in KINDS for row in of_kind(rows, kind)]
+    compared = [row for row in rows if kind_of(row) in KINDS]
     panels = list(grouped(compared, [NOISE]).items())
     names = [str(group[0]) for group in grouped(compared, [NAME])]
     with matplotlib.rc_context(style.RC):

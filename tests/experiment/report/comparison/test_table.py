@@ -6,8 +6,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import pytest
 from scipy import stats
 
+from lightning_fisher.experiment.report.comparison import figure
 from lightning_fisher.experiment.report.comparison.table import methods_table
 from lightning_fisher.experiment.report.write_report import report
 from tests.experiment.report.test_tables import cells
@@ -85,3 +87,13 @@ def test_report_and_figure(tmp_path: Path) -> None:
     found = report(tmp_path, kind="methods")
     assert [path.name for path in found.figures] == ["methods.png"]
     assert "Clean labels, equal epochs" in (tmp_path / "report.md").read_text()
+
+
+def test_a_figure_counts_runs_of_both_comparisons_once_in_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: list[str] = []
+    monkeypatch.setattr(figure.style, "legend", lambda *given: words.append(given[-1]))
+    longer = [made("none", "evaluations", number, test_error=8.0, epochs=40) for number in range(3)]
+    figure.plot_methods(runs() + longer, tmp_path / "methods.png")
+    assert words == ["Dots: networks; bars: mean and standard deviation of 3 each"]
