@@ -57,7 +57,7 @@ def given(folder: Path, *arguments: str) -> tuple[int, set[str], str]:
         (["data=cifar100", "data.download=false"], "CIFAR-100 was not found"),
         (["data=imagenet"], "ImageNet was not found"),
         (["score.checkpoint=none.ckpt"], "there is no `none.ckpt`"),
-        (["-m", "reg.beta=much"], "1 failed"),
+        (["-m", "reg.beta=much"], "number of at least 0, or auto, but got `much`."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -163,10 +163,10 @@ def archive_sizes(path: str | None) -> dict[str, int]:
 
 @functools.lru_cache(maxsize=64)
 def _archive_sizes(path: str, modified: int, size: int) -> dict[str, int]:
-    from numpy.lib import format as npy
-
     sizes = {}
     with zipfile.ZipFile(path) as archive:
+        from numpy.lib import format as npy
+
         for name in (*KEYS, *VALIDATION_KEYS):
             if f"{name}.npy" in archive.namelist():
                 with archive.open(f"{name}.npy") as array:

@@ -13,7 +13,7 @@ from lightning_fisher.exceptions import ConfigError, RunError
 from lightning_fisher.optional_packages import LAUNCHERS, missing_package
 
 PLACE = re.compile(r"(full_key: |object_type=|reference_type=|See https)")  # lines of OmegaConf's messages
-MALFORMED = re.compile("missing EQUAL|mismatched input|NoViableAlt|no viable alternative")
+MALFORMED = re.compile("missing EQUAL|mismatched input|extraneous input|NoViableAlt|no viable alternative")
 YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
 
 # What the system refuses when a file is written, and the same command may get later.
@@ -165,8 +165,8 @@ def _explain_composition(
         parent = key.rpartition(".")[0]
         siblings = [o for o in (*options, *groups) if o.rpartition(".")[0] == parent]
         below = [option for option in options if option.endswith(f".{key}")]  # lr: model.optimizer.lr
-        hint = did_you_mean(key, siblings) or did_you_mean(key, below) or did_you_mean(key, options)
-        if not hint and below:
+        hint = did_you_mean(key, siblings) or did_you_mean(key, options)
+        if below:
             hint = f" Did you mean `{min(below, key=len)}`?"
         names = ", ".join(sorted({s.rpartition(".")[2] for s in siblings if "/" not in s} - {"_target_", "_partial_"}))
         return f"Unknown option `{key}`.{hint}" + (

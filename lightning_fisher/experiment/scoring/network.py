@@ -152,7 +152,7 @@ def _check_content(data: DictConfig, folder: Path, set_by_command: set[str]) -> 
         return
     raise ConfigError(
         f"Expected `{data.get(place)}` to hold the images that the run `{folder}` was trained with, but its "
-        f"content has changed since: put them back, or score it on these with data.{place}={data.get(place)}."
+        f"content has changed since: put them back, or score it on these with +data.{place}={data.get(place)}."
     )
 
 

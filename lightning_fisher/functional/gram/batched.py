@@ -44,10 +44,13 @@ def can_be_batched(problem: Problem) -> bool:
     """Whether single passes may run at once.
 
     Not where they do not fit memory, nor where hooks or scripted code would see the tensors of vmap, nor where
-    the result may not depend on what was quicker.
+    the result may not depend on what was quicker. Nor with frozen parameters, which vmap runs with as they are: torch
+    ends the process where a module that moves them (a momentum encoder) has given them a tensor of vmap.
     """
     elements = COPIES * problem.count * sum(parameter.numel() for parameter in problem.parameters)
     if problem.count < 2 or not rows_fit(problem, elements) or torch.are_deterministic_algorithms_enabled():
+        return False
+    if not all(parameter.requires_grad for parameter in problem.module.parameters()):
         return False
     return not any(
         submodule._forward_hooks

@@ -26,11 +26,11 @@ def test_a_name_of_the_program_is_refused(command: Command, tmp_path: Path) -> N
     assert not (tmp_path / "outputs").exists()
 
 
-def test_in_a_sweep_each_job_is_refused(command: Command, tmp_path: Path) -> None:
+def test_a_sweep_is_refused_before_its_first_job(command: Command, tmp_path: Path) -> None:
     result = command(own(tmp_path, "reg/none.yaml", "name: mine\n"), "-m", "reg=none", "seed=1,2")
     assert result.code == 1
-    assert result.out.count("Error: Expected `") == 2
-    assert "2 failed" in result.out
+    assert result.err.count("Error: Expected `") == 1
+    assert "no job was started" in result.err
 
 
 def test_several_of_a_group(command: Command, tmp_path: Path) -> None:

@@ -33,12 +33,12 @@ def test_an_overwritten_archive_is_refused(tmp_path: Path) -> None:
     assert "its content has changed since" in changed.err
     assert changed.err.count("\n") == 1
 
-    on_purpose = run_in(tmp_path, *score, "data.path=a.npz", figures=False)
+    on_purpose = run_in(tmp_path, *score, "+data.path=a.npz", figures=False)
     assert on_purpose.code == 0, on_purpose.err
     assert "`a.npz` holds other images than the run `" in on_purpose.out
 
     archive(tmp_path / "moved.npz", 0)
     (tmp_path / "a.npz").unlink()
-    moved = run_in(tmp_path, *score, "data.path=moved.npz", figures=False)
+    moved = run_in(tmp_path, *score, "+data.path=moved.npz", figures=False)
     assert moved.code == 0, moved.err
     assert "other images" not in moved.out

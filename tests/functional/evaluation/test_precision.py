@@ -191,8 +191,8 @@ WITHOUT_GRAD = [*BODIES, "module_used_twice", "positions_n_transformer", "functi
 @pytest.mark.parametrize("body", WITHOUT_GRAD)
 def test_gram_without_grad_mode(body, mode, made):
     module, inputs, targets = by_name(body).build()
-    gram_matrix(module, inputs, targets)  # later calls may go one by one, with other last digits
-    expected = gram_matrix(module, inputs, targets)
+    for _ in range(4):  # the first three calls decide on the way, on which the last digits depend
+        expected = gram_matrix(module, inputs, targets)
     with mode():
         if made == "inside":
             inputs, targets = by_name(body).build()[1:]

@@ -89,9 +89,7 @@ def test_report_and_figure(tmp_path: Path) -> None:
     assert "Clean labels, equal epochs" in (tmp_path / "report.md").read_text()
 
 
-def test_a_figure_counts_runs_of_both_comparisons_once_in_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_figure_counts_runs_of_both_comparisons_once_in_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words: list[str] = []
     monkeypatch.setattr(figure.style, "legend", lambda *given: words.append(given[-1]))
     longer = [made("none", "evaluations", number, test_error=8.0, epochs=40) for number in range(3)]
