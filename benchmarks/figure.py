@@ -73,7 +73,7 @@ def _bars(axis: Axes, name: str, rows: list[Row], unit: str) -> None:
             axis.annotate(
                 text, (max(high, row["value"]), position), (3, 0), textcoords="offset points", va="center", fontsize=7
             )
-    axis.set_yticks(range(len(names)), [textwrap.fill(name.replace("amortised", "amortized"), 30) for name in names])
+    axis.set_yticks(range(len(names)), [textwrap.fill(name, 30) for name in names])
     axis.invert_yaxis()
     axis.set_xlabel(unit)
     axis.set_xlim(0, 1.12 * max(value for row in rows for value in (row["value"], *row.get("ends", ()))))
@@ -83,5 +83,5 @@ def _bars(axis: Axes, name: str, rows: list[Row], unit: str) -> None:
 
 
 def _is_ours(contender: str) -> bool:
-    ours = (*FORMS, "amortized", "amortised")  # the latter in results of earlier versions
+    ours = (*FORMS, "amortized")
     return contender == OURS or "FisherRegularizer" in contender or contender.startswith(ours)

@@ -17,7 +17,7 @@ def suggestion(value: Any, allowed: Iterable[str]) -> str:
 
     Example:
         >>> from lightning_fisher.arguments import suggestion
-        >>> suggestion("recomended", ["recommended", "paper"])
+        >>> suggestion("recommendd", ["recommended", "paper"])
         ' Did you mean `recommended`?'
     """
     words = {word.lower(): word for word in allowed}
