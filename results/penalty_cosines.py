@@ -1,4 +1,4 @@
-"""How the sub-batches' gradients of the penalty lie to each other: cosines and what they say of the amortised forms.
+"""How the sub-batches' gradients of the penalty lie to each other: cosines and what they say of the amortized forms.
 
 ``python results/penalty_cosines.py multirun/step_forms-digits``: a line a run (``docs/results.md``). Of a finished
 network, on its training batches in order, M = 8: the mean cosine of the g_i, that of the terms g_i − h_i, and the norm
