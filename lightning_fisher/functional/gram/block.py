@@ -13,14 +13,19 @@ from torch.utils._pytree import tree_map
 
 from lightning_fisher.functional.evaluation.finite import require_finite
 from lightning_fisher.functional.evaluation.samples import take
-from lightning_fisher.functional.gram.batched import batched, can_be_batched, seconds
 from lightning_fisher.functional.gram.layerwise import LayerwiseResult, check_shapes, layerwise_gram
 from lightning_fisher.functional.gram.layout import lay_out_uses, outputs_difference
-from lightning_fisher.functional.gram.one_by_one import OneByOneResult, goes_one_by_one, one_by_one, trace_of_one
 from lightning_fisher.functional.gram.per_sample_jacobian import detached, row_gram
 from lightning_fisher.functional.gram.plan import Plan, PlannedUse, Probe, drop_plan, find_plan, keep_plan, probe
 from lightning_fisher.functional.gram.problem import Problem
 from lightning_fisher.functional.gram.recorder import Recorder
+from lightning_fisher.functional.gram.single_passes.batched import batched, can_be_batched, seconds
+from lightning_fisher.functional.gram.single_passes.one_by_one import (
+    OneByOneResult,
+    goes_one_by_one,
+    one_by_one,
+    trace_of_one,
+)
 from lightning_fisher.functional.gram.verification import Group, compare, settle
 from lightning_fisher.functional.losses.loss import OutputGradients
 

@@ -85,7 +85,9 @@ def test_one_pass_a_sample(setting):
 def test_little_memory_takes_blocks_of_columns(setting, monkeypatch):
     module, x, y, expected, sizes = setting
     monkeypatch.setattr(per_sample_jacobian, "row_limit", lambda problem: 1)
-    monkeypatch.setattr("lightning_fisher.functional.gram.one_by_one.rows_fit", lambda problem, elements: False)
+    monkeypatch.setattr(
+        "lightning_fisher.functional.gram.single_passes.one_by_one.rows_fit", lambda problem, elements: False
+    )
     for _ in range(2):
         sizes.clear()
         assert gram_error(gram_matrix(module, x, y), expected) < 1e-9

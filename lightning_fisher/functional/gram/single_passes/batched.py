@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_fisher.functional.evaluation.precision import RefuseAutocast
 from lightning_fisher.functional.gram.layerwise import check_shapes
-from lightning_fisher.functional.gram.one_by_one import OneByOneResult, grams_of_groups
 from lightning_fisher.functional.gram.per_sample_jacobian import differentiable_pairs, rows_fit
 from lightning_fisher.functional.gram.problem import Problem
+from lightning_fisher.functional.gram.single_passes.one_by_one import OneByOneResult, grams_of_groups
 
 COPIES = 2  # of J that are held at once
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from lightning_fisher.functional import gram_matrix
 from lightning_fisher.functional.fisher.layers import layer_gram_matrices
-from lightning_fisher.functional.gram import batched, block
+from lightning_fisher.functional.gram import block
+from lightning_fisher.functional.gram.single_passes import batched
 from tests.functional.compare import gram_error
 from tests.reference.jacobian import gram, jacobian
 
