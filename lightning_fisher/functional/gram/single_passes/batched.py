@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.func import functional_call, vjp, vmap
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_fisher.functional.evaluation.precision import RefuseAutocast
@@ -44,13 +45,10 @@ def can_be_batched(problem: Problem) -> bool:
     """Whether single passes may run at once.
 
     Not where they do not fit memory, nor where hooks or scripted code would see the tensors of vmap, nor where
-    the result may not depend on what was quicker. Nor with frozen parameters, which vmap runs with as they are: torch
-    ends the process where a module that moves them (a momentum encoder) has given them a tensor of vmap.
+    the result may not depend on what was quicker.
     """
     elements = COPIES * problem.count * sum(parameter.numel() for parameter in problem.parameters)
     if problem.count < 2 or not rows_fit(problem, elements) or torch.are_deterministic_algorithms_enabled():
-        return False
-    if not all(parameter.requires_grad for parameter in problem.module.parameters()):
         return False
     return not any(
         submodule._forward_hooks
@@ -81,7 +79,7 @@ def batched(problem: Problem, groups: Iterable[tuple[int, ...]]) -> BatchedResul
     if not pairs:
         return None
     try:
-        with warnings.catch_warnings(), RefuseAutocast({problem.device.type}):
+        with warnings.catch_warnings(), RefuseAutocast({problem.device.type}), _RefuseRebinding():
             warnings.simplefilter("ignore")  # of operations that vmap runs one by one
             rows, outputs = _rows(problem, whole, [direction for _, direction in pairs])
     except torch.OutOfMemoryError:
@@ -89,6 +87,18 @@ def batched(problem: Problem, groups: Iterable[tuple[int, ...]]) -> BatchedResul
     except Exception:  # whatever a module makes of such tensors
         return None
     return BatchedResult(OneByOneResult(grams_of_groups(problem, rows, groups), gradients, outputs), whole)
+
+
+class _RefuseRebinding(TorchFunctionMode):
+    """Refuse ``tensor.data = other``: torch ends the process over a tensor that outlives vmap with one of vmap's.
+
+    Modules that move others' weights so (a momentum encoder, in the tree or not) run one sample after the other.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") == "__set__" and getattr(func, "__self__", None) is torch.Tensor.data:
+            raise RuntimeError("Expected no assignment to `.data` under vmap.")
+        return func(*args, **(kwargs or {}))
 
 
 def _rows(problem: Problem, whole: Any, directions: list[Tensor]) -> tuple[Tensor, Any]:

@@ -294,3 +294,32 @@ def test_nothing_is_left_behind():
     assert module.calls == 0
     assert all(parameter.grad is None and type(parameter) is nn.Parameter for parameter in module.parameters())
     assert len(module(problem(Keeping)[0])) == N
+
+
+class Teacher(nn.Module):
+    """A momentum encoder that the module only points to, moved by giving it other data."""
+
+    def __init__(self, frozen):
+        super().__init__()
+        self.cell, self.out = nn.LSTM(3, 5, batch_first=True), nn.Linear(5, 3)
+        self.slope = nn.Parameter(torch.rand(5))
+        self.teacher = [nn.Linear(5, 3).double().requires_grad_(not frozen)]
+
+    def forward(self, x):
+        weight = self.teacher[0].weight
+        weight.data = 0.9 * weight.data + 0.1 * self.out.weight.data
+        return self.out(torch.sinh(self.cell(x)[0][:, -1] * torch.sinh(self.slope)))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_weights_that_a_pass_gives_other_data(frozen):
+    """By torch alone the process ends here: a tensor that outlives vmap holds one of vmap's."""
+    torch.manual_seed(0)
+    module, x, y = Teacher(frozen).double(), torch.randn(6, 4, 3).double(), torch.randint(3, (6,))
+    losses = [torch.nn.functional.cross_entropy(module(x[i : i + 1]), y[i : i + 1]) for i in range(6)]
+    rows = [torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*module.parameters()])]) for loss in losses]
+    expected = torch.stack(rows) @ torch.stack(rows).T
+    for _ in range(4):
+        assert torch.allclose(gram_matrix(module, x, y), expected, rtol=0, atol=1e-12)
+    assert type(module.teacher[0].weight.data) is torch.Tensor
+    assert module.teacher[0].weight.isfinite().all()  # its values can be read
