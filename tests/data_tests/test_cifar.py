@@ -148,3 +148,15 @@ def test_without_a_network_there_is_one_line(tmp_path, monkeypatch):
         "([Errno] Connection refused): set data.data_dir to the folder that holds cifar-10-batches-py, or try "
         "again with a network."
     )
+
+
+def test_a_fetch_of_which_nothing_arrives_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    with pytest.raises(FileNotFoundError, match="try again with a network"):
+        load_cifar10(data_dir=str(tmp_path / "new" / "data"))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "there").mkdir()  # one that was there stays, and so does what has arrived
+    (tmp_path / "there" / "cifar-10-python.tar.gz").write_bytes(b"half")
+    with pytest.raises(FileNotFoundError):
+        load_cifar10(data_dir=str(tmp_path / "there"))
+    assert "cifar-10-python.tar.gz.part" in {path.name for path in (tmp_path / "there").iterdir()}

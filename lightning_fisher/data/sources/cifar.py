@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lightning_fisher.data.images import SourceSplits, memory_images
-from lightning_fisher.data.sources.download import fetch_archive, one_at_a_time
+from lightning_fisher.data.sources.download import fetch_archive, folder_for, one_at_a_time
 from lightning_fisher.data.sources.files import cifar_not_found
 
 
@@ -30,8 +30,8 @@ def _fetch(name: str, dataset_class: Any, data_dir: str) -> None:
     if _is_complete(dataset_class, data_dir):
         return
     root = Path(data_dir)
-    root.mkdir(parents=True, exist_ok=True)
-    with one_at_a_time(root / f".{dataset_class.base_folder}.lock", f"fetches {name} to {str(data_dir)!r}"):
+    lock = root / f".{dataset_class.base_folder}.lock"
+    with folder_for(root, lock), one_at_a_time(lock, f"fetches {name} to {str(data_dir)!r}"):
         if _is_complete(dataset_class, data_dir):
             return
         archive = root / dataset_class.filename

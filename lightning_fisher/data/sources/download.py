@@ -8,7 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,6 +17,27 @@ from tqdm import tqdm
 TIMEOUT_SECONDS = 30.0
 """How long a server may stay silent."""
 _BLOCK = 2**16
+
+
+@contextmanager
+def folder_for(folder: Path, lock: Path) -> Iterator[None]:
+    """Make a folder to fetch to; it goes again, with folders above that were made, if nothing arrives.
+
+    Args:
+        folder: where files are to go.
+        lock: a file in it that is no reason to keep it.
+    """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if made and set(folder.iterdir()) <= {lock}:
+            lock.unlink(missing_ok=True)
+            with suppress(OSError):
+                for one in made:
+                    one.rmdir()
+        raise
 
 
 def fetch_archive(url: str, path: Path, md5: str, announcement: str | None = None) -> None:
