@@ -45,29 +45,64 @@ class HessianVectorProduct:
         self._loss = loss
         self._chunks = chunks
         self._random_state = RandomStateSnapshot({parameter.device for parameter in parameters})
+        self._keeps = len(chunks) == 1
+        self._kept: list[Tensor | None] | None = None  # the gradient with its graph
+        self._compared = False
         self.size = sum(parameter.numel() for parameter in parameters)
         self.rounding = 1e-6 if all(p.dtype == torch.float64 for p in parameters) else 1e-2
         self.device = parameters[0].device
 
     def __call__(self, vector: Tensor) -> Tensor:
-        """Multiply; two backward passes over every sample, one chunk of the graph at a time."""
+        """Multiply: a backward pass through the graph of the gradient.
+
+        That graph is kept for the next product if there is one chunk, otherwise made again for every one. The first
+        product of a kept graph is compared with one of a new graph: a function may change in its backward pass what it
+        saved.
+        """
         pieces = vector.to(self.device).split([parameter.numel() for parameter in self._parameters])
         tangents = [
             piece.view_as(parameter).to(parameter.dtype)
             for piece, parameter in zip(pieces, self._parameters, strict=True)
         ]
+        if self._kept is None:
+            return self._product(tangents)
+        try:
+            result = self._backward(self._kept, tangents)
+        except RuntimeError:  # a graph for one pass only
+            self.forget()
+            return self._product(tangents)
+        if not self._compared:
+            self._compared = True
+            fresh = self._product(tangents)
+            if not torch.allclose(result, fresh, rtol=0, atol=self.rounding * float(fresh.abs().max()), equal_nan=True):
+                self.forget()
+            return fresh
+        return result
+
+    def forget(self) -> None:
+        """Keep no graph, now and from here on."""
+        self._keeps, self._kept = False, None
+
+    def _product(self, tangents: list[Tensor]) -> Tensor:
+        """With new graphs, one chunk at a time."""
         result = torch.zeros(self.size, dtype=torch.float64, device=self.device)
         # The same draws in every product, should the module draw in evaluation mode too.
         self._random_state.restore()
         for index, weight in self._chunks:
-            result += weight * self._chunk_product(index, tangents)
+            gradients = self._gradients(index)
+            result += weight * self._backward(gradients, tangents)
+            if self._keeps:
+                self._kept = gradients
         return result
 
-    def _chunk_product(self, index: slice, tangents: list[Tensor]) -> Tensor:
+    def _gradients(self, index: slice) -> list[Tensor | None]:
+        """Of a chunk's loss, with their graph; ``None`` for parameters that it doesn't depend on."""
         loss = self._loss(index)
         if not loss.requires_grad:
-            return torch.zeros(self.size, dtype=torch.float64, device=self.device)
-        gradients = torch.autograd.grad(loss, self._parameters, create_graph=True, allow_unused=True)
+            return [None] * len(self._parameters)
+        return list(torch.autograd.grad(loss, self._parameters, create_graph=True, allow_unused=True))
+
+    def _backward(self, gradients: list[Tensor | None], tangents: list[Tensor]) -> Tensor:
         pairs = [
             (gradient, tangent)
             for gradient, tangent in zip(gradients, tangents, strict=True)
@@ -79,6 +114,7 @@ class HessianVectorProduct:
             [gradient for gradient, _ in pairs],
             self._parameters,
             [tangent for _, tangent in pairs],
+            retain_graph=self._keeps,
             allow_unused=True,
             materialize_grads=True,
         )
@@ -138,7 +174,11 @@ def mean_loss_hessian(
         refuse_foreign_parameters(module, loss_parameters(*first))
         refuse_constant(first[2], parameters)
         del first
-        yield HessianVectorProduct(parameters, lambda index: part(index)[2].mean(), parts)
+        product = HessianVectorProduct(parameters, lambda index: part(index)[2].mean(), parts)
+        try:
+            yield product
+        finally:
+            product.forget()
 
 
 Part = Callable[[slice | Tensor], tuple[Any, Any, Tensor]]  # outputs, targets, losses of some samples
