@@ -1,7 +1,7 @@
 """Losses of finished networks on the training images with their own labels, as they are and with rescaled logits.
 
 ``python results/clean_losses.py multirun/scenario_confusion-cifar_small``: a line a run, and the correlation of γ̂ with
-the mean logarithm of the rescaled losses (``docs/results.md``).
+the mean logarithm of the rescaled losses (``docs/results-random-labels.md``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The numbers of ``docs/results.md``, computed from the rows.
+"""The numbers of the pages of results, computed from the rows.
 
-``python results/page.py`` writes ``docs/results.md`` from ``results/page.md.j2``, a Jinja template whose numbers are
-calls of the functions below; the pages of the zoo and of the methods, ``results/README.md`` and README's table of
-measured claims likewise. A test fails where one of them isn't what the rows give.
+``python results/page.py`` writes ``docs/results.md`` and the pages beside it from Jinja templates, ``results/*.md.j2``,
+whose numbers are calls of the functions below; ``results/README.md`` and README's table of measured claims likewise.
+A test fails where one of them isn't what the rows give.
 """
 
 from __future__ import annotations
@@ -27,14 +27,24 @@ from lightning_fisher.experiment.report.zoo.page import parts
 from lightning_fisher.functional.ranking import bootstrap_interval, kendall_tau
 
 ROOT = Path(__file__).resolve().parents[1]
-TEMPLATE, PAGE = ROOT / "results" / "page.md.j2", ROOT / "docs" / "results.md"
+RESULTS, DOCS = ROOT / "results", ROOT / "docs"
 PAGES = {  # templates and the pages that they fill
-    TEMPLATE: PAGE,
-    ROOT / "results" / "zoo.md.j2": ROOT / "docs" / "zoo-results.md",
-    ROOT / "results" / "methods.md.j2": ROOT / "docs" / "methods-compared.md",
+    RESULTS / f"{template}.md.j2": DOCS / f"{page}.md"
+    for template, page in {
+        "results": "results",
+        "random_labels": "results-random-labels",
+        "batch_augmentation": "results-batch-augmentation",
+        "wrong_labels": "results-wrong-labels",
+        "gamma": "results-gamma",
+        "steps": "results-steps",
+        "differences": "results-differences",
+        "machines": "results-machines",
+        "methods": "methods-compared",
+        "zoo": "zoo-results",
+    }.items()
 }
-TABLE, README = ROOT / "results" / "readme.md.j2", ROOT / "README.md"
-FOLDERS, INDEX = ROOT / "results" / "folders.md.j2", ROOT / "results" / "README.md"
+TABLE, README = RESULTS / "readme.md.j2", ROOT / "README.md"
+FOLDERS, INDEX = RESULTS / "folders.md.j2", RESULTS / "README.md"
 MARKS = ("<!-- measured: python results/page.py -->\n", "<!-- end of measured -->")  # around what is measured in README
 NEXT = "<!-- next block -->\n"  # in the template, between two such places
 FIT = 0.0  # the training error, in per cent, of a network that counts as one that fits
@@ -215,12 +225,12 @@ def _signed(number: Any) -> str:
 @cache
 def study(name: str) -> Study:
     """All rows of ``results/NAME``."""
-    return Study(load_rows(ROOT / "results" / name))
+    return Study(load_rows(RESULTS / name))
 
 
 def history(name: str, **wanted: Any) -> list[dict[str, float]]:
     """The epochs of the one run of ``results/NAME`` with these values."""
-    pairs = require_rows(ROOT / "results" / name)
+    pairs = require_rows(RESULTS / name)
     rows = Study([row for _, row in pairs])(**wanted).rows
     (run,) = (run for run, row in pairs if any(row is one for one in rows))
     return read_history(run)
@@ -233,8 +243,8 @@ def render(template: str) -> str:
     return environment.from_string(template).render(names)
 
 
-def page(template: Path = TEMPLATE) -> str:
-    """A page of ``docs/`` as it should be, ``docs/results.md`` by default."""
+def page(template: Path) -> str:
+    """A page of ``docs/`` as it should be."""
     return render(template.read_text(encoding="utf-8"))
 
 

@@ -71,8 +71,8 @@ def rows(name, **wanted):
 
 
 def test_a_mean_a_difference_and_a_rank_correlation_by_hand():
-    """Three numbers of the page by the standard library and scipy."""
-    text = made.PAGE.read_text(encoding="utf-8")
+    """Three numbers of two pages by the standard library and scipy."""
+    text = (ROOT / "docs" / "results-wrong-labels.md").read_text(encoding="utf-8")
     after, before = rows("label_noise_beta-digits", reg__beta=1000), rows("label_noise_beta-digits", reg__beta=0)
     errors = [r["test_error"] for r in after]
     assert f"{statistics.fmean(errors):.2f} ± {statistics.stdev(errors):.2f}" in text
@@ -84,5 +84,6 @@ def test_a_mean_a_difference_and_a_rank_correlation_by_hand():
     assert f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]".replace("-", "−") in text
 
     fit = [r for r in rows("scenario_confusion-digits") if r["train_error"] == 0]
+    text = (ROOT / "docs" / "results-random-labels.md").read_text(encoding="utf-8")
     tau = stats.kendalltau([r["gamma"] for r in fit], [r["test_error"] for r in fit]).statistic
     assert f"γ̂ {tau:.2f} [" in text
