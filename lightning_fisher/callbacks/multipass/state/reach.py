@@ -14,6 +14,11 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+from lightning_fisher.callbacks.multipass.state.records.names import Assigned, Namespace
+from lightning_fisher.callbacks.multipass.state.records.record import Record
+
+CODE = (types.BuiltinFunctionType, types.ModuleType, property, staticmethod, classmethod)
+
 _NOT_USERS = {"lightning_fisher", "torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics"}
 _INSTALLED = ("site-packages", "dist-packages")
 
@@ -38,6 +43,46 @@ def _is_local(top: str) -> bool:
         return True
     places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
     return not any(folder in str(place) for place in places for folder in _INSTALLED)
+
+
+def of_class(kind: type, name: str) -> Iterator[Record | tuple[str, Any]]:
+    """The attributes of a class, which may count something, and its methods: a record, and values by name."""
+    data = {
+        key: inside
+        for key, inside in vars(kind).items()
+        if not key.startswith("__")
+        and not isinstance(inside, (*CODE, types.FunctionType, functools.partial))
+        and not hasattr(type(inside), "__get__")
+    }
+    if data:
+        yield Assigned(kind, data)
+    for key, inside in [*data.items(), *functions_of(kind)]:
+        yield f"{name}.{key}", inside
+
+
+def of_function(function: types.FunctionType, name: str) -> Iterator[Record | tuple[str, Any]]:
+    """What a function reaches outside of its arguments: records, and values by name."""
+    for variable, cell in cells(function):
+        yield f"{name}.{variable}", cell
+        yield f"{name}.{variable}", cell.cell_contents
+    for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+        yield name, value
+    if function.__dict__:
+        yield Namespace(function.__dict__)
+        yield from ((f"{name}[{key!r}]", value) for key, value in function.__dict__.items())
+    read, written = global_variables(function)
+    if written:
+        yield Namespace(function.__globals__, only=written)
+    for variable in read:
+        yield variable, function.__globals__.get(variable)
+
+
+def of_namespace(module: types.ModuleType) -> Iterator[Record | tuple[str, Any]]:
+    """The variables of a module of the user's that his functions name: a record, and values by name."""
+    names = vars(module)
+    own = [name for name, value in names.items() if not name.startswith("__") and not isinstance(value, CODE)]
+    yield Namespace(names, only=own)
+    yield from ((f"{module.__name__}.{name}", names[name]) for name in own)
 
 
 def global_variables(function: types.FunctionType) -> tuple[list[str], set[str]]:
