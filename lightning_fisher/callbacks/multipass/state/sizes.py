@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import pickle
 import sys
+import types
 import zlib
 from typing import Any
 
@@ -53,7 +54,12 @@ def fingerprint(value: Any) -> Any:
     if is_array(value):
         words = value.flags.c_contiguous and value.nbytes % 8 == 0
         return int(value.reshape(-1).view("u8").sum()) if words else zlib.crc32(value.tobytes())
+    if isinstance(value, types.GeneratorType):
+        frame = value.gi_frame
+        return None if frame is None else (frame.f_lasti, repr(frame.f_locals)[:1000])
+    if hasattr(value, "qsize"):  # of a queue in C
+        return value.qsize()
     try:
         return pickle.dumps(value)
     except Exception:
-        return None
+        return repr(value)[:1000] if hasattr(type(value), "__next__") else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 from operator import is_
 from typing import Any
 
 from torch import nn
 
-from lightning_fisher.callbacks.multipass.state.records.comparison import unchanged
+from lightning_fisher.callbacks.multipass.state.records.comparison import counts_once, differ_in_numbers, unchanged
 from lightning_fisher.callbacks.multipass.state.records.record import Record
 
 # What `nn.Module` keeps in its `__dict__` beside a user's attributes.
@@ -73,3 +74,53 @@ class Tables(Record):
             for name in buffers.keys() - set(names):
                 del buffers[name]
         return False
+
+
+class TensorAttributes(Record):
+    """The attributes that parameters and buffers have beside their values: a mask, a count, a name."""
+
+    def __init__(self) -> None:
+        self._empty: list[dict[str, Any]] = []
+        self._filled: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def add(self, module: nn.Module) -> Iterator[dict[str, Any]]:
+        """Of the tensors of this module, too; those that there are."""
+        for table in (module._parameters, module._buffers):
+            for tensor in table.values():
+                if tensor is None:
+                    continue
+                names = vars(tensor)
+                if names:
+                    self._filled.append((names, dict(names)))
+                    yield names
+                else:
+                    self._empty.append(names)
+
+    def _same(self) -> bool:
+        return not any(self._empty) and all(unchanged(names, before) for names, before in self._filled)
+
+    def renewed(self) -> Record | None:
+        """See `Record`."""
+        if self._same():
+            return self
+        if any(self._empty) or not all(differ_in_numbers(before, names) for names, before in self._filled):
+            return None
+        now = TensorAttributes()
+        now._empty, now._filled = self._empty, [(names, dict(names)) for names, _ in self._filled]
+        return now
+
+    def restore(self) -> bool:
+        """See `Record`."""
+        if self._same():
+            return False
+        for names in self._empty:
+            names.clear()
+        for names, before in self._filled:
+            names.clear()
+            names.update(before)
+        return True
+
+    def restore_numbers(self) -> None:
+        """See `Record`."""
+        for names, before in self._filled:
+            names.update({key: value for key, value in before.items() if counts_once(value)})

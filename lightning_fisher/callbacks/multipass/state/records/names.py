@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Iterable
 from operator import is_
 from typing import Any
@@ -12,6 +13,7 @@ from lightning_fisher.callbacks.multipass.state.records.comparison import (
     is_moving_average,
 )
 from lightning_fisher.callbacks.multipass.state.records.record import MISSING, Record
+from lightning_fisher.callbacks.multipass.state.stand_ins import LostStateError
 
 
 class Namespace(Record):
@@ -112,6 +114,41 @@ class Assigned(Record):
                 else:
                     object.__setattr__(self._owner, name, value)
         return changed
+
+
+class ContextValue(Record):
+    """The value of a context variable; of one that has none, its default."""
+
+    def __init__(self, variable: contextvars.ContextVar[Any]) -> None:
+        self._variable, self._before = variable, variable.get(MISSING)
+
+    def renewed(self) -> Record | None:
+        """See `Record`."""
+        now = self._variable.get(MISSING)
+        if now is self._before:
+            return self
+        return ContextValue(self._variable) if differ_in_numbers([self._before], [now]) else None
+
+    def restore(self) -> bool:
+        """See `Record`."""
+        if self._variable.get(MISSING) is self._before:
+            return False
+        if self._before is not MISSING:
+            self._variable.set(self._before)
+            return True
+        try:
+            self._variable.set(contextvars.Context().run(self._variable.get))
+        except LookupError:
+            raise LostStateError(
+                f"sets the context variable {self._variable.name!r} for the first time",
+                "give it a `default`, or set it in `on_fit_start`",
+            ) from None
+        return True
+
+    def restore_numbers(self) -> None:
+        """See `Record`."""
+        if counts_once(self._before) or is_moving_average(self._before, self._variable.get(MISSING)):
+            self.restore()
 
 
 def _get(owner: Any, name: str) -> Any:

@@ -52,6 +52,40 @@ class TensorValues(Record):
         return True
 
 
+class UncountedValues(Record):
+    """The values of a tensor whose changes torch doesn't count: made in inference mode, or sparse."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        with torch.inference_mode():
+            self._before = tensor.detach().clone()
+
+    def renewed(self) -> Record:
+        """See `Record`."""
+        return self if self._same() else UncountedValues(self._tensor)
+
+    def _same(self) -> bool:
+        now, before = self._tensor, self._before
+        if now.shape != before.shape or now.dtype != before.dtype:
+            return False
+        if now.layout is torch.strided:
+            return torch.equal(now.nan_to_num(), before.nan_to_num())
+        now, before = now.detach().coalesce(), before.coalesce()
+        return torch.equal(now.indices(), before.indices()) and torch.equal(now.values(), before.values())
+
+    def restore(self) -> bool:
+        """See `Record`."""
+        with torch.inference_mode():
+            if self._same():
+                return False
+            self._tensor.copy_(self._before)
+        return True
+
+    def restore_numbers(self) -> None:
+        """See `Record`."""
+        self.restore()
+
+
 class Memory(Record):
     """The bytes of an object of ctypes."""
 
