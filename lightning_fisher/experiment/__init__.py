@@ -12,7 +12,7 @@ def main() -> None:
 
     Exits with 1 on an error, and if a job of a sweep failed.
     """
-    from lightning_fisher.experiment import lasting_output, signals  # first of all: the rest takes tenths of a second
+    from lightning_fisher.command_line import lasting_output, signals  # first of all: the rest takes tenths of a second
 
     with signals.listening(), lasting_output.lasting_output():
         try:

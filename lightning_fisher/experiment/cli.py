@@ -16,8 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from lightning_fisher.command_line import signals
 from lightning_fisher.exceptions import ConfigError
-from lightning_fisher.experiment import context, signals
+from lightning_fisher.experiment import context
 from lightning_fisher.experiment.complete import show_complete_card, show_complete_row
 from lightning_fisher.experiment.config.compose import (
     CONFIG_DIR,
@@ -146,6 +147,21 @@ def flags_first(arguments: list[str]) -> list[str]:
     return [*(a for a in arguments if a in switches), *(a for a in arguments if a not in switches)]
 
 
+def with_home(arguments: list[str]) -> list[str]:
+    """Write the home folder where a path begins with ``~/``, which shells leave alone behind ``=``.
+
+    Hydra's grammar has another meaning for ``~``, and refuses it in a value. A home with letters that the grammar
+    refuses stays as it is written.
+
+    Args:
+        arguments: of the command.
+    """
+    home = os.path.expanduser("~")
+    if not re.fullmatch(r"[\w/.+@-]+", home):
+        return list(arguments)
+    return [a if a.startswith(("~", "-")) else re.sub(r"(?<=[=,\[])~(?=/)", home, a) for a in arguments]
+
+
 def _let_workers_find_the_package() -> None:
     """Launchers start processes elsewhere: they import this package even where it is not installed."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -161,7 +177,7 @@ def main() -> None:
     os.environ[FULL_ERROR] = "1"  # Hydra raises to the handlers below instead of printing its own report
     _let_workers_find_the_package()
     register_resolvers()
-    sys.argv[1:] = of_swept_configs(quoted_paths(flags_first(sys.argv[1:])))
+    sys.argv[1:] = of_swept_configs(quoted_paths(with_home(flags_first(sys.argv[1:]))))
     jobs.end_with_parent()
     run = hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(task)
     failed = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import os
 import sys
 import time
 import warnings
@@ -15,54 +14,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
+from lightning_fisher.command_line import signals
 from lightning_fisher.data import LabeledImages, Normalization, NormalizedImages, channel_statistics
 from lightning_fisher.data.partition import with_symmetric_noise
 from lightning_fisher.data.randomness import stream
 from lightning_fisher.label_errors.image_grid import plot_suspects
 from lightning_fisher.label_errors.images import OwnImages, read_images
+from lightning_fisher.label_errors.options import check_options, output_files, parser
 from lightning_fisher.label_errors.recorder import LabelErrorRecorder
 from lightning_fisher.label_errors.scores import SCORES, LabelScores, roc_auc
 from lightning_fisher.models import resnet
 from lightning_fisher.module import ImageClassifier
-from lightning_fisher.optional_packages import missing_package, require_package
+from lightning_fisher.optional_packages import missing_package
 
 SHOWN = 10
+INTERRUPTED = "Interrupted. Each file is there as a whole, or not at all; the same command starts again."
 QUIET_SECONDS = 10.0  # between two lines of a training
 HINTS = ".*does not have many workers.*|.*LeafSpec.*|.*logging interval.*|.*have no `val_dataloader`.*"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options."""
-    made = argparse.ArgumentParser(
-        prog="python -m lightning_fisher.label_errors",
-        description="Train a network on labeled images, record the gradient norm of every image over the training, and "
-        "list the images whose label disagrees with the others: candidates for wrong labels.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    made.add_argument("data", help="an .npz with images and labels, a folder with a folder for each class, or digits")
-    made.add_argument("--out", default="label_errors.csv", help="the ranking, a line per image")
-    made.add_argument("--images", default="label_errors.png", help="a picture of the first ones; none: no picture")
-    made.add_argument(
-        "--overwrite", action="store_true", help="replace these files; else a number is added to new ones"
-    )
-    made.add_argument("--top", type=int, default=40, help="images in the picture")
-    made.add_argument("--score", choices=SCORES, default="gradient_norm", help="what the ranking is by")
-    made.add_argument(
-        "--epochs", type=int, default=10, help="length of the training; a long one learns wrong labels too"
-    )
-    made.add_argument("--lr", type=float, default=0.1, help="learning rate, of SGD with momentum and a cosine")
-    made.add_argument("--batch-size", type=int, default=64, help="images in a batch")
-    made.add_argument("--image-size", type=int, default=32, help="height and width that image files are brought to")
-    made.add_argument("--network", help="import path of a function of num_classes and in_channels; default: a ResNet-8")
-    made.add_argument("--noise", type=float, default=0.0, help="fraction of labels to replace first, to see them found")
-    made.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the noise")
-    made.add_argument("--accelerator", default="auto", help="auto, cpu or gpu")
-    return made
+class SignalsBack(Callback):
+    """Take SIGTERM back from Lightning, whose handler ends the training as if it were complete."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen again, in a command that listened before."""
+        signals.listen()
 
 
 class EpochLines(Callback):
@@ -120,17 +102,26 @@ def find_label_errors(
     last = len(dataset) % batch_size == 1  # batch-norm has no statistics of one image
     generator = torch.Generator().manual_seed(seed)
     loader = DataLoader(dataset, batch_size=batch_size, shuffle=True, drop_last=last, generator=generator)
-    trainer = Trainer(
-        max_epochs=epochs,
-        callbacks=[recorder] if sys.stdout.isatty() else [recorder, EpochLines()],
-        accelerator=accelerator,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=sys.stdout.isatty(),  # where the bar is drawn
-    )
-    trainer.fit(module, loader)
+    callbacks = [recorder, SignalsBack(), *([] if sys.stdout.isatty() else [EpochLines()])]
+    try:
+        trainer = Trainer(
+            max_epochs=epochs,
+            callbacks=callbacks,
+            accelerator=accelerator,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=sys.stdout.isatty(),  # where the bar is drawn
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise ValueError(
+            f"Expected --accelerator to be auto, or one that this machine has, but got {accelerator!r} ({error})"
+        ) from error
+    try:
+        trainer.fit(module, loader)
+    except SystemExit:
+        raise KeyboardInterrupt from None  # Lightning's answer to one
     return recorder.scores()
 
 
@@ -145,45 +136,33 @@ def make_network(path: str | None, num_classes: int, channels: int) -> nn.Module
     module, _, name = path.rpartition(".")
     try:
         made = getattr(importlib.import_module(module), name)(num_classes=num_classes, in_channels=channels)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # of any code
+        reason = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"Expected --network to be a function of num_classes and in_channels, but got {path!r} ({error})."
+            f"Expected --network to be a function of num_classes and in_channels, but got {path!r} ({reason})."
         ) from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"Expected --network to make a torch module, but {path!r} made a {type(made).__name__}.")
     return made
 
 
-def output_files(out: str, picture: str, overwrite: bool) -> tuple[Path, Path | None]:
-    """Where the ranking and the picture go: beside those of an earlier command, if there are some.
-
-    Args:
-        out: the file of the ranking.
-        picture: that of the picture, or ``"none"``.
-        overwrite: whether earlier ones are replaced.
-
-    Returns:
-        Both files; None without a picture.
-
-    Raises:
-        ValueError: if a folder can't be written in.
-        ImportError: if what draws the picture is missing.
-    """
-    if picture != "none":
-        require_package("matplotlib", "the picture (--images=none leaves it out)")
-    wanted = [Path(out)] + ([Path(picture)] if picture != "none" else [])
-    for name, file in zip(("--out", "--images"), wanted, strict=False):
-        folder = file.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK) or file.is_dir():
-            raise ValueError(f"Expected {name} to be a file in a folder that can be written in, but got '{file}'.")
-    files, number = wanted, 1
-    while not overwrite and any(file.exists() for file in files):
-        number += 1
-        files = [file.with_name(f"{file.stem}-{number}{file.suffix}") for file in wanted]
-    if number > 1:
-        there = ", ".join(str(file) for file in wanted if file.exists())
-        print(f"{there} stays as it is: writing {' and '.join(map(str, files))} (--overwrite replaces it)", flush=True)
-    return files[0], files[1] if len(files) > 1 else None
+def _try_network(path: str, network: nn.Module, images: OwnImages) -> None:
+    """Refuse a network that cannot be trained, or doesn't turn these images into a logit for each class."""
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError(f"Expected --network to make a module with parameters to train, but {path!r} has none.")
+    try:
+        with torch.no_grad():
+            logits = network.eval()(images.source.images[:2].float() / 255)
+    except Exception as error:  # of any code
+        shape = list(images.source.images.shape[1:])
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"Expected --network to take images of shape {shape}, but {path!r} raises {reason}") from error
+    network.train()
+    got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if got != [2, images.num_classes]:
+        raise ValueError(
+            f"Expected --network to return logits [N, {images.num_classes}], but got {got} from {path!r} for 2 images."
+        )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -193,21 +172,31 @@ def run(options: argparse.Namespace) -> None:
         ValueError: in one line, if an option or the data don't fit.
         ImportError: in one line, if a package is missing.
     """
-    for name, value in (("--epochs", options.epochs), ("--batch-size", options.batch_size), ("--top", options.top)):
-        if value < (2 if name == "--batch-size" else 1):
-            raise ValueError(f"Expected {name} to be at least {2 if name == '--batch-size' else 1}, but got {value}.")
-    if not 0 <= options.noise < 1:
-        raise ValueError(f"Expected --noise to be at least 0 and less than 1, but got {options.noise}.")
+    check_options(options)
     out, picture = output_files(options.out, options.images, options.overwrite)
     images = read_images(options.data, options.image_size)
     count, channels, height, width = images.source.images.shape
-    if count < 2 or images.num_classes < 2:
-        raise ValueError(f"Expected images of at least 2 classes, but got {count} of {images.num_classes}.")
     given = images.source.labels
+    present = len(given.unique())
+    if present < 2:
+        raise ValueError(f"Expected images of at least 2 classes, but got {count:,} of {present}.")
+    if picture is not None and channels not in (1, 3):
+        raise ValueError(
+            f"Expected images of 1 or 3 channels for the picture, but got {channels} (--images=none leaves it out)."
+        )
     labels = with_symmetric_noise(given, options.noise, images.num_classes, stream(options.seed, "label noise"))
+    if options.noise and not 0 < int((labels != given).sum()) < count:
+        raise ValueError(f"Expected --noise to replace some of {count:,} labels, but {options.noise} is none or all.")
     seed_everything(options.seed, verbose=False)
     network = make_network(options.network, images.num_classes, channels)
-    print(f"{count:,} images of {height} x {width}, {images.num_classes} classes; {options.epochs} epochs", flush=True)
+    if options.network is not None:
+        _try_network(options.network, network, images)
+    epochs = f"{options.epochs} epoch{'' if options.epochs == 1 else 's'}"
+    print(f"{count:,} images of {height} x {width}, {images.num_classes} classes; {epochs}", flush=True)
+    if out != Path(options.out):
+        there = " and ".join(name for name in (options.out, options.images) if Path(name).exists())
+        files = " and ".join(str(file) for file in (out, picture) if file is not None)
+        print(f"Writing {files}: there is {there} already (--overwrite replaces such files)", flush=True)
     start = time.perf_counter()
     chosen = {name: getattr(options, name) for name in ("epochs", "lr", "batch_size", "seed", "accelerator")}
     scores = find_label_errors(images, labels, network=network, **chosen)
@@ -263,8 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(options)
     except KeyboardInterrupt:
-        print("\nInterrupted: nothing was written.", file=sys.stderr)
-        return 130
+        print(f"\n{INTERRUPTED}", file=sys.stderr)
+        return signals.exit_code()
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         missing = missing_package(error)
         if isinstance(error, (ImportError, RuntimeError)) and missing is None:

@@ -37,9 +37,9 @@ def read_images(data: str, image_size: int = 32) -> OwnImages:
     """Read images.
 
     Args:
-        data: ``"digits"``; an `.npz` with uint8 `images` ``[N, H, W]`` or ``[N, H, W, C]`` and whole numbers `labels`,
-            or `train_images` and `train_labels`; or a folder with a folder of image files for each class (`train/` in
-            it, if there is one).
+        data: ``"digits"``; an `.npz` with uint8 `images` ``[N, H, W]`` or ``[N, H, W, C]`` and `labels`, whole numbers
+            or names of classes, or `train_images` and `train_labels`; or a folder with a folder of image files for each
+            class (`train/` in it, if there is one).
         image_size: H = W that images of files are scaled and cut to.
 
     Returns:
@@ -71,13 +71,19 @@ def read_images(data: str, image_size: int = 32) -> OwnImages:
         images, labels = (archive[name] for name in names)
     if images.ndim not in (3, 4):
         raise ValueError(f"Expected `{names[0]}` to be [N, H, W] or [N, H, W, C], but got shape {list(images.shape)}.")
+    class_names = None
+    if labels.dtype.kind == "U":  # names
+        class_names, labels = np.unique(labels, return_inverse=True)
     if not np.issubdtype(labels.dtype, np.integer) or labels.size == 0:
-        raise ValueError(f"Expected `{names[1]}` to be whole numbers, but got {labels.dtype} of {list(labels.shape)}.")
+        words = "whole numbers, or names of classes"
+        raise ValueError(f"Expected `{names[1]}` to be {words}, but got {labels.dtype} of {list(labels.shape)}.")
     classes = int(labels.max()) + 1
+    if classes > max(labels.size, 2**8):
+        raise ValueError(f"Expected `{names[1]}` to be numbers of classes from 0, but got {labels.max()} among them.")
     height, width, channels = (*images.shape[1:], 1)[:3]
     size = (height, width)
     checked = memory_images(images, labels, split="train", num_classes=classes, channels=channels, image_size=size)
-    return OwnImages(checked, classes)
+    return OwnImages(checked, classes, None if class_names is None else [str(name) for name in class_names])
 
 
 def _of_folder(path: Path, image_size: int) -> OwnImages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,9 @@ class LabelScores:
         order = self.ranking(kind).tolist()
         last = max(1, len(order) - 1)
         names = ["index", *(["file"] if files is not None else []), "given_label", "predicted_label", "score"]
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        target = Path(path)
+        aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")  # renamed when it is whole
+        with open(aside, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow([*names, "label_quality", "is_label_issue"])
             for rank, i in enumerate(order):
@@ -102,6 +105,7 @@ class LabelScores:
                 named = [files[i]] if files is not None else []
                 values = [f"{float(score[i]):.6g}", f"{rank / last:.6f}", given != suggested]
                 writer.writerow([i, *named, given, suggested, *values])
+        os.replace(aside, target)
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lightning_fisher.label_errors.command import main
+from lightning_fisher.label_errors.images import read_images
 
 RNG = np.random.default_rng(0)
 
@@ -93,11 +94,25 @@ def test_noise_of_its_own_is_found(hidden, capsys: pytest.CaptureFixture[str]) -
         (["empty"], "to hold a folder of images for each class"),
         (["other.npz"], "to be named images, labels or train_images, train_labels, but got x"),
         (["flat.npz"], r"to be [N, H, W] or [N, H, W, C], but got shape [4, 9]"),
-        (["float.npz"], "`labels` to be whole numbers, but got float64"),
+        (["float.npz"], "`labels` to be whole numbers, or names of classes, but got float64"),
         (["digits", "--epochs", "0"], "--epochs to be at least 1, but got 0"),
         (["digits", "--noise", "1"], "--noise to be at least 0 and less than 1, but got 1.0"),
         (["digits", "--network", "torch.nn.Nothing"], "--network to be a function of num_classes and in_channels"),
         (["digits", "--network", "builtins.dict"], "made a dict"),
+        (["digits", "--network", "os.abort.x"], "--network to be a function of num_classes and in_channels"),
+        (["named.npz", "--network", "torch.nn.Identity"], "--network to make a module with parameters to train"),
+        (["digits", "--noise", "nan"], "--noise to be at least 0 and less than 1, but got nan"),
+        (["named.npz", "--noise", "0.001"], "--noise to replace some of 4 labels, but 0.001 is none or all"),
+        (["digits", "--lr", "nan"], "--lr to be a positive number, but got nan"),
+        (["digits", "--lr", "-1"], "--lr to be a positive number, but got -1.0"),
+        (["digits", "--seed", "-1"], "--seed to be at least 0, but got -1"),
+        (["digits", "--seed", "4294967296"], "--seed to be at most 4294967295, but got 4294967296"),
+        (["digits", "--image-size", "0"], "--image-size to be at least 1, but got 0"),
+        (["digits", "--images", "a.xyz"], "--images to end in .avif, "),
+        (["digits", "--images", "a.png", "--out", "a.png"], "--out and --images to be two files, but got 'a.png'"),
+        (["one.npz"], "at least 2 classes, but got 4 of 1"),
+        (["large.npz"], "`labels` to be numbers of classes from 0, but got 3000 among them"),
+        (["two.npz"], "images of 1 or 3 channels for the picture, but got 2 (--images=none leaves it out)"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -108,12 +123,43 @@ def test_mistakes_are_one_line(
     np.savez("other.npz", x=np.zeros(3))
     np.savez("flat.npz", images=np.zeros((4, 9), np.uint8), labels=np.arange(4))
     np.savez("float.npz", images=np.zeros((4, 3, 3), np.uint8), labels=np.zeros(4))
+    images = np.arange(36, dtype=np.uint8).reshape(4, 3, 3)
+    np.savez("named.npz", images=images, labels=["ant", "bee", "ant", "bee"])
+    np.savez("one.npz", images=images, labels=np.full(4, 1))
+    np.savez("large.npz", images=images, labels=1000 * np.arange(4))
+    np.savez("two.npz", images=np.stack([images, images], axis=-1), labels=np.arange(4) % 2)
     assert main(arguments) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert said.startswith("Error: ")
     assert expected in said
     assert not Path("label_errors.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--score", "los"], "argument --score: invalid choice: 'los' (choose from"),
+        (["--epochs", "x"], "argument --epochs: invalid int value: 'x'"),
+        (["--epoch-number", "3"], "unrecognized arguments: --epoch-number 3"),
+    ],
+)
+def test_options_that_cannot_be_read_are_one_line(
+    options: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["digits", *options])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith(f"Error: {expected}")
+
+
+def test_names_of_classes(hidden) -> None:
+    np.savez("my.npz", images=hidden["images"], labels=np.array(["eel", "dog", "cat"])[hidden["labels"]])
+    found = read_images("my.npz")
+    assert found.class_names == ["cat", "dog", "eel"]
+    assert found.source.labels.tolist() == [[2, 1, 0][k] for k in hidden["labels"]]
 
 
 def test_it_imports_no_experiment() -> None:

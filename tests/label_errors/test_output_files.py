@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lightning_fisher.label_errors.command import main, output_files
+from lightning_fisher.label_errors.command import main
+from lightning_fisher.label_errors.options import output_files
 
 QUICK = ["--epochs", "1", "--batch-size", "16", "--accelerator", "cpu"]
 
@@ -27,9 +29,7 @@ def test_earlier_files_stay(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["my.npz", *QUICK, "--seed", "1"]) == 0
     said = capsys.readouterr().out
     assert {name: (here / name).read_bytes() for name in before} == before
-    assert (
-        "label_errors.csv, label_errors.png stays as it is: writing label_errors-2.csv and label_errors-2.png" in said
-    )
+    assert "Writing label_errors-2.csv and label_errors-2.png: there is label_errors.csv and label_errors.png" in said
     assert "label_errors-2.csv: all images" in said
     assert (here / "label_errors-2.csv").read_bytes() != before["label_errors.csv"]
     assert main(["my.npz", *QUICK, "--seed", "1", "--overwrite"]) == 0
@@ -45,7 +45,15 @@ def test_both_files_have_one_number(here: Path, capsys: pytest.CaptureFixture[st
     assert output_files("b.csv", "none", overwrite=False) == (Path("b.csv"), None)
 
 
-@pytest.mark.parametrize("options", [["--out", "no/such/folder.csv"], ["--images", "no/picture.png"], ["--out", "."]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--out", "no/such/folder.csv"],
+        ["--images", "no/picture.png"],
+        ["--out", "."],
+        pytest.param(["--out", "/proc/x.csv"], marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux's")),
+    ],
+)
 def test_where_nothing_can_be_written(options: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["my.npz", *QUICK, *options]) == 1
     said = capsys.readouterr()

@@ -86,7 +86,7 @@ def test_ignored_signals_stay_ignored(tmp_path: Path) -> None:
     """`nohup` and background jobs of scripts start with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        from lightning_fisher.experiment import signals
+        from lightning_fisher.command_line import signals
 
         with signals.listening():
             os.kill(os.getpid(), signal.SIGINT)

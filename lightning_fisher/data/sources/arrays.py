@@ -31,7 +31,8 @@ def load_arrays(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if no path is given, the file isn't such an archive, or its arrays are not as described.
+        ValueError: if no path is given, the file isn't such an archive, its arrays are not as described, or its
+            training labels are all the same.
     """
     require_archive(path)
     assert path is not None
@@ -64,4 +65,9 @@ def load_arrays(
         )
         for split in (("train", "test", "val") if own_validation else ("train", "test"))
     )
+    if train.labels.eq(train.labels[0]).all():
+        raise ValueError(
+            f"Expected `train_labels` in {str(path)!r} to hold at least 2 classes, but all {len(train.labels)} are "
+            f"{int(train.labels[0])}."
+        )
     return SourceSplits(train, test, *validation)

@@ -7,10 +7,14 @@ import re
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning_fisher.arguments import suggestion
 from lightning_fisher.exceptions import ConfigError, RunError
 from lightning_fisher.optional_packages import LAUNCHERS, missing_package
+
+if TYPE_CHECKING:
+    from yaml import MarkedYAMLError
 
 PLACE = re.compile(r"(full_key: |object_type=|reference_type=|See https)")  # lines of OmegaConf's messages
 MALFORMED = re.compile("missing EQUAL|mismatched input|extraneous input|NoViableAlt|no viable alternative")
@@ -60,6 +64,7 @@ def explain(
     """
     from hydra.errors import HydraException, InstantiationException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import MarkedYAMLError
 
     if isinstance(error, (ConfigError, RunError)):
         return one_line(error)
@@ -76,8 +81,18 @@ def explain(
         return _explain_instantiation(error)
     if isinstance(error, (HydraException, OmegaConfBaseException)) or _is_hydras(error):
         return _explain_composition(error, list(options), groups or {}, overrides)
+    if isinstance(error, MarkedYAMLError):
+        return _explain_yaml(error)
     unreadable = re.search(r"Cannot read the image .*", str(error))  # perhaps in a worker's long message
     return unreadable.group() if unreadable else None
+
+
+def _explain_yaml(error: MarkedYAMLError) -> str:
+    """Name the file and the line that isn't YAML."""
+    mark = error.problem_mark or error.context_mark
+    where = "a config file" if mark is None else f"`{mark.name}`"
+    line = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
+    return f"Expected {where} to be YAML, but got a mistake{line}: {error.problem or error.context}."
 
 
 def _is_hydras(error: BaseException) -> bool:
@@ -189,6 +204,8 @@ def _explain_composition(
     if gone:
         where = re.search(r"full_key: (?!hydra\.)(\S+)", text)
         return f"Expected option `{where.group(1) if where else gone.group(1)}` to be there, but there is none."
+    if "Could not append to config" in text and (there := re.search(r"already at '([^']+)'", text)):
+        return f"Option `{there[1]}` exists already: set it without `+`."
     if MALFORMED.search(text):
         return _explain_malformed(text, overrides)
     if not text.strip():

@@ -139,8 +139,11 @@ def _check_nodes(values: dict[str, Any], nodes: list[str]) -> None:
     """What has options below it keeps them."""
     for node in nodes:
         if node in values and not (values[node] is None and node in ("model.scheduler", "stop", "study", "comparison")):
-            group = node.replace(".", "/")
-            choices = config_groups().get(group, [])
+            groups = config_groups()
+            group = next((g for g in (node.replace(".", "/"), node.rpartition(".")[2]) if g in groups), "")
+            choices = groups.get(group, [])
+            if values[node] in choices:
+                raise refuse(node, f"a node (`{group}={values[node]}` chooses one)", values[node])
             how = f"choose one, such as `{group}={choices[0]}`, or " if choices else ""
             raise refuse(node, f"a node: {how}set an option of it", values[node])
 

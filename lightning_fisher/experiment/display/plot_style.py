@@ -10,8 +10,10 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PURPLE, SKY, BLACK, GRAY = "#CC79A7", "#56B4E9", "#000000", "#666666"
@@ -112,9 +114,26 @@ def signed(text: str) -> str:
     return re.sub(r"(?<![\w.])-(?=[\d.])", "−", text)
 
 
+def plain_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis of less than a decade with plain numbers, instead of 2 × 10⁰, 3 × 10⁰.
+
+    Very small and very large numbers keep their powers of ten.
+    """
+    low, high = sorted(axis.get_view_interval())
+    if axis.get_scale() != "log" or not 1e-4 <= low < high < min(10 * low, 1e6):
+        return
+    axis.set_major_locator(MaxNLocator(4))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Save a figure as PNG and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for axes in figure.axes:
+        axes.autoscale_view()
+        plain_ticks(axes.xaxis)
+        plain_ticks(axes.yaxis)
     with matplotlib.rc_context(RC):
         figure.savefig(path)
     return path

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_fisher.command_line.parser import OneLineParser
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.error_messages import listing
 from lightning_fisher.experiment.display.terminal import print_report
@@ -235,7 +235,7 @@ def report(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; exits with 1 and one line on a mistake."""
-    parser = argparse.ArgumentParser(prog="python -m lightning_fisher.experiment.report", description=__doc__)
+    parser = OneLineParser(prog="python -m lightning_fisher.experiment.report", description=__doc__)
     parser.add_argument("folder", type=Path, help="any folder with runs (result.json) at or below it")
     parser.add_argument("--x", help="the option on the x axis, such as data.confusion_size")
     parser.add_argument("--by", help="the option or group that makes the lines, such as reg")

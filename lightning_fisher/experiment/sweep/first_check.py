@@ -11,8 +11,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue
 
+from lightning_fisher.command_line import signals
 from lightning_fisher.exceptions import ConfigError
-from lightning_fisher.experiment import context, signals
+from lightning_fisher.experiment import context
 from lightning_fisher.experiment.config.compose import config_groups, known_options, refuse_shadowed
 from lightning_fisher.experiment.config.error_messages import explain
 from lightning_fisher.experiment.config.files import check_files

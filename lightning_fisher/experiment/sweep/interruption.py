@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_fisher.experiment import context, signals
+from lightning_fisher.command_line import signals
+from lightning_fisher.experiment import context
 from lightning_fisher.experiment.records import run_folders
 from lightning_fisher.experiment.sweep import job_record
 

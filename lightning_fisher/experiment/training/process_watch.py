@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_fisher.command_line import signals
 from lightning_fisher.exceptions import RunError
-from lightning_fisher.experiment import signals
 
 PATIENCE_SECONDS = 5.0  # for this process to notice by itself that another has ended
 POLL_SECONDS = 0.2

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from lightning_fisher.command_line.parser import OneLineParser
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.records.result import require_rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns 1, and prints one line, on a mistake."""
-    parser = argparse.ArgumentParser(prog="python -m lightning_fisher.experiment.zoo", description=__doc__)
+    parser = OneLineParser(prog="python -m lightning_fisher.experiment.zoo", description=__doc__)
     parser.add_argument("folder", type=Path, help="any folder with runs (result.json) at or below it")
     parser.add_argument("--pack", action="store_true", help="write the weights of all networks into weights.npz")
     parser.add_argument("--train", type=Path, metavar="OUT", help="train networks without weights again, into OUT")

@@ -32,6 +32,8 @@ NAMES: list[Mistake] = [
     (["reg=null"], ["by name", "`reg=none`", "null"]),
     (["reg._target_=nowhere.Nothing"], ["reg", "nowhere.Nothing"]),
     (["+data._partial_=true"], ["`data._target_`", "ImageDataModule"]),
+    (["model.optimizer=adam"], ["`model.optimizer`", "node", "`optimizer=adam` chooses one"]),
+    (["+model.max_epochs=3"], ["Option `model.max_epochs` exists already", "without `+`"]),
 ]
 SWEEPS: list[Mistake] = [
     (["reg=[fisher,sam]"], ["`reg`", "one of its configs", "`[fisher,sam]`", "-m reg=fisher,sam"]),

@@ -93,6 +93,7 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], list[str]]] = {
     "a label too large": (lambda: saved(train_labels=np.arange(60) % 11), ["`train_labels`", "0 to 9", "0 to 10"]),
     "a negative label": (lambda: saved(test_labels=np.arange(20) % 10 - 1), ["`test_labels`", "-1 to 8"]),
     "float labels": (lambda: saved(train_labels=np.zeros(60)), ["`train_labels`", "integers", "float64"]),
+    "one class": (lambda: saved(train_labels=np.full(60, 7)), ["`train_labels`", "at least 2 classes", "all 60 are 7"]),
     "too few labels": (lambda: saved(train_labels=np.zeros(59, int)), ["`train_labels`", "[60]", "[59]"]),
     "columns of labels": (lambda: saved(train_labels=np.zeros((60, 2), int)), ["`train_labels`", "[60, 2]"]),
 }

@@ -45,3 +45,14 @@ def test_what_is_not_chosen_or_the_same_is_no_matter(command: Command, tmp_path:
     shutil.copy(CONFIG_DIR / "model" / "cnn.yaml", tmp_path / "own" / "model" / "cnn.yaml")
     result = command(flag, "model=cnn", "trainer.max_epochs=0")
     assert "Expected option `trainer.max_epochs` to be an integer of at least 1" in result.err
+
+
+def test_a_file_that_is_no_yaml(command: Command, tmp_path: Path) -> None:
+    flag = own(tmp_path, "model/mine.yaml", "name: mine\nnet: [1\n")
+    result = command(flag, "model=mine")
+    assert result.code == 1
+    file = tmp_path / "own" / "model" / "mine.yaml"
+    assert result.err.startswith(
+        f"Error: Expected `{file}` to be YAML, but got a mistake in line 3, column 1: expected"
+    )
+    assert result.err.count("\n") == 1
