@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.functional.curvature.hessian import mean_loss_hessian
 
-
-FORWARD_PASSES: list[int] = []  # not an attribute of the network, which would be put back
+forward_passes: list[int] = []  # not an attribute of the network, which would be put back
 
 
 class Counted(nn.Module):
@@ -23,7 +22,7 @@ class Counted(nn.Module):
         self.noise = noise
 
     def forward(self, x: Tensor) -> Tensor:
-        FORWARD_PASSES.append(len(x))
+        forward_passes.append(len(x))
         return self.layers(x + self.noise * torch.randn_like(x))
 
 
@@ -103,22 +102,22 @@ def batch() -> tuple[Tensor, Tensor]:
 def test_forward_passes_are_not_repeated(batch: tuple[Tensor, Tensor]) -> None:
     net = Counted()
     oracle = dense_hessian(net, lambda: nn.functional.cross_entropy(net(batch[0]), batch[1]))
-    FORWARD_PASSES.clear()
+    forward_passes.clear()
     with mean_loss_hessian(net, *batch) as product:
         hessian = torch.stack([product(row) for row in torch.eye(product.size, dtype=torch.float64)])
     assert torch.allclose(hessian, oracle, rtol=0, atol=1e-14)
     # Is there anything to differentiate; the graph that is kept; one to compare it with.
-    assert FORWARD_PASSES == [7, 7, 7]
+    assert forward_passes == [7, 7, 7]
 
 
 def test_chunks_hold_no_graph(batch: tuple[Tensor, Tensor]) -> None:
     net = Counted()
     oracle = dense_hessian(net, lambda: nn.functional.cross_entropy(net(batch[0]), batch[1]))
     with mean_loss_hessian(net, *batch, chunk_size=3) as product:
-        FORWARD_PASSES.clear()
+        forward_passes.clear()
         hessian = torch.stack([product(row) for row in torch.eye(product.size, dtype=torch.float64)])
     assert torch.allclose(hessian, oracle, rtol=0, atol=1e-14)
-    assert FORWARD_PASSES == [3, 3, 1] * product.size
+    assert forward_passes == [3, 3, 1] * product.size
 
 
 @pytest.mark.parametrize("function", [Impatient, ImpatientOnce])
