@@ -6,7 +6,9 @@ import builtins
 import functools
 import io
 import logging
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +27,7 @@ def logging_modules(module: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def silenced(owners: Sequence[nn.Module], root: type) -> Iterator[None]:
-    """Nothing is logged, printed or written by `log`, `log_dict`, `print`, Python's `print` and `logging`, and `open`.
+    """Nothing is logged, printed or written by this thread: `log`, `log_dict`, `print`, `logging`, `open`.
 
     Args:
         owners: The LightningModules.
@@ -37,17 +39,24 @@ def silenced(owners: Sequence[nn.Module], root: type) -> Iterator[None]:
     before: list[dict[str, Any]] = [
         {name: vars(m)[name] for name in ("log", "log_dict", "print") if name in vars(m)} for m in owners
     ]
-    printed, opened, handled = builtins.print, io.open, logging.Logger.callHandlers
-    guarded = functools.partial(_open, opened, root.__module__.partition(".")[0])
+    thread, own = threading.get_ident(), root.__module__.partition(".")[0]
+    printed, opened, opened_by_io = builtins.print, builtins.open, io.open
+    handled = logging.Logger.callHandlers
+
+    def handle(logger: logging.Logger, record: logging.LogRecord) -> None:
+        if record.thread != thread:
+            handled(logger, record)
+
     try:
         for owner in owners:
             vars(owner).update(log=_nothing, log_dict=_nothing, print=_nothing)
         builtins.print = functools.partial(_print, printed)
-        builtins.open = io.open = guarded  # type: ignore[assignment]
-        logging.Logger.callHandlers = _nothing  # type: ignore[method-assign]
+        builtins.open = functools.partial(_open, opened, own, thread)  # type: ignore[assignment]
+        io.open = functools.partial(_open, opened_by_io, own, thread)  # type: ignore[assignment]
+        logging.Logger.callHandlers = handle  # type: ignore[method-assign, assignment]
         yield
     finally:
-        builtins.print, builtins.open, io.open = printed, opened, opened
+        builtins.print, builtins.open, io.open = printed, opened, opened_by_io
         logging.Logger.callHandlers = handled  # type: ignore[method-assign]
         for owner, saved in zip(owners, before, strict=True):
             for name in ("log", "log_dict", "print"):
@@ -64,9 +73,12 @@ def _print(original: Callable[..., None], *values: Any, file: Any = None, **kwar
         original(*values, file=file, **kwargs)
 
 
-def _open(original: Callable[..., Any], own: str, file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+def _open(
+    original: Callable[..., Any], own: str, thread: int, file: Any, mode: str = "r", *args: Any, **kwargs: Any
+) -> Any:
     """`open`, unless code of the user's writes."""
-    if set(str(mode)) & set("wax+"):
+    written = isinstance(file, (str, bytes, os.PathLike)) and bool(set(str(mode)) & set("wax+"))
+    if written and os.fsdecode(file) != os.devnull and threading.get_ident() == thread:
         frame = sys._getframe(1)
         while frame.f_back is not None and _top(frame.f_globals) in sys.stdlib_module_names - {"__main__"}:
             frame = frame.f_back  # `pathlib`, `gzip`

@@ -25,7 +25,7 @@ from lightning_fisher.callbacks.multipass.state.records.containers import Entrie
 from lightning_fisher.callbacks.multipass.state.records.generators import GeneratorState, is_generator
 from lightning_fisher.callbacks.multipass.state.records.metrics import MetricState
 from lightning_fisher.callbacks.multipass.state.records.modules import OF_MODULES, Tables, TensorAttributes
-from lightning_fisher.callbacks.multipass.state.records.names import Assigned, ContextValue, Namespace
+from lightning_fisher.callbacks.multipass.state.records.names import Assigned, ContextValue, Namespace, Namespaces
 from lightning_fisher.callbacks.multipass.state.records.record import MISSING, Record
 from lightning_fisher.callbacks.multipass.state.records.values import Memory, TensorValues, UncountedValues, Values
 from lightning_fisher.callbacks.multipass.state.sizes import (
@@ -80,8 +80,8 @@ class Walk:
     ) -> None:
         self._thorough, self._deep = thorough, deep
         self._own = type(module).__module__.partition(".")[0]
-        self._tables, self._on_tensors = Tables(), TensorAttributes()
-        self.records: list[Record] = [self._tables, self._on_tensors]
+        self._tables, self._on_tensors, self._layers = Tables(), TensorAttributes(), Namespaces()
+        self.records: list[Record] = [self._tables, self._on_tensors, self._layers]
         self.tensors: list[tuple[str, Tensor]] = []
         self.exchanged: list[tuple[places.Place, Any, Any]] = []
         self._stand_ins: dict[int, Any] = {}
@@ -136,12 +136,14 @@ class Walk:
         if isinstance(module, Metric):
             self.records.append(MetricState(module, self._thorough, self._deep))
             return
-        self.records.append(Namespace(attributes, apart=OF_MODULES))
+        own_names = Namespace(attributes, apart=OF_MODULES)
         if type(module).__module__.startswith("torch.nn."):
+            self._layers.add(own_names)
             for key, value in attributes.items():
                 if key not in OF_MODULES and type(value) in (list, dict):  # the names in a ParameterDict
                     self._visit(value, f"{name}.{key}")
             return
+        self.records.append(own_names)
         for key, value in attributes.items():
             if key not in OF_MODULES and type(value) not in PLAIN:
                 self._visit(value, f"{name}.{key}", places.entry(attributes, key))
@@ -185,7 +187,8 @@ class Walk:
         elif isinstance(value, (tuple, frozenset)):
             self._items(None, enumerate(value), name)
         elif isinstance(value, _VIEWS):
-            self._items(None, dict(getattr(value, "mapping", value)).items(), name)
+            viewed: Any = getattr(value, "mapping", value)
+            self._items(None, dict(viewed).items(), name)
         elif isinstance(value, (bytearray, array.array)):
             self.records.append(Values(value))
         elif isinstance(value, memoryview):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable, Iterable
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -26,7 +27,7 @@ class Namespace(Record):
     """
 
     def __init__(self, names: dict[str, Any], only: Iterable[str] | None = None, apart: Iterable[str] = ()) -> None:
-        self._names, self._apart, self._length = names, apart, len(names)
+        self.names, self._apart, self._length = names, apart, len(names)
         self._only = None if only is None else list(only)
         if self._only is not None:
             self._before = {name: names.get(name, MISSING) for name in self._only}
@@ -36,7 +37,7 @@ class Namespace(Record):
             self._before = dict(names)
 
     def _same(self) -> bool:
-        names, before = self._names, self._before
+        names, before = self.names, self._before
         same = all(map(is_, map(names.get, before), before.values()))
         return same and (self._only is not None or len(names) == self._length)
 
@@ -44,12 +45,12 @@ class Namespace(Record):
         """See `Record`."""
         if self._same():
             return self
-        now = Namespace(self._names, self._only, self._apart)
+        now = Namespace(self.names, self._only, self._apart)
         return now if differ_in_numbers(self._before, now._before) else None
 
     def restore(self) -> bool:
         """See `Record`."""
-        names, before = self._names, self._before
+        names, before = self.names, self._before
         new: Iterable[str] = ()
         if self._same():
             return False
@@ -71,13 +72,52 @@ class Namespace(Record):
     def restore_numbers(self) -> None:
         """See `Record`."""
         if self._only is None:
-            for name in self._names.keys() - self._before.keys() - set(self._apart):
-                if counts_once(self._names[name]):
-                    del self._names[name]
+            for name in self.names.keys() - self._before.keys() - set(self._apart):
+                if counts_once(self.names[name]):
+                    del self.names[name]
         for name, value in self._before.items():
-            now = self._names.get(name, MISSING)
+            now = self.names.get(name, MISSING)
             if now is not value and (counts_once(value) or is_moving_average(value, now)):
-                self._names[name] = value
+                self.names[name] = value
+
+
+class Namespaces(Record):
+    """Many dictionaries of attributes that hardly ever change (of layers), looked at together."""
+
+    def __init__(self, members: Iterable[Namespace] = ()) -> None:
+        self._members: list[Namespace] = []
+        self._names: list[dict[str, Any]] = []
+        self._values: list[Any] = []
+        for member in members:
+            self.add(member)
+
+    def add(self, member: Namespace) -> None:
+        """One more."""
+        self._members.append(member)
+        self._names.append(member.names)
+        self._values += member.names.values()
+
+    def _same(self) -> bool:
+        now = chain.from_iterable(map(dict.values, self._names))
+        return sum(map(len, self._names)) == len(self._values) and all(map(is_, now, self._values))
+
+    def renewed(self) -> Record | None:
+        """See `Record`."""
+        if self._same():
+            return self
+        renewed = [member.renewed() for member in self._members]
+        complete = [member for member in renewed if isinstance(member, Namespace)]
+        return Namespaces(complete) if len(complete) == len(renewed) else None
+
+    def restore(self) -> bool:
+        """See `Record`."""
+        return not self._same() and sum(member.restore() for member in self._members) > 0
+
+    def restore_numbers(self) -> None:
+        """See `Record`."""
+        if not self._same():
+            for member in self._members:
+                member.restore_numbers()
 
 
 class Assigned(Record):
