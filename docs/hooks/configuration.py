@@ -70,7 +70,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def _index(files: list[ConfigFile]) -> str:
     (main,) = (file for file in files if file.path.name == "config.yaml" and len(file.path.parts) == 1)
     groups = "\n".join(
-        f"| [`{group}`]({group}.md) | `{choice}` | {_text(comment)} |"
+        f"| [`{group}`]({group}.md) | `{choice or 'none'}` | {_text(comment)} |"
         if (CONF / group).is_dir() and group != "size"
         else f"| `{group}` | `{choice}` | {_text(comment)} |"
         for group, choice, comment in main.defaults

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import lightning_fisher
 from lightning_fisher.command_line import signals
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment import context
@@ -38,6 +39,8 @@ from lightning_fisher.experiment.sweep import jobs
 from lightning_fisher.experiment.sweep.interruption import last_words
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+
+SWEPT = "multirun.yaml"  # Hydra's
 
 
 def task(cfg: DictConfig) -> None:
@@ -99,9 +102,9 @@ def _fail(error: Exception) -> None:
     overrides = [a for a in sys.argv[1:] if not a.startswith("-")]
     command, rank = context.current(), context.rank()
     folder = command.folder
-    if isinstance(error, OSError) and error.errno is not None and not command.started:  # not Hydra's own
-        where = error.filename or folder
-        line = f"Expected option `hydra.run.dir` to be a writable folder, but got `{where}` ({error.strerror})."
+    if isinstance(error, OSError) and error.errno is not None and (not command.started or _of_sweep(error)):
+        where, option = error.filename or folder, "sweep" if _of_sweep(error) else "run"
+        line = f"Expected option `hydra.{option}.dir` to be a writable folder, but got `{where}` ({error.strerror})."
     else:
         known = [] if isinstance(error, ConfigError) else known_options(overrides)
         line = explain(error, known, config_groups(), overrides) or _unexpected(error, folder, rank)
@@ -110,6 +113,12 @@ def _fail(error: Exception) -> None:
             run_folders.restore_sweep_config(folder, command.sweep_config)
         run_folders.discard(folder)
     print(f"Error: {f'process {rank}: ' if rank else ''}{line}", file=sys.stderr, flush=True)
+
+
+def _of_sweep(error: OSError) -> bool:
+    """Whether Hydra couldn't make the folder of the sweep, or the file that it writes there first."""
+    sweep, file = context.current().sweep, error.filename
+    return sweep is not None and file is not None and Path(file).absolute() in (sweep, *sweep.parents, sweep / SWEPT)
 
 
 def _unexpected(error: Exception, folder: Path | None, rank: int) -> str:
@@ -137,8 +146,7 @@ def _check_flags() -> None:
         raise ConfigError(f"Expected flags as `--help` lists them, but got {message}{hint}.")
 
     parser.error = refuse  # type: ignore[method-assign]
-    if "--version" not in sys.argv:  # would print it, and end
-        parser.parse_args(sys.argv[1:])
+    parser.parse_args(sys.argv[1:])
 
 
 def flags_first(arguments: list[str]) -> list[str]:
@@ -172,6 +180,9 @@ def _let_workers_find_the_package() -> None:
 
 def main() -> None:
     """Compose, run and answer; exits with 1 on an error, and if a job of a sweep failed."""
+    if "--version" in sys.argv[1:]:
+        print(f"lightning-fisher {lightning_fisher.__version__} (Hydra {hydra.__version__})")
+        return
     command = context.begin(debug=_debug_wanted(sys.argv[1:]))
     before = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"  # Hydra raises to the handlers below instead of printing its own report

@@ -84,6 +84,6 @@ def test_a_mean_a_difference_and_a_rank_correlation_by_hand():
     assert f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]".replace("-", "−") in text
 
     fit = [r for r in rows("scenario_confusion-digits") if r["train_error"] == 0]
-    text = (ROOT / "docs" / "results-random-labels.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     tau = stats.kendalltau([r["gamma"] for r in fit], [r["test_error"] for r in fit]).statistic
     assert f"γ̂ {tau:.2f} [" in text

@@ -31,8 +31,8 @@ def load_arrays(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if no path is given, the file isn't such an archive, its arrays are not as described, or its
-            training labels are all the same.
+        ValueError: if no path is given, the file isn't such an archive, its arrays are not as described, one of the two
+            for validation is missing, or the training labels are all the same.
     """
     require_archive(path)
     assert path is not None
@@ -54,6 +54,9 @@ def load_arrays(
         raise ValueError(
             f"Expected the arrays in {str(path)!r} to be named {', '.join(KEYS)}, but got {', '.join(names)}."
         )
+    half = [name for name in VALIDATION_KEYS if name in names]
+    if len(half) == 1:
+        raise ValueError(f"Expected {' and '.join(VALIDATION_KEYS)} in {str(path)!r}, or neither, but got {half[0]}.")
     train, test, *validation = (
         memory_images(
             arrays[f"{split}_images"],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lightning_fisher.data.sources.fingerprint import fingerprint
 from lightning_fisher.experiment import context
@@ -40,11 +41,21 @@ def flat_config(cfg: DictConfig) -> dict[str, Any]:
     container = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(container, dict)
     container.pop("hydra", None)
-    flat = {}
-    for key in flatten(container):
-        value = OmegaConf.select(cfg, key)
-        flat[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    flat = flatten(container)
+    for key, written in flat.items():
+        if _refers(written):
+            value = OmegaConf.select(cfg, key)
+            flat[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     return flat
+
+
+def _refers(written: Any) -> bool:
+    """Whether a value is another than what is written: it refers to others, or is missing."""
+    if isinstance(written, str):
+        return "${" in written or written == MISSING
+    if isinstance(written, dict):
+        return any(map(_refers, written.values()))
+    return isinstance(written, list) and any(map(_refers, written))
 
 
 def is_hashed(key: str, value: str) -> bool:
@@ -63,7 +74,9 @@ def hash_by_place(cfg: DictConfig) -> str:
     return config_hash(cfg, machine=True, content=False)
 
 
-def config_hash(cfg: DictConfig, *, machine: bool = False, content: bool = True) -> str:
+def config_hash(
+    cfg: DictConfig, *, machine: bool = False, content: bool = True, flat: Mapping[str, Any] | None = None
+) -> str:
     """Hash everything that determines the result: 8 hexadecimal digits of SHA-256.
 
     Loggers, progress bars, worker counts, the accelerator, the place of the data set and whether it may be fetched are
@@ -77,13 +90,14 @@ def config_hash(cfg: DictConfig, *, machine: bool = False, content: bool = True)
         cfg: the composed config.
         machine: whether the options of the machine count too.
         content: whether the content of the user's own data counts, and not their place.
+        flat: its values (`flat_config`), where they are known.
     """
     hashed_as = {"data.download": False} if machine else HASHED_AS
     scoring = is_scoring(cfg)
     left_out = NOT_HASHED if scoring else (*NOT_HASHED, "score.")
     flat = {
         key: hashed_as.get(key, value)
-        for key, value in flat_config(cfg).items()
+        for key, value in (flat_config(cfg) if flat is None else flat).items()
         if not key.startswith(left_out) and not key.endswith(NOT_HASHED_ENDINGS) and not is_as_before(key, value)
     }
     place = PLACES.get(str(flat.get("data.name")))

@@ -169,6 +169,8 @@ def _explain_composition(
         listed = re.search(r"Available options in '[^']+':\n((?:\s+\S+\n?)*)", text)
         available = groups.get(group) or (listed.group(1).split() if listed else [])
         near = did_you_mean(name, available)
+        if group in ("logger", "callbacks") and name in ("none", "null"):
+            near = f" `{group}=[]` chooses none."
         if group == "hydra/launcher" and name in LAUNCHERS:
             near = f" This needs its plugin, which is not installed: {LAUNCHERS[name]}"
         return f"Expected option `{group}` to be {listing(available)}, but got `{name}`.{near}"

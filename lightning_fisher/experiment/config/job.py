@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lightning_fisher.experiment.config.config_hash import config_hash, earlier_hash
+from lightning_fisher.experiment.config.config_hash import config_hash, earlier_hash, flat_config
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,14 @@ class Job:
         )
 
     @functools.cached_property
+    def values(self) -> dict[str, Any]:
+        """The values of its options, resolved and flat."""
+        return flat_config(self.cfg)
+
+    @functools.cached_property
     def config_hash(self) -> str:
         """Identifies its result."""
-        return config_hash(self.cfg)
+        return config_hash(self.cfg, flat=self.values)
 
     @functools.cached_property
     def earlier_hash(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -59,10 +59,12 @@ def shown(value: Any) -> str:
 def refuse(key: str, allowed: str, value: Any, choices: Iterable[str] = ()) -> ConfigError:
     """Make the error of an option: its name, what is allowed, the value received, and which of a few words is near."""
     near = suggestion(value, choices)
+    if isinstance(value, Sequence) and not isinstance(value, str) and value and "list" not in allowed:
+        near = f" `-m {key}={','.join(map(shown, value))}` runs one job for each."
     return ConfigError(f"Expected option `{key}` to be {allowed}, but got `{shown(value)}`.{near}")
 
 
-def check_config(cfg: DictConfig, overrides: list[str]) -> None:
+def check_config(cfg: DictConfig, overrides: list[str], values: dict[str, Any] | None = None) -> None:
     """Check names, types and ranges of a composed config.
 
     A value must have the type its option has by default, where the default is not null.
@@ -70,6 +72,7 @@ def check_config(cfg: DictConfig, overrides: list[str]) -> None:
     Args:
         cfg: the composed config.
         overrides: the command's overrides; those that choose groups give the defaults to compare with.
+        values: those of the config (`flat_config`), where they are known.
 
     Raises:
         ConfigError: naming the first option that is wrong, what it may be, and what it is.
@@ -77,7 +80,7 @@ def check_config(cfg: DictConfig, overrides: list[str]) -> None:
     before, usual_raw, nodes = _default_values(overrides)
     raw = unresolved(cfg)
     _check_nodes(raw, nodes)  # before anything that refers to them is resolved
-    values = flat_config(cfg)
+    values = flat_config(cfg) if values is None else values
     _check_names(values, {*before, *nodes})
     _check_present(cfg, values, before, nodes)
     there = {*values, *parents(values)}

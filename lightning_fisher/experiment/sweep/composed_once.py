@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment import context
 from lightning_fisher.experiment.sweep.first_check import FirstCheck, refused
+from lightning_fisher.experiment.sweep.sibling_configs import SiblingConfigs
 
 
 class ComposedOnce:
@@ -36,6 +38,7 @@ class ComposedOnce:
         self.fixed = fixed
         self.params = params
         self.made: dict[tuple[str, ...], DictConfig] = {}
+        self.siblings: SiblingConfigs | None = None
         self.first: FirstCheck | None = FirstCheck(jobs, fixed)
         self.total = 0  # jobs of the sweep; known when the first one starts
 
@@ -49,7 +52,10 @@ class ComposedOnce:
         if found is not None and OmegaConf.is_missing(found.hydra.job, "num"):  # of no job yet: two may be the same
             return found
         try:
-            made = type(self.loader).load_sweep_config(self.loader, master_config, sweep_overrides)
+            if self.siblings is None:
+                load = partial(type(self.loader).load_sweep_config, self.loader)  # not the instance's: that is this
+                self.siblings = SiblingConfigs(self.loader, load)
+            made = self.siblings(master_config, sweep_overrides)
             self._check(made, sweep_overrides)
             if self.first is not None and not self.total:
                 self.first.check(made, sweep_overrides)
@@ -79,4 +85,4 @@ class ComposedOnce:
         """For another process: without the configs."""
         total = self.total or len(self.made)
         shared = {"loader": self.loader, "params": self.params, "fixed": self.fixed}
-        return {**shared, "made": {}, "first": None, "total": total}
+        return {**shared, "made": {}, "first": None, "siblings": None, "total": total}

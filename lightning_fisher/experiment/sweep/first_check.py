@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 from lightning_fisher.command_line import signals
 from lightning_fisher.exceptions import ConfigError
@@ -78,7 +78,7 @@ class FirstCheck:
         if not made.restart and complete_row(job.folder, job.config_hash) is not None:
             return False
         refuse_shadowed(job.choices, job.overrides, own_folders(made))
-        check_config(made, job.overrides)
+        check_config(made, job.overrides, job.values)
         check_files(made)
         context.current().checked.add(job.config_hash)
         return not is_scoring(made)
@@ -113,7 +113,7 @@ def job_of(made: DictConfig) -> Job:
     """The job of a config with Hydra's node; its folder is the working folder where its name depends on its number."""
     try:
         folder = Path(made.hydra.sweep.dir) / str(made.hydra.sweep.subdir)
-    except MissingMandatoryValue:
+    except (InterpolationToMissingValueError, MissingMandatoryValue):
         folder = Path()
     return Job(
         cfg=made,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -56,9 +57,12 @@ class SweepCallback(Callback):
             )
         loader = GlobalHydra.instance().config_loader()
         params = swept_params(config)
-        once = ComposedOnce(loader, params, fixed, number_of_jobs(config, params))
+        count = number_of_jobs(config, params, loader)
+        once = ComposedOnce(loader, params, fixed, count)
         loader.load_sweep_config = once  # type: ignore[method-assign]
         command = context.current()
+        if count == 0:
+            command.errors.append(ConfigError("Expected a sweep of at least one job, but got an empty list of values."))
         command.sweep, command.record = folder, record
         command.sweep_config = run_folders.sweep_config(folder)
         command.enter(folder)
@@ -77,19 +81,20 @@ def fixed_options(config: DictConfig) -> list[str]:
     return [key for key, override in last.items() if not override.is_sweep_override()]
 
 
-def number_of_jobs(config: DictConfig, params: dict[str, Any]) -> int | None:
+def number_of_jobs(config: DictConfig, params: dict[str, Any], loader: ConfigLoader) -> int | None:
     """The jobs of a sweep, composed all at once; None where the sweeper is another than Hydra's own.
 
     Args:
         config: of the command.
         params: the sweep that its configs hold.
+        loader: Hydra's, which knows what a ``glob`` stands for.
     """
     sweeper = config.hydra.sweeper
     if not str(sweeper.get("_target_")).endswith("BasicSweeper") or sweeper.get("max_batch_size") is not None:
         return None
     given = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-    (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(given), None)
-    return len(jobs)
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(given)
+    return sum(map(len, BasicSweeper.split_arguments(parsed, None)))
 
 
 def own_configs() -> list[str]:

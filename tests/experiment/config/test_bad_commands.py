@@ -27,6 +27,7 @@ NAMES: list[Mistake] = [
     (["+logger.mine=1"], ["`logger.mine`", "node"]),
     (["model=resnet21"], ["`model`", "resnet20", "`resnet21`"]),
     (["model/scheduler=nope"], ["`model/scheduler`", "milestones", "`nope`"]),
+    (["logger=none"], ["`logger`", "csv", "`none`", "`logger=[]` chooses none"]),
     (["logger=[csv,nope]"], ["`logger`", "tensorboard", "`nope`"]),
     (["reg=nope", "reg.beta=1"], ["`reg`", "fisher", "`nope`"]),
     (["reg=null"], ["by name", "`reg=none`", "null"]),
@@ -36,6 +37,13 @@ NAMES: list[Mistake] = [
     (["+model.max_epochs=3"], ["Option `model.max_epochs` exists already", "without `+`"]),
 ]
 SWEEPS: list[Mistake] = [
+    (["-m", "seed=range(0)"], ["at least one job", "an empty list of values"]),
+    (["-m", "model=glob(*nothing*)"], ["at least one job", "an empty list of values"]),
+    (["-m", "model=glob(resnet*)", "seed=x"], ["`seed`", "`x`", "job `model=resnet20`"]),
+    (["-m", "seed=[0,1]"], ["`seed`", "an integer", "`[0, 1]`", "`-m seed=0,1` runs one job for each"]),
+    (["reg.beta=[0,10]"], ["`reg.beta`", "`-m reg.beta=0,10` runs one job for each"]),
+    (["-m", "seed=0,1", "hydra.sweep.dir=/dev/null/x"], ["`hydra.sweep.dir`", "a writable folder", "/dev/null"]),
+    (["-m", "seed=0,x", "hydra.sweep.subdir=${hydra.job.num}"], ["`seed`", "`x`", "job `seed=x`"]),
     (["reg=[fisher,sam]"], ["`reg`", "one of its configs", "`[fisher,sam]`", "-m reg=fisher,sam"]),
     (["-m", "seed=0,1", "model=resnet8,nope"], ["`model`", "`nope`"]),
     (["-m", "reg.betta=1,2"], ["`reg.betta`", "`reg.beta`"]),

@@ -94,6 +94,10 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], list[str]]] = {
     "a negative label": (lambda: saved(test_labels=np.arange(20) % 10 - 1), ["`test_labels`", "-1 to 8"]),
     "float labels": (lambda: saved(train_labels=np.zeros(60)), ["`train_labels`", "integers", "float64"]),
     "one class": (lambda: saved(train_labels=np.full(60, 7)), ["`train_labels`", "at least 2 classes", "all 60 are 7"]),
+    "half a validation": (
+        lambda: saved(val_images=np.zeros((5, 8, 8), np.uint8)),
+        ["val_images and val_labels", "or neither, but got val_images"],
+    ),
     "too few labels": (lambda: saved(train_labels=np.zeros(59, int)), ["`train_labels`", "[60]", "[59]"]),
     "columns of labels": (lambda: saved(train_labels=np.zeros((60, 2), int)), ["`train_labels`", "[60, 2]"]),
 }

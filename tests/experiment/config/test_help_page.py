@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import lightning_fisher
 from lightning_fisher.experiment.config.compose import CONFIG_DIR, config_groups, known_options
 from lightning_fisher.experiment.config.help_page import EXAMPLES, OPTIONS
 from lightning_fisher.experiment.config.yaml_comments import about_file, about_options
@@ -108,3 +109,9 @@ def test_comments(tmp_path: Path) -> None:
         "one.two.three": "not # that",
         "one.four": "of one",
     }
+
+
+def test_the_version_is_this_packages(tmp_path: Path) -> None:
+    result = run_in(tmp_path, "--version")
+    assert result.code == 0
+    assert result.out.startswith(f"lightning-fisher {lightning_fisher.__version__} (Hydra ")
