@@ -16,7 +16,7 @@ from lightning_fisher.arguments import require_integer
 from lightning_fisher.exceptions import InteractionError
 from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.differentiable import differentiable_evaluation, evaluate
-from lightning_fisher.functional.evaluation.graph import refuse_constant
+from lightning_fisher.functional.evaluation.graph import refuse_constant, refuse_single_derivatives, second_derivatives
 from lightning_fisher.functional.evaluation.independence import random_order, require_same_outputs
 from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot, dense
 from lightning_fisher.functional.evaluation.precision import require_full_precision
@@ -44,6 +44,7 @@ class HessianVectorProduct:
         self._parameters = parameters
         self._loss = loss
         self._chunks = chunks
+        self._checked = False
         self._random_state = RandomStateSnapshot({parameter.device for parameter in parameters})
         self.size = sum(parameter.numel() for parameter in parameters)
         self.rounding = 1e-6 if all(p.dtype == torch.float64 for p in parameters) else 1e-2
@@ -59,8 +60,10 @@ class HessianVectorProduct:
         result = torch.zeros(self.size, dtype=torch.float64, device=self.device)
         # The same draws in every product, should the module draw in evaluation mode too.
         self._random_state.restore()
-        for index, weight in self._chunks:
-            result += weight * self._chunk_product(index, tangents)
+        with second_derivatives("the Hessian"):
+            for index, weight in self._chunks:
+                result += weight * self._chunk_product(index, tangents)
+        self._checked = True
         return result
 
     def _chunk_product(self, index: slice, tangents: list[Tensor]) -> Tensor:
@@ -68,6 +71,8 @@ class HessianVectorProduct:
         if not loss.requires_grad:
             return torch.zeros(self.size, dtype=torch.float64, device=self.device)
         gradients = torch.autograd.grad(loss, self._parameters, create_graph=True, allow_unused=True)
+        if not self._checked:  # once for all chunks and products
+            refuse_single_derivatives(gradients, "the Hessian")
         pairs = [
             (gradient, tangent)
             for gradient, tangent in zip(gradients, tangents, strict=True)
