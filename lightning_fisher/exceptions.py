@@ -47,6 +47,16 @@ class NonFiniteError(LightningFisherError, ValueError):
         self.what, self.samples = what, list(samples)
 
 
+class SecondDerivativeError(LightningFisherError, ValueError):
+    """An operation of the module can be differentiated once only."""
+
+    def __init__(self, what: str, found: str, remedy: str = "") -> None:
+        super().__init__(
+            f"Expected a module that can be differentiated twice to compute {what}, but {found}"
+            f"{'; ' if remedy else '.'}{remedy}{'.' if remedy else ''}"
+        )
+
+
 class UndefinedMeasureError(LightningFisherError, ValueError):
     """A measure is not defined for a network: a path norm without ReLU, a last linear layer that doesn't exist."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_positive
-from lightning_fisher.exceptions import NonFiniteError, UndefinedMeasureError
+from lightning_fisher.exceptions import NonFiniteError, SecondDerivativeError, UndefinedMeasureError
 from lightning_fisher.functional.fisher.decided import decided_gram, total_of
 from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, log_det_of
 from lightning_fisher.functional.fisher.spectrum import log_spectrum
@@ -121,7 +121,7 @@ class MeasureMetric(SubsetMetric):
     def _value(self, measure: Measure, subset: _Subset) -> Tensor:
         try:
             return measure(*(getattr(subset, name) for name in measure.needs), **self.options.get(measure.name, {}))
-        except (NonFiniteError, UndefinedMeasureError) as error:
+        except (NonFiniteError, SecondDerivativeError, UndefinedMeasureError) as error:
             reason = str(error)
         except RuntimeError as error:  # a layer without a second derivative
             if "not implemented" not in str(error):
@@ -173,6 +173,7 @@ class _Subset:
             gram=torch.einsum("p,pij->ij", norms, apart.gram),
             log_scales=apart.log_scales - apart.log_residuals,
             log_residuals=torch.zeros_like(apart.log_residuals),
+            values=None,
         )
         return log_det_of(total_of(apart), rank_policy="pseudo"), log_det_of(layers, rank_policy="pseudo")
 

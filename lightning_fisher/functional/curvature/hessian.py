@@ -14,7 +14,7 @@ from lightning_fisher.arguments import require_integer
 from lightning_fisher.functional.curvature.weighted_chunks import weighted_chunks
 from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.differentiable import differentiable_evaluation, evaluate
-from lightning_fisher.functional.evaluation.graph import refuse_constant
+from lightning_fisher.functional.evaluation.graph import refuse_constant, refuse_single_derivatives, second_derivatives
 from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot
 from lightning_fisher.functional.evaluation.precision import require_full_precision
 from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take
@@ -41,6 +41,7 @@ class HessianVectorProduct:
         self._parameters = parameters
         self._loss = loss
         self._chunks = chunks
+        self._checked = False
         self._random_state = RandomStateSnapshot({parameter.device for parameter in parameters})
         self._keeps = len(chunks) == 1
         self._kept: list[Tensor | None] | None = None  # the gradient with its graph
@@ -85,11 +86,13 @@ class HessianVectorProduct:
         result = torch.zeros(self.size, dtype=torch.float64, device=self.device)
         # The same draws in every product, should the module draw in evaluation mode too.
         self._random_state.restore()
-        for index, weight in self._chunks:
-            gradients = self._gradients(index)
-            result += weight * self._backward(gradients, tangents)
-            if self._keeps:
-                self._kept = gradients
+        with second_derivatives("the Hessian"):
+            for index, weight in self._chunks:
+                gradients = self._gradients(index)
+                result += weight * self._backward(gradients, tangents)
+                if self._keeps:
+                    self._kept = gradients
+        self._checked = True
         return result
 
     def _gradients(self, index: slice) -> list[Tensor | None]:
@@ -97,7 +100,10 @@ class HessianVectorProduct:
         loss = self._loss(index)
         if not loss.requires_grad:
             return [None] * len(self._parameters)
-        return list(torch.autograd.grad(loss, self._parameters, create_graph=True, allow_unused=True))
+        gradients = list(torch.autograd.grad(loss, self._parameters, create_graph=True, allow_unused=True))
+        if not self._checked:  # once for all chunks and products
+            refuse_single_derivatives(gradients, "the Hessian")
+        return gradients
 
     def _backward(self, gradients: list[Tensor | None], tangents: list[Tensor]) -> Tensor:
         pairs = [

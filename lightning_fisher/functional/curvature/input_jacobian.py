@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_fisher.arguments import require_choice, require_integer, require_positive
+from lightning_fisher.exceptions import SecondDerivativeError
 from lightning_fisher.functional.curvature.lanczos import largest_magnitude_eigenvalue
 from lightning_fisher.functional.curvature.softmax import SoftmaxJacobian
 from lightning_fisher.functional.evaluation.batch import own_batch
@@ -20,6 +21,7 @@ from lightning_fisher.functional.evaluation.differentiable import (
     evaluate,
 )
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
+from lightning_fisher.functional.evaluation.graph import refuse_single_derivatives, second_derivatives
 from lightning_fisher.functional.evaluation.independence import refuse_coupled_gradients, refuse_dependent_outputs
 from lightning_fisher.functional.evaluation.module_state import frozen
 from lightning_fisher.functional.evaluation.samples import num_samples, take
@@ -52,7 +54,8 @@ def robustness(
             floating-point tensors in it are differentiated, as one vector a sample.
         method: ``"exact"``: K backward passes and the largest eigenvalue of a K × K matrix a sample; holds
             ``N K D`` numbers, D the size of an input. ``"power"``: power iteration, accelerated by Lanczos'
-            method, with a vector-Jacobian and a Jacobian-vector product a step. ``"auto"``: exact for K ≤ 64.
+            method, with a vector-Jacobian and a Jacobian-vector product a step, for modules that can be differentiated
+            twice. ``"auto"``: exact for K ≤ 64, and for other modules.
         tol: Power iteration ends when the residual of every sample's eigenvalue is at most ``tol`` times it.
         max_iter: Steps of power iteration at most.
         seed: Of the start vectors of power iteration; the global random state is not touched.
@@ -97,7 +100,7 @@ def robustness(
             elif exact:
                 values.append(_exact(logits, leaves))
             else:
-                values.append(_power(logits, leaves, tol, max_iter, generator))
+                values.append(_iterated(logits, leaves, tol, max_iter, generator, method))
     result = torch.cat(values)
     require_finite(result, "derivatives")
     return result.mean() if reduction == "mean" else result
@@ -112,12 +115,26 @@ def _exact(logits: Tensor, leaves: list[Tensor]) -> Tensor:
     return softmax.scale**2 * torch.linalg.eigvalsh(jacobian @ jacobian.mT)[:, -1].clamp_min(0)
 
 
+def _iterated(
+    logits: Tensor, leaves: list[Tensor], tol: float, max_iter: int, generator: torch.Generator, method: str
+) -> Tensor:
+    """`_power`, or with ``"auto"`` `_exact` where an operation of the module can be differentiated once only."""
+    try:
+        with second_derivatives("Jacobian-vector products", 'choose method="exact"'):
+            return _power(logits, leaves, tol, max_iter, generator)
+    except SecondDerivativeError:
+        if method == "power":
+            raise
+        return _exact(logits, leaves)
+
+
 def _power(logits: Tensor, leaves: list[Tensor], tol: float, max_iter: int, generator: torch.Generator) -> Tensor:
     """Accelerated power iteration on ``J Jᵀ`` of all samples at once, ``[N]``."""
     softmax = SoftmaxJacobian(logits)
     dual = torch.zeros_like(logits, requires_grad=True)
     # g = (J_x z)ᵀ dual is linear in `dual`: its vector-Jacobian product is the Jacobian-vector product of z.
     pulled = torch.autograd.grad(logits, leaves, dual, create_graph=True, allow_unused=True, materialize_grads=True)
+    refuse_single_derivatives(pulled, "Jacobian-vector products", 'choose method="exact"')
     push = _push_forward(pulled, dual)
 
     def product(vectors: Tensor) -> Tensor:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from lightning_fisher.exceptions import SecondDerivativeError, first_line
 from lightning_fisher.functional.evaluation.module_state import dense
 
+_ONCE = re.compile(r"double.?backward|differentiate twice|derivative for .* not implemented", re.IGNORECASE)
 REDUCED = (torch.float16, torch.bfloat16)
 
 
@@ -99,3 +103,43 @@ def pulled_back(outputs: Any, directions: Any, parameters: Sequence[Tensor]) -> 
         materialize_grads=True,
     )
     return [dense(gradient).double() for gradient in gradients]
+
+
+def refuse_single_derivatives(gradients: Iterable[Tensor | None], what: str, remedy: str = "") -> None:
+    """Refuse gradients that pass a function of `torch.autograd.function.once_differentiable`: their own are lost.
+
+    Torch cuts the graph there, and raises only where a pass happens to run into the cut.
+
+    Args:
+        gradients: With a graph (``create_graph=True``).
+        what: See `second_derivatives`.
+        remedy: See `second_derivatives`.
+
+    Raises:
+        SecondDerivativeError: If one does.
+    """
+    known: set[Any] = set()
+    for gradient in gradients:
+        found = [] if gradient is None else list(nodes(gradient, known))
+        if any(node.name() == "torch::autograd::Error" for node in found):
+            raise SecondDerivativeError(what, "one of its functions is marked as `once_differentiable`", remedy)
+        known.update(found)
+
+
+@contextmanager
+def second_derivatives(what: str, remedy: str = "") -> Iterator[None]:
+    """Say what is missing where an operation can be differentiated once only.
+
+    Args:
+        what: What needs them, for the message.
+        remedy: What to do instead.
+
+    Raises:
+        SecondDerivativeError: In place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _ONCE.search(str(error)):
+            raise
+        raise SecondDerivativeError(what, first_line(error), remedy) from error

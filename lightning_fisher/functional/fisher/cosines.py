@@ -12,6 +12,7 @@ from lightning_fisher.functional.gram.matrix import ScaledGram
 NOISE = 8  # times √N ε: what passes of machine epsilon ε make of zero eigenvalues of C, measured up to 1.3 times √N ε
 ACCURACY = 1e-6  # of ln|ξ|, or of a nat where that is more
 DOUBLE = torch.finfo(torch.float64).eps
+SUMS = 10  # times machine epsilon: error of entries of C in float64
 
 
 class Cosines:
@@ -29,7 +30,7 @@ class Cosines:
     """
 
     def __init__(self, scaled: ScaledGram, tol: float | None) -> None:
-        gram, log_scales, eps, self.log_residuals = scaled
+        gram, log_scales, eps, self.log_residuals, values = scaled
         if not bool(torch.isfinite(gram).all()):
             raise ValueError("Expected argument `gram` to be finite, but it has infinite or undefined entries.")
         diagonal = gram.diagonal()
@@ -39,8 +40,12 @@ class Cosines:
         self.cosine = torch.where(self.nonzero & self.nonzero.unsqueeze(1), cosine, 0.0)
         self.cosine.diagonal().copy_(self.nonzero.double())
         self.log_norms = torch.where(self.nonzero, norms.log() + log_scales, -math.inf)
-        self.values = torch.linalg.eigvalsh(self.cosine.cpu()).to(gram.device)  # small: faster than on a GPU
-        if tol is None:
+        if values is None:
+            values = torch.linalg.eigvalsh(self.cosine.cpu()).to(gram.device)  # small: faster than on a GPU
+        self.values = values
+        if tol is None and scaled.values is not None:
+            error = len(gram) * (NOISE * DOUBLE) ** 2 * self.values[-1]
+        elif tol is None:
             count, passes = len(gram), eps if eps > DOUBLE else 0.0
             error = count * DOUBLE * self.values[-1] + NOISE * math.sqrt(count) * passes
             error = torch.maximum(error, -2 * self.values[0])
@@ -48,6 +53,7 @@ class Cosines:
             error = tol * self.values[-1]
         self.kept = self.values > error
         self.eps = eps
+        self.from_rows = scaled.values is not None
         self.undecided = tol is None and eps > DOUBLE and not self.known_to(torch.zeros_like(self.log_norms))
 
     def known_to(self, errors: Tensor) -> bool:
@@ -62,7 +68,10 @@ class Cosines:
         if int(self.kept.sum()) < int(self.nonzero.sum()) or bool(torch.isinf(errors).any()):
             return False
         values, log_norms = self.values[self.kept], self.log_norms[self.nonzero]
-        error = math.sqrt(2) * self.eps * torch.linalg.vector_norm(1 / values)
+        # Errors of the rows move a singular value by as much.
+        error = math.sqrt(2) * self.eps * torch.linalg.vector_norm(1 / (values.sqrt() if self.from_rows else values))
+        if self.eps <= DOUBLE:  # sums are no wider than the passes
+            error *= SUMS
         if bool(errors.any()):
             inverse = torch.linalg.inv(self.cosine[self.nonzero][:, self.nonzero]).diagonal()
             error += 2 * (errors[self.nonzero].square() * inverse).sum().sqrt()

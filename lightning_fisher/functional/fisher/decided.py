@@ -31,18 +31,35 @@ def decided_gram(module: nn.Module, inputs: Any, targets: Any, how: dict[str, An
     """
     scaled = scaled_gram(module, inputs, targets, **how)
     found = Cosines(total_of(scaled), tol)
+    if scaled.eps <= DOUBLE:
+        return _from_rows(module, inputs, targets, how, found, tol) or scaled
     if found.undecided:
         reason = "is too ill-conditioned for float32 passes"
     elif tol is None and _may_cancel(scaled, how) and not found.known_to(_errors(module, inputs, targets, how, found)):
         reason = "has rows that rounding to float32 decides (a loss whose gradient cancels near its minimum, say)"
     else:
         return scaled
-    return _in_float64(module, inputs, targets, how, reason) or scaled
+    return _in_float64(module, inputs, targets, how, reason, tol) or scaled
+
+
+def _from_rows(
+    module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any], found: Cosines, tol: float | None
+) -> ScaledGram | None:
+    """The same with eigenvalues from the rows where those of C in float64 don't decide; ``None`` where they do.
+
+    Samples that nearly coincide: C knows of their distance only its square.
+    """
+    count, size = len(found.values), sum(p.numel() for p in module.parameters() if p.requires_grad)
+    if tol is not None or how.get("batch_norm", "eval") != "eval" or size < count:
+        return None
+    if found.known_to(torch.zeros_like(found.log_norms)):
+        return None
+    return scaled_gram(module, inputs, targets, **how, values=True)
 
 
 def _may_cancel(scaled: ScaledGram, how: dict[str, Any]) -> bool:
     """Whether gradients may be known worse than float32 passes make them; that of the default loss is exact."""
-    return scaled.eps > DOUBLE and how["loss_fn"] is not None and how["batch_norm"] == "eval"
+    return scaled.eps > DOUBLE and how.get("loss_fn") is not None and how.get("batch_norm", "eval") == "eval"
 
 
 def _errors(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any], found: Cosines) -> Tensor:
@@ -54,7 +71,7 @@ def _errors(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any], f
     few = found.log_norms.argsort()[:FEW]
     options = {name: value for name, value in how.items() if name != "groups"}
     try:
-        with in_float64(module, how["loss_fn"]):
+        with in_float64(module, how.get("loss_fn")):
             own = take(ordinary(inputs, torch.float64), few), take(ordinary(targets, torch.float64), few)
             exact = Cosines(scaled_gram(module, *own, **options), None)
     except (InteractionError, NonlinearBackwardError):
@@ -77,13 +94,16 @@ def total_of(scaled: ScaledGram) -> ScaledGram:
     return scaled if scaled.gram.ndim == 2 else scaled._replace(gram=scaled.gram.sum(0))
 
 
-def _in_float64(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any], reason: str) -> ScaledGram | None:
+def _in_float64(
+    module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any], reason: str, tol: float | None
+) -> ScaledGram | None:
     """The same from passes in float64; ``None``, with a warning, where the module or the device can't."""
     line = f"The Gram matrix of {num_samples(inputs)} per-sample gradients {reason}"
     try:
-        with in_float64(module, how["loss_fn"]):
+        with in_float64(module, how.get("loss_fn")):
             double = ordinary(inputs, torch.float64), ordinary(targets, torch.float64)
             found = scaled_gram(module, *double, **how)
+            found = _from_rows(module, *double, how, Cosines(total_of(found), tol), tol) or found
     except (InteractionError, NonlinearBackwardError):  # too little of it for float32 to show
         raise
     except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:

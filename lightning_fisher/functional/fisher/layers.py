@@ -185,7 +185,7 @@ def layer_log_dets(
     shares = _shares(scaled, total)
     layers = {}
     for name, gram, share, size in zip(names, scaled.gram, shares, sizes, strict=True):
-        own = log_det_of(scaled._replace(gram=gram), rank_policy="silent", tol=tol)
+        own = log_det_of(scaled._replace(gram=gram, values=None), rank_policy="silent", tol=tol)
         logs = log_spectrum(own.gram, own.log_norms, rank=int(own.rank))
         log_det = torch.where(torch.isneginf(logs), 0.0, logs).sum() if int(own.rank) else own.log_det
         layers[name] = LayerFisher(torch.logsumexp(2 * own.log_norms, 0), log_det, own.rank, share, logs, size)

@@ -109,9 +109,10 @@ def fisher_log_det(
     the backward pass; its log-norm is added back. With the cross-entropy of logits float32 passes then give the float64
     answer at any loss. Costs what `gram_matrix` costs; where C is so ill-conditioned that the error of float32 passes
     decides its rank, or more than 1e-6 of the result, the passes are repeated with the module in float64, with a
-    warning. With a ``loss_fn`` the two samples with the smallest gradients also run in float64, in evaluation mode: a
-    gradient that cancels, that of a squared error near its minimum or of a probability near one say, is not held by
-    float32, and all passes are repeated then, too.
+    warning; where C in float64 doesn't decide it either (samples that nearly coincide), its eigenvalues come from the
+    rows themselves, one more pass a sample, if memory holds them. With a ``loss_fn`` the two samples with the smallest
+    gradients also run in float64, in evaluation mode: a gradient that cancels, that of a squared error near its minimum
+    or of a probability near one say, is not held by float32, and all passes are repeated then, too.
 
     Args:
         module: See `gram_matrix`.

@@ -79,8 +79,10 @@ def relative_difference(value: Tensor, reference: Tensor) -> Tensor:
     reference = reference.reshape(value.shape)  # some modules squeeze a batch of one away
     if not value.is_floating_point():
         return (value != reference).any().double()
+    if not value.numel():
+        return value.new_zeros(()).double()
     scale = reference.abs().amax().clamp_min(torch.finfo(value.dtype).tiny)
-    return ((value - reference).abs().amax() / scale).double() if value.numel() else value.new_zeros(()).double()
+    return ((value - reference).abs().amax() / scale).double()
 
 
 def outputs_difference(outputs: Any, few: Any, size: int) -> Tensor:

@@ -29,11 +29,12 @@ from lightning_fisher.functional.evaluation.precision import (
 from lightning_fisher.functional.evaluation.samples import chunks
 from lightning_fisher.functional.gram.block import block_gram
 from lightning_fisher.functional.gram.interception import plain_kernels
-from lightning_fisher.functional.gram.per_sample_jacobian import collect_outputs, row_gram
+from lightning_fisher.functional.gram.per_sample_jacobian import collect_outputs, row_gram, rows_fit
 from lightning_fisher.functional.gram.plan import Plan, Probe, find_plan, probe
 from lightning_fisher.functional.gram.problem import Problem
 from lightning_fisher.functional.gram.rules.parameter_scale import Scale
 from lightning_fisher.functional.gram.rules.products import MAX_ELEMENTS
+from lightning_fisher.functional.gram.single_passes.one_by_one import squared_singular_values
 from lightning_fisher.functional.losses.loss import LossFn, OutputGradients, losses_of
 from lightning_fisher.functional.losses.loss_parameters import unused_outputs, with_loss_inside
 
@@ -53,12 +54,14 @@ class ScaledGram(NamedTuple):
         eps: Machine epsilon of the passes.
         log_residuals: ``ln‖∂ℓ_j/∂q_j‖``, ``[N]`` float64, q the logits, rescaled if they are: what of ``l`` is the
             residual; zero where it is left out, ``nan`` where the loss has parameters of its own.
+        values: Eigenvalues of the cosine similarities, ascending, from the rows themselves, where they were asked for.
     """
 
     gram: Tensor
     log_scales: Tensor
     eps: float
     log_residuals: Tensor
+    values: Tensor | None = None
 
 
 def gram_matrix(
@@ -157,6 +160,7 @@ def scaled_gram(
     residual: bool = True,
     scale: Scale = "none",
     groups: tuple[int, ...] | None = None,
+    values: bool = False,
 ) -> ScaledGram:
     """`gram_matrix` with the scale of every sample's output gradient kept apart; same arguments.
 
@@ -172,12 +176,17 @@ def scaled_gram(
         scale: See `gram_matrix`.
         groups: A number from 0 for every parameter that requires gradients, in the order of ``parameters()``: the Gram
             matrices of the groups are kept apart. ``None``: their sum.
+        values: Compute the eigenvalues of the cosine similarities from the rows, one pass a sample, if memory holds
+            them; of samples that don't interact.
     """
     require_choice("scale", scale, get_args(Scale))
     if batch_norm not in ("eval", "batch"):
         raise ValueError(f'Expected argument `batch_norm` to be "eval" or "batch", but got {batch_norm!r}.')
     require_integer("chunk_size", chunk_size, 1, or_none=True)
     parameters = tuple({id(p): p for p in module.parameters() if p.requires_grad}.values())
+    if groups is not None:
+        groups = tuple(group for group, parameter in zip(groups, parameters, strict=True) if parameter.numel())
+    parameters = tuple(parameter for parameter in parameters if parameter.numel())
     require_full_precision(parameters, "per-sample gradients")
     refuse_renormalized_embeddings(module)
     if not parameters:
@@ -203,6 +212,7 @@ def scaled_gram(
                 "respect to the outputs is not all of the gradient."
             )
         unused = unused_outputs(module, inputs, targets, loss_fn)
+        found: Tensor | None = None
         problem = Problem(
             module, parameters, inputs, targets, loss_fn, logit_norm, SAME[dtype], state, unused, scale, groups
         )
@@ -210,6 +220,8 @@ def scaled_gram(
             gram, logs = _coupled(problem, COUPLED_CHUNK if chunk_size is None else chunk_size)
         else:
             gram, logs = _independent(problem, chunk_size)
+            if values and rows_fit(problem, problem.count * sum(p.numel() for p in parameters)):
+                found = squared_singular_values(problem)
         if bool(torch.isneginf(logs[0]).all()) or not bool(gram.any()):
             refuse_constant(losses_of(problem.outputs(), targets, loss_fn), parameters)
     log_scales, log_residuals = logs
@@ -218,7 +230,7 @@ def scaled_gram(
         log_residuals = torch.zeros_like(log_residuals)
     if not through_outputs:
         log_residuals = torch.full_like(log_residuals, torch.nan)
-    return ScaledGram((gram + gram.mT) / 2, log_scales, torch.finfo(dtype).eps, log_residuals)
+    return ScaledGram((gram + gram.mT) / 2, log_scales, torch.finfo(dtype).eps, log_residuals, found)
 
 
 def _logs(gradients: OutputGradients) -> Tensor:

@@ -12,9 +12,20 @@ from torch.nn.functional import softplus
 from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.arguments import require_positive
-from lightning_fisher.exceptions import InteractionError, NonFiniteError, UndefinedMeasureError
+from lightning_fisher.exceptions import (
+    InteractionError,
+    NonFiniteError,
+    SecondDerivativeError,
+    UndefinedMeasureError,
+)
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
-from lightning_fisher.functional.evaluation.graph import differentiated_pairs, pulled_back, refuse_constant
+from lightning_fisher.functional.evaluation.graph import (
+    differentiated_pairs,
+    pulled_back,
+    refuse_constant,
+    refuse_single_derivatives,
+    second_derivatives,
+)
 from lightning_fisher.functional.evaluation.independence import (
     OneByOne,
     gradient_tolerance,
@@ -199,8 +210,9 @@ def fisher_rao_norm(module: nn.Module, inputs: Any, targets: Any, *, loss_fn: Lo
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [N]``; ``None`` is the cross-entropy.
 
     Returns:
-        A float64 scalar. Costs one Jacobian-vector product, a forward and two backward passes, and a forward and
-        backward pass in another grouping of the samples, which shows whether they interact.
+        A float64 scalar. Costs one Jacobian-vector product, a forward and two backward passes (with an operation that
+        can't be differentiated twice, a forward and backward pass a sample), and a forward and backward pass in another
+        grouping of the samples, which shows whether they interact.
 
     Raises:
         ValueError: If there is nothing to differentiate, or an argument doesn't fit.
@@ -226,23 +238,41 @@ def fisher_rao_norm(module: nn.Module, inputs: Any, targets: Any, *, loss_fn: Lo
         if not pairs or not bool(torch.isfinite(log_norms).any()):
             refuse_constant(losses_of(outputs, targets, loss_fn), parameters)
             return torch.zeros((), dtype=torch.float64)
-        # J w = ∂/∂v ⟨w, Jᵀ v⟩: two backward passes, so that every layer with a double backward works.
-        cotangents = [torch.zeros_like(output, requires_grad=True) for output, _ in pairs]
-        gradients = torch.autograd.grad(
-            [output for output, _ in pairs], parameters, cotangents, create_graph=True, allow_unused=True
-        )
-        inner = [(g * p.detach()).sum() for g, p in zip(gradients, parameters, strict=True) if g is not None]
-        changes = torch.autograd.grad(torch.stack(inner).sum(), cotangents, allow_unused=True, materialize_grads=True)
-        products = sum(
-            (change.double() * direction.double()).reshape(len(change), -1).sum(1)
-            for change, (_, direction) in zip(changes, pairs, strict=True)
-        )
-        assert isinstance(products, Tensor)
+        try:
+            with second_derivatives("a Jacobian-vector product"):
+                products = _products_with_weights(pairs, parameters)
+        except SecondDerivativeError:
+            products = _products_one_by_one(module, inputs, directions, parameters)
         _refuse_interaction(module, inputs, outputs, directions, parameters, products)
     values = products * log_norms.exp()
     if not bool(torch.isfinite(values).all()):
         raise NonFiniteError("loss gradients", torch.nonzero(~torch.isfinite(values)).flatten().tolist())
     return values.square().mean().sqrt()
+
+
+def _products_with_weights(pairs: list[tuple[Tensor, Tensor]], parameters: list[nn.Parameter]) -> Tensor:
+    """``⟨w, J_jᵀ d_j⟩``, ``[N]``, as ``J w = ∂/∂v ⟨w, Jᵀ v⟩``: two backward passes."""
+    cotangents = [torch.zeros_like(output, requires_grad=True) for output, _ in pairs]
+    outputs = [output for output, _ in pairs]
+    gradients = torch.autograd.grad(outputs, parameters, cotangents, create_graph=True, allow_unused=True)
+    refuse_single_derivatives(gradients, "a Jacobian-vector product")
+    inner = [(g * p.detach()).sum() for g, p in zip(gradients, parameters, strict=True) if g is not None]
+    changes = torch.autograd.grad(torch.stack(inner).sum(), cotangents, allow_unused=True, materialize_grads=True)
+    terms = [
+        (change.double() * direction.double()).reshape(len(change), -1).sum(1)
+        for change, (_, direction) in zip(changes, pairs, strict=True)
+    ]
+    return torch.stack(terms).sum(0)
+
+
+def _products_one_by_one(module: nn.Module, inputs: Any, directions: Any, parameters: list[nn.Parameter]) -> Tensor:
+    """The same where an operation can be differentiated once only: a forward and backward pass a sample."""
+    products = []
+    for j in range(num_samples(inputs)):
+        one = slice(j, j + 1)
+        found = pulled_back(evaluate(module, take(inputs, one)), take(directions, one), parameters)
+        products.append(sum((g * p.detach().double()).sum() for g, p in zip(found, parameters, strict=True)))
+    return torch.stack(products)  # type: ignore[arg-type]
 
 
 def _refuse_interaction(

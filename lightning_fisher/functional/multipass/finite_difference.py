@@ -58,9 +58,10 @@ def penalty_gradient(
         loss_fn: ``(outputs, targets) → scalar mean`` or ``→ [n]``; ``None`` is the mean cross-entropy.
         passes: ``"loop"``: the sub-batches one after the other. ``"vmap"``: all of them in one pass at ``w`` and one at
             the ``w − α g_i``, by `torch.func.vmap`: the same up to rounding (dropout masks are others), in two passes
-            instead of 2 M, at the memory of 4 M gradients; for a GPU, which takes as long to be told of a pass of few
-            samples as of one of many. The module has to be one that vmap can do (no ``.item()``, no control flow that
-            depends on values). Sub-batches of different sizes are evaluated in a loop.
+            instead of 2 M (in the first call for a module and batches of one structure one sub-batch also takes two
+            ordinary passes, to compare with), at the memory of 4 M gradients; for a GPU, which takes as long to be
+            told of a pass of few samples as of one of many. The module has to be one that vmap can do (no ``.item()``,
+            no control flow that depends on values). Sub-batches of different sizes are evaluated in a loop.
 
     Returns:
         ``R_α`` (float64 scalar) and ``∇R_α`` in the order of ``module.parameters()``; zeros for parameters that are

@@ -35,6 +35,7 @@ class PartLosses:
         complete: Whether the parts are the whole batch.
 
     Attributes:
+        loss_fn: The loss.
         weights: Of the parts in the loss of the whole.
     """
 
@@ -48,7 +49,7 @@ class PartLosses:
     ) -> None:
         self.module = module
         self.parts = parts
-        self._loss_fn = loss_fn
+        self.loss_fn = loss_fn
         self._count = count
         self._complete = complete
         self._looked = False
@@ -57,7 +58,7 @@ class PartLosses:
 
     def again(self) -> PartLosses:
         """The same, of which nothing is known yet."""
-        return PartLosses(self.module, self.parts, self._loss_fn, self._count, self._complete)
+        return PartLosses(self.module, self.parts, self.loss_fn, self._count, self._complete)
 
     def functions(self) -> list[Callable[[], Tensor]]:
         """One loss a part."""
@@ -75,8 +76,8 @@ class PartLosses:
 
     def _evaluate(self, part: tuple[Any, Any]) -> tuple[Any, Tensor]:
         outputs = call_module(self.module, part[0])
-        losses = losses_of(outputs, part[1], self._loss_fn)
-        if not self._looked and self._loss_fn is not None:
+        losses = losses_of(outputs, part[1], self.loss_fn)
+        if not self._looked and self.loss_fn is not None:
             refuse_foreign_parameters(self.module, loss_parameters(outputs, part[1], losses))
         self._looked = True
         return outputs, losses
@@ -107,7 +108,7 @@ class PartLosses:
         devices = {p.device for p in self.module.parameters()}
         with preserved_buffers(self.module), preserved_random_state(devices):
             for index, (inputs, targets) in enumerate(self.parts):
-                if self._loss_fn is None:  # the labels are enough
+                if self.loss_fn is None:  # the labels are enough
                     samples = num_samples(inputs)
                     found.append(self.weights.add(None, None, targets, targets, samples) / samples)
                 else:
@@ -152,7 +153,13 @@ def penalty_of_parts(
         with preserved_attributes(losses.module):
             weighted = [weight * factor for weight, factor in zip(weights, losses.factors(), strict=True)]
             return penalty_by_vmap(
-                losses.of_part, losses.parts, parameters, difference=method, weight=weighted, module=losses.module
+                losses.of_part,
+                losses.parts,
+                parameters,
+                difference=method,
+                weight=weighted,
+                module=losses.module,
+                loss_fn=losses.loss_fn,
             )
     except UnequalSizesError:
         return loop(losses)

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ from lightning_fisher.functional.multipass.gradients import finite_or_left_out
 from lightning_fisher.functional.multipass.loop import Penalty
 
 ExtraPass = Callable[[], AbstractContextManager[None]]
+KEPT = 8  # structures of batches for a module
+GRADIENT = {torch.float32: 1e-2, torch.float64: 1e-6}  # relative difference of gradients that may be rounding
 
 
 class VmapError(ValueError):
@@ -105,10 +108,13 @@ def penalty_by_vmap(
     weight: float | Sequence[float],
     module: nn.Module,
     extra_pass: ExtraPass = nullcontext,
+    loss_fn: Any = None,
 ) -> Penalty:
     """`penalty_of_losses` of sub-batches of one shape, in two passes (three): one at ``w``, one at all ends of steps.
 
-    The same numbers up to rounding. Random numbers (dropout masks) are drawn for all sub-batches at once, others than
+    The same numbers up to rounding: some of torch's own rules for vmap are wrong, so that the first call for a module
+    and sub-batches of one structure compares one sub-batch with ordinary passes, in each place, unless the loss draws
+    random numbers. Random numbers (dropout masks) are drawn for all sub-batches at once, others than
     in a loop, the same ones in all passes.
 
     Args:
@@ -119,12 +125,13 @@ def penalty_by_vmap(
         weight: Weight of each sub-batch in ``R_α``: one for all of them, or one each; zero: it is left out.
         module: Whose buffers and devices' random state are as before afterwards.
         extra_pass: Surrounds every pass: restores what else the loss touches.
+        loss_fn: What ``loss`` uses besides the module; with another one the comparison is made again.
 
     Returns:
         A `Penalty`, without ``loss`` and ``loss_gradient``.
 
     Raises:
-        VmapError: If the loss or the batches can't be evaluated together.
+        VmapError: If the loss or the batches can't be evaluated together, or not rightly.
         ValueError: If a parameter is narrower than float32.
     """
     parameters = list(parameters)
@@ -137,9 +144,19 @@ def penalty_by_vmap(
     before, kept = RandomStateSnapshot({p.device for p in parameters}), _Attributes(module)
     try:
         with torch.compiler.set_stance("force_eager"), full_precision(types):
+            new = _COMPARED.is_new(module, passes.structure, loss_fn)
+
+            def compare(found: _Found, weights: Sequence[Tensor] | None) -> None:
+                if new:
+                    kept.restore()
+                    before.restore()
+                    with extra_pass(), torch.autograd.set_detect_anomaly(False):
+                        passes.compare(found, weights, len(batches) - 1)
+
             with extra_pass():
                 here = passes.run(None)
             require_dependence(any(here.used))
+            compare(here, None)
             factors = difference.alpha if difference.step == "fixed" else _steps_of_length(difference.alpha, here)
             found: list[_Found] = []
             for place in difference.places:
@@ -151,7 +168,10 @@ def penalty_by_vmap(
                 before.restore()
                 with extra_pass(), torch.autograd.set_detect_anomaly(False):
                     found.append(passes.run(stepped))
+                compare(found[-1], stepped)
                 del stepped
+            if new:
+                _COMPARED.add(module, passes.structure, loss_fn)
             parts = _Weighted(weight, len(here.losses))
             spread, moved = DivergenceAccumulator(), [g for g, u in zip(here.gradients, here.used, strict=True) if u]
             rows = torch.cat([g.reshape(len(g), -1) for g in moved], 1)
@@ -170,6 +190,33 @@ def penalty_by_vmap(
         before.restore()
     penalty, gradient = finite_or_left_out(value, tuple(total))
     return Penalty(penalty, gradient, spread.compute())
+
+
+class _Compared:
+    """What vmap was compared with ordinary passes for: modules, structures of batches, losses; none is kept alive."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[nn.Module, list[tuple[Any, Any]]] = WeakKeyDictionary()
+
+    def is_new(self, module: nn.Module, structure: Any, loss_fn: Any) -> bool:
+        """Whether it wasn't, or too long ago."""
+        return (structure, _reference(loss_fn)) not in self._known.get(module, [])
+
+    def add(self, module: nn.Module, structure: Any, loss_fn: Any) -> None:
+        """It was."""
+        known = self._known.setdefault(module, [])
+        known.append((structure, _reference(loss_fn)))
+        del known[:-KEPT]
+
+
+_COMPARED = _Compared()
+
+
+def _reference(loss_fn: Any) -> Any:
+    try:
+        return ref(loss_fn)
+    except TypeError:  # a built-in function, None
+        return loss_fn
 
 
 class _Found(NamedTuple):
@@ -275,6 +322,41 @@ class _Passes:
         if any(len(tensors) > 1 for tensors in owners.values()):
             raise VmapError("parameters or buffers share memory")
         self._parameters = list(parameters)
+
+    @property
+    def structure(self) -> Any:
+        """What rules of vmap are chosen by: shapes and dtypes, modes."""
+        tensors = [*self._batches.stacked(), *self._parameters, *self._buffers.values()]
+        modes = tuple(submodule.training for submodule in self._module.modules())
+        return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors), modes
+
+    def compare(self, found: _Found, weights: Sequence[Tensor] | None, index: int) -> None:
+        """Compare one sub-batch with an ordinary pass, unless that draws random numbers.
+
+        Raises:
+            VmapError: If the gradients differ by more than rounding.
+        """
+        values = [p.detach().clone() for p in self._parameters] if weights is None else [w[index] for w in weights]
+        values = [value.requires_grad_() for value in values]
+        here: dict[str, Tensor] = {}
+        for key, buffer in self._buffers.items():
+            here.update(dict.fromkeys(self._places[key], buffer.clone()))
+        for parameter, value in zip(self._parameters, values, strict=True):
+            here.update(dict.fromkeys(self._places[id(parameter)], value))
+        batch = self._batches.batch([tensor[index] for tensor in self._batches.stacked()])
+        before = RandomStateSnapshot({value.device for value in values})
+        loss = functional_call(self._module, here, (batch,), tie_weights=False)
+        if not before.unchanged():
+            return
+        expected = torch.autograd.grad(loss.sum(), values, allow_unused=True, materialize_grads=True)
+        seen = torch.cat([gradient[index].flatten() for gradient in found.gradients])
+        right = torch.cat([gradient.flatten() for gradient in expected])
+        difference, size = (seen - right).norm(), torch.maximum(seen.norm(), right.norm())
+        if bool(torch.isfinite(size)) and bool(difference > GRADIENT[right.dtype] * size):
+            raise VmapError(
+                "its gradients there are not those of an ordinary pass (relative difference "
+                f"{float(difference / size):.1e})"
+            )
 
     def run(self, weights: Sequence[Tensor] | None) -> _Found:
         """Of all sub-batches, at one ``w`` or at weights of their own."""

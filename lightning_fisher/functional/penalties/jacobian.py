@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_fisher.arguments import require_integer
+from lightning_fisher.functional.evaluation.graph import refuse_single_derivatives
 
 
 def jacobian_penalty(
@@ -79,6 +80,8 @@ def jacobian_penalty(
     total, drawn = flat.new_zeros(()), 0
     for direction in _directions(flat, projections, directions, generator):
         rows = torch.autograd.grad(flat, variables, direction, create_graph=True, allow_unused=True)
+        if drawn == 0:
+            refuse_single_derivatives(rows, "the gradient of the penalty")
         for row in rows:
             if row is not None:
                 total = total + row.square().sum()

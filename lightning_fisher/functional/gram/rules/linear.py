@@ -53,7 +53,7 @@ class Linear(LayerRule):
 
 
 def _positions(values: Tensor) -> Tensor:
-    return values.reshape(values.shape[0], -1, values.shape[-1])
+    return values.unsqueeze(1) if values.ndim == 2 else values.flatten(1, -2)
 
 
 class Product(Linear):

@@ -74,6 +74,33 @@ def one_by_one(
     Returns:
         The result, or ``None`` if the first pass was another.
     """
+    found = _rows(problem, trace)
+    if found is None:
+        return None
+    rows, gradients, together = found
+    return OneByOneResult(grams_of_groups(problem, rows, groups), gradients, together)
+
+
+def squared_singular_values(problem: Problem) -> Tensor:
+    """Eigenvalues of C, ascending, as squared singular values of its rows: to the square of their accuracy in C.
+
+    Cost: `one_by_one`, and those of a ``[N, W]`` matrix.
+
+    Args:
+        problem: Module and samples.
+    """
+    found = _rows(problem, None)
+    assert found is not None
+    rows = found[0]
+    if problem.scale != "none":
+        rows *= column_scales(problem.parameters, problem.scale).to(rows.dtype)
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    rows /= torch.where(norms > 0, norms, 1.0)
+    return torch.linalg.svdvals(torch.linalg.qr(rows.mT, mode="r").R).square().flip(0)
+
+
+def _rows(problem: Problem, trace: list[Any] | None) -> tuple[Tensor, OutputGradients, Any] | None:
+    """``J`` of the unit output gradients, those, and the outputs; ``None`` if the first pass was another."""
     parameters = problem.parameters
     outputs = []
     for j, sample in enumerate(_samples(problem)):
@@ -97,7 +124,7 @@ def one_by_one(
             for part, gradient in zip(rows[j].split(sizes), found, strict=True):
                 if gradient is not None:
                     part.copy_(dense(gradient).detach().reshape(-1))
-    return OneByOneResult(grams_of_groups(problem, rows, groups), gradients, together)
+    return rows, gradients, together
 
 
 def grams_of_groups(problem: Problem, rows: Tensor, groups: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from lightning_fisher.arguments import require_choice, require_non_negative, require_positive
 from lightning_fisher.functional.evaluation.batch import own_batch
+from lightning_fisher.functional.evaluation.graph import refuse_single_derivatives
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples, ordinary
 from lightning_fisher.functional.losses.loss import mean_loss
 from lightning_fisher.functional.multipass.difference import DIFFERENCES
@@ -198,5 +199,6 @@ def squared_norm(loss: Loss, parameters: list[nn.Parameter]) -> Tensor:
     """``‖G‖²`` of the gradient G of a loss, which can be differentiated."""
     with sdpa_kernel(SDPBackend.MATH):  # the one kernel that can be differentiated twice
         gradients = torch.autograd.grad(loss(), parameters, create_graph=True, allow_unused=True)
+        refuse_single_derivatives(gradients, "the gradient of the penalty", 'choose method="finite_difference"')
         used = [g.double().square().sum() for g in gradients if g is not None]
         return torch.stack([s.to(used[0].device) for s in used]).sum()
