@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from lightning_fisher.callbacks.multipass.state.places import put
 from lightning_fisher.callbacks.multipass.state.records.record import Record
 from lightning_fisher.callbacks.multipass.state.sizes import fingerprint
 from lightning_fisher.callbacks.multipass.state.stand_ins import LostStateError
@@ -51,14 +50,11 @@ class AttributeSnapshot:
         self._arguments = module, list(others), list(shallow)
         self._walk = Walk(*self._arguments, thorough, self._deep)
         self._records = self._walk.records
-        self._out = False  # whether the stand-ins are in place
         self.tensors = self._walk.tensors
 
     def exchange(self) -> None:
         """Put the stand-ins in place; `restore` takes them out."""
-        for place, _, other in self._walk.exchanged:
-            put(place, other)
-        self._out = True
+        self._walk.exchange.begin()
 
     def restore(self, since: AttributeSnapshot | None = None) -> None:
         """Put everything back; what is new goes.
@@ -66,10 +62,7 @@ class AttributeSnapshot:
         Args:
             since: Another snapshot, which everything is as in; only what is different in this one is put back then.
         """
-        if self._out:
-            for place, value, _ in self._walk.exchanged:
-                put(place, value)
-            self._out = False
+        self._walk.exchange.end()
         for record in self._differing(since):
             record.restore()
 

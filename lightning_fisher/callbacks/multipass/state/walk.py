@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from lightning_fisher.callbacks.multipass.state import places, reach
+from lightning_fisher.callbacks.multipass.state.exchange import Exchange
 from lightning_fisher.callbacks.multipass.state.records.comparison import DEEP, PLAIN
 from lightning_fisher.callbacks.multipass.state.records.containers import Entries, Items, Members, Nested
 from lightning_fisher.callbacks.multipass.state.records.generators import GeneratorState, is_generator
@@ -65,7 +66,7 @@ class Walk:
     Attributes:
         records: What puts itself back.
         tensors: ``(name, tensor)`` of the tensors found.
-        exchanged: ``(place, value, stand-in)`` of what an extra pass must not use.
+        exchange: What an extra pass must not use.
         opaque: ``(name, value, fingerprint)`` of what can't be put back, but compared.
         seen: Everything that was found, by its id.
     """
@@ -83,8 +84,7 @@ class Walk:
         self._tables, self._on_tensors, self._layers = Tables(), TensorAttributes(), Namespaces()
         self.records: list[Record] = [self._tables, self._on_tensors, self._layers]
         self.tensors: list[tuple[str, Tensor]] = []
-        self.exchanged: list[tuple[places.Place, Any, Any]] = []
-        self._stand_ins: dict[int, Any] = {}
+        self.exchange = Exchange()
         self.opaque: list[tuple[str, Any, Any]] = []
         self.seen: dict[int, Any] = {}
         for submodule in submodules(module):
@@ -156,8 +156,8 @@ class Walk:
         if kind in PLAIN:
             return
         if id(value) in self.seen:
-            if place is not None and id(value) in self._stand_ins:  # held at another place, too
-                self.exchanged.append((place, value, self._stand_ins[id(value)]))
+            if place is not None:
+                self.exchange.also(place, value)
             return
         if isinstance(value, _BOUND):
             self._bound(value, name, place)
@@ -293,8 +293,7 @@ class Walk:
     def _exchange(self, value: Any, other: Any, name: str, place: places.Place | None, advances: Any) -> None:
         """``other`` in its place during a pass; where that can't be, it is compared."""
         if place is not None:
-            self._stand_ins[id(value)] = other
-            self.exchanged.append((place, value, other))
+            self.exchange.add(place, value, other)
         elif self._thorough:
             self.opaque.append((name, advances, fingerprint(advances)))
 
