@@ -105,6 +105,8 @@ def _fail(error: Exception) -> None:
     if isinstance(error, OSError) and error.errno is not None and (not command.started or _of_sweep(error)):
         where, option = error.filename or folder, "sweep" if _of_sweep(error) else "run"
         line = f"Expected option `hydra.{option}.dir` to be a writable folder, but got `{where}` ({error.strerror})."
+        if where is None:
+            line = f"Expected the current folder to be there, but it cannot be found ({error.strerror})."
     else:
         known = [] if isinstance(error, ConfigError) else known_options(overrides)
         line = explain(error, known, config_groups(), overrides) or _unexpected(error, folder, rank)

@@ -103,6 +103,11 @@ def in_symbols(label: str) -> str:
     return re.sub(r"\b(alpha|beta|gamma)\b", lambda found: GREEK[found[1]], label)
 
 
+def changes_with(name: str) -> str:
+    """The title of a figure over an option: β, or the weight of the penalty."""
+    return f"What changes with {name if len(name) == 1 else f'the {name}'}?"
+
+
 def least_of(key: str) -> float:
     """The least value that a quantity can have: 0 of a percentage."""
     return 0.0 if QUANTITIES[key].unit == "%" else -math.inf
@@ -260,7 +265,7 @@ def plot_lines(
             axis.set_ylabel(QUANTITIES[key].axis)
         handles, names = axes[0].get_legend_handles_labels()
         cells = grouped(rows, [x, *by]).values()
-        style.title(figure, f"What changes with the {in_symbols(label) or option_name(x)}?")
+        style.title(figure, changes_with(in_symbols(label) or option_name(x)))
         note = what_is_drawn(cells).replace("band", "bars") if bars else what_is_drawn(cells)
         style.legend(figure, handles if by else [], names if by else [], note)
         return style.save(figure, path)

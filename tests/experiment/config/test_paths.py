@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from lightning_fisher.experiment.cli import with_home
@@ -21,3 +26,17 @@ from lightning_fisher.experiment.cli import with_home
 def test_the_home_folder(home: str, given: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", home)
     assert with_home([given]) == [expected]
+
+
+def test_a_current_folder_that_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    code = "import os, sys; os.chdir('gone'); os.rmdir(os.getcwd()); from lightning_fisher.experiment import main\n"
+    code += "sys.argv = ['run.py']; main()"
+    root = str(Path(__file__).resolve().parents[3])
+    environment = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: Expected the current folder to be there")
+    assert done.stderr.count("\n") == 1

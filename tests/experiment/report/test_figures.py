@@ -7,7 +7,7 @@ import math
 import pytest
 
 from lightning_fisher.experiment.display import plot_style as style
-from lightning_fisher.experiment.report.figures import ZERO, in_symbols, positions, what_is_drawn
+from lightning_fisher.experiment.report.figures import ZERO, changes_with, in_symbols, positions, what_is_drawn
 
 
 def test_values_that_grow_by_factors_stand_at_their_logarithms() -> None:
@@ -51,3 +51,8 @@ def test_a_legend_and_a_title_take_room_of_their_own_and_are_not_wider_than_the_
         box = artist.get_window_extent(renderer)
         assert box.x0 >= 0
         assert box.x1 <= figure.bbox.width
+
+
+def test_a_symbol_has_no_article() -> None:
+    assert changes_with("β") == "What changes with β?"
+    assert changes_with("weight of the penalty, β") == "What changes with the weight of the penalty, β?"
