@@ -10,8 +10,9 @@ from torch import Tensor
 
 from lightning_fisher.arguments import require_non_negative
 from lightning_fisher.callbacks.multipass.batches.sub_batches import SplitFn
-from lightning_fisher.callbacks.multipass.switch import averaging_steps
-from lightning_fisher.callbacks.multipass_callback import MultiPassCallback, Schedule
+from lightning_fisher.callbacks.multipass.switch.lr_drop import averaging_steps
+from lightning_fisher.callbacks.multipass.switch.phase import Schedule
+from lightning_fisher.callbacks.multipass_callback import MultiPassCallback
 from lightning_fisher.functional import Penalty
 from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.finite_difference import check_penalty_options
@@ -218,14 +219,12 @@ class FisherRegularizer(MultiPassCallback):
         """See `current_beta`."""
         if not self.automatic or not self.active:
             return super().current_weight(time)
-        elapsed = max(time - self._switch_time, 0.0)
-        ramp = min(elapsed / self.ramp_epochs, 1.0) if self.ramp_epochs > 0 else 1.0
-        rate = 0.0 if math.isnan(self._rate) else self._rate
-        return ramp * rate * self.strength / (4 * self.alpha)
+        rate = 0.0 if math.isnan(self.phase.rate) else self.phase.rate
+        return self.phase.progress(time) * rate * self.strength / (4 * self.alpha)
 
     def _weight(self, trainer: Trainer, pl_module: LightningModule, time: float) -> float:
         weight = self.current_weight(time)
         if not self.automatic or self.ramp_epochs > 0 or weight == 0:
             return weight
         steps = max(averaging_steps(optimizer) for optimizer in trainer.optimizers)
-        return weight * min((self._since_switch(trainer, pl_module) + 1) / steps, 1.0)
+        return weight * min((self.phase.since(trainer, pl_module) + 1) / steps, 1.0)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer, require_non_negative
 from lightning_fisher.callbacks.multipass.step_outputs import loss_of
-from lightning_fisher.callbacks.multipass.switch import Start
+from lightning_fisher.callbacks.multipass.switch.start import Start
 from lightning_fisher.callbacks.multipass.training_step import TrainingStepPatch, in_place_of
 from lightning_fisher.functional import jacobian_penalty
 

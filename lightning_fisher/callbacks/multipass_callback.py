@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import warnings
 from typing import Any, Literal
 
@@ -12,21 +11,21 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_fisher.announcements import announce
-from lightning_fisher.arguments import require_choice, require_integer, require_non_negative
+from lightning_fisher.arguments import require_integer, require_non_negative
 from lightning_fisher.callbacks.multipass.batches.sub_batches import SplitFn
-from lightning_fisher.callbacks.multipass.manual_step import ManualMultiPassStep
-from lightning_fisher.callbacks.multipass.step import MultiPassStep, OwnLoss, StepOptions
-from lightning_fisher.callbacks.multipass.switch import FirstDropOfAny, Start, is_schedule_free, largest_rate
+from lightning_fisher.callbacks.multipass.manual.step import ManualStep
+from lightning_fisher.callbacks.multipass.steps.automatic import AutomaticStep
+from lightning_fisher.callbacks.multipass.steps.base import MultiPassStep
+from lightning_fisher.callbacks.multipass.steps.options import OwnLoss, StepOptions
+from lightning_fisher.callbacks.multipass.switch.lr_drop import is_schedule_free
+from lightning_fisher.callbacks.multipass.switch.phase import Phase, Schedule, check_schedule
+from lightning_fisher.callbacks.multipass.switch.start import Start
 from lightning_fisher.callbacks.multipass.training_step import TrainingStepPatch
 from lightning_fisher.callbacks.requirements import refuse_per_sample_gradients, require_supported, require_trainable
 from lightning_fisher.exceptions import acts
 from lightning_fisher.functional import Evaluation, Penalty, SubBatch
 from lightning_fisher.functional.multipass.passes import Method
 from lightning_fisher.functional.multipass.regularized import damping
-
-Schedule = Literal["constant", "linear", "cosine", "lr"]
-SCHEDULES = ("constant", "linear", "cosine", "lr")
-_MANUAL = {"losses": None, "optimizers": None, "manual_accumulation": 1}  # options of manual optimization only
 
 
 class MultiPassCallback(Callback):
@@ -144,10 +143,7 @@ class MultiPassCallback(Callback):
         )
         require_integer("every_n_steps", every_n_steps, least=1)
         require_non_negative(self.weight_name, weight)
-        require_non_negative("ramp_epochs", ramp_epochs)
-        require_choice(f"{self.weight_name}_schedule", weight_schedule, SCHEDULES)
-        if weight_schedule in ("linear", "cosine") and not ramp_epochs > 0:
-            raise ValueError(f"Expected argument `ramp_epochs` to be positive for a ramp, but got {ramp_epochs!r}.")
+        check_schedule(self.weight_name, weight_schedule, ramp_epochs)
         if self.own_loss is not None and gradient == "shared":
             raise ValueError(
                 f'Expected argument `gradient` to be "full" for {type(self).__name__}, whose extra passes have a loss '
@@ -165,16 +161,27 @@ class MultiPassCallback(Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self.active = False
-        self.switch_step: int | None = None
-        self.switch_epoch: int | None = None
+        self.phase = Phase(self.start, self.weight_schedule, self.ramp_epochs)
         self.left_out = 0
         self._batches = 0  # of this fit
-        self._switch_time = 0.0  # in epochs, fractions included
-        self._switch_batch = 0
-        self._rate, self._peak_rate = math.nan, 0.0  # the learning rate, and its highest since the switch
-        self._drop = FirstDropOfAny()
-        self._step = MultiPassStep(dataclasses.replace(self.options, gradient=self._gradient(True)), self)
+        self._step: MultiPassStep = AutomaticStep(
+            dataclasses.replace(self.options, gradient=self._gradient(True)), self
+        )
+
+    @property
+    def active(self) -> bool:
+        """Whether the phase with the penalty has begun."""
+        return self.phase.active
+
+    @property
+    def switch_step(self) -> int | None:
+        """``trainer.global_step`` at which it began, or ``None``."""
+        return self.phase.step
+
+    @property
+    def switch_epoch(self) -> int | None:
+        """Epoch in which it began, or ``None``."""
+        return self.phase.epoch
 
     # --- the method --------------------------------------------------------------------------------------------
 
@@ -237,40 +244,13 @@ class MultiPassCallback(Callback):
                 "the other's passes in its own."
             )
         require_supported(trainer, pl_module)
-        self._require_options_of(pl_module)
+        self.options.require_module(pl_module)
+        self.options.require_processes(trainer.world_size)
         world, automatic = trainer.world_size, pl_module.automatic_optimization
-        if isinstance(self._step, ManualMultiPassStep) is automatic or self._step.world_size != world:
-            kind = MultiPassStep if automatic else ManualMultiPassStep
+        if isinstance(self._step, AutomaticStep) is not automatic or self._step.world_size != world:
+            kind = AutomaticStep if automatic else ManualStep
             options = dataclasses.replace(self.options, gradient=self._gradient(automatic))
             self._step = kind(options, self, world)
-        alone = self.num_sub_batches == 1
-        if self.num_sub_batches % world and not alone:
-            raise ValueError(
-                f"Expected argument `num_sub_batches` to be a multiple of the {world} processes, "
-                f"but got {self.num_sub_batches}."
-            )
-        perturbed = self.options.perturbed
-        if perturbed is not None and perturbed % world and not alone:
-            raise ValueError(
-                f"Expected argument `perturbed` to be a multiple of the {world} processes, but got {perturbed}."
-            )
-
-    def _require_options_of(self, pl_module: LightningModule) -> None:
-        """Check what only one kind of optimization has."""
-        options, name = self.options, type(pl_module).__name__
-        if pl_module.automatic_optimization:
-            given = [key for key, default in _MANUAL.items() if getattr(options, key) != default]
-            if given:
-                raise ValueError(
-                    f"Expected argument `{given[0]}` to be left out in automatic optimization, where there is one "
-                    f"loss, but got {getattr(options, given[0])!r} with {name}."
-                )
-        elif options.gradient == "shared" or options.passes == "vmap":
-            key, value = ("gradient", "full") if options.gradient == "shared" else ("passes", "loop")
-            raise ValueError(
-                f'Expected argument `{key}` to be "{value}" in manual optimization, where the step of the whole batch '
-                f"is the module's own, but got {getattr(options, key)!r} with {name}."
-            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what only shows once the optimizers exist."""
@@ -305,25 +285,15 @@ class MultiPassCallback(Callback):
         self._restore()
         if self.trains and self._batches == 0:  # now, not epochs later at the switch
             self._step.splitter.split(trainer, batch)
-        rates = [largest_rate(optimizer) for optimizer in trainer.optimizers]
-        steps = trainer.global_step // (1 if pl_module.automatic_optimization else max(1, len(rates)))
-        dropped = self.active or self._drop.update(rates, steps, trainer.current_epoch)
         time = _time(trainer, batch_idx)
-        self._rate = max((r for r in rates if r is not None), default=math.nan)
-        if not self.active and self.start.reached(time, trainer.global_step, dropped):
-            self.active = True
-            self.switch_step, self.switch_epoch = trainer.global_step, trainer.current_epoch
-            self._switch_time, self._switch_batch = time, trainer.fit_loop.total_batch_idx
-            if time > 0 and self.trains:
-                announce(
-                    pl_module,
-                    f"{self.name}: regularized phase begins after {self.switch_epoch} epochs, at step "
-                    f"{self.switch_step} (learning rate {self._rate:g}, {self.described()})",
-                )
-        if self.active and self._rate > self._peak_rate:
-            self._peak_rate = self._rate
+        if self.phase.update(trainer, pl_module, time) and time > 0 and self.trains:
+            announce(
+                pl_module,
+                f"{self.name}: regularized phase begins after {self.switch_epoch} epochs, at step "
+                f"{self.switch_step} (learning rate {self.phase.rate:g}, {self.described()})",
+            )
         weight = self._weight(trainer, pl_module, time)
-        if weight > 0 and self._since_switch(trainer, pl_module) % self.every_n_steps == 0:
+        if weight > 0 and self.phase.since(trainer, pl_module) % self.every_n_steps == 0:
             carried = weight * self.every_n_steps * damping(self.scaling, self.every_n_steps)
             step = self._step.wrap(trainer, pl_module, pl_module.training_step, weight, carried)
             self._patch = TrainingStepPatch(pl_module, step)
@@ -336,12 +306,6 @@ class MultiPassCallback(Callback):
         """The method's parameters, in a line."""
         return f"weight {self.weight:g}, M = {self.num_sub_batches}"
 
-    def _since_switch(self, trainer: Trainer, pl_module: LightningModule) -> int:
-        """Optimizer steps since the switch; batches in manual optimization, where a batch may take several."""
-        if pl_module.automatic_optimization:
-            return trainer.global_step - (self.switch_step or 0)
-        return trainer.fit_loop.total_batch_idx - self._switch_batch
-
     def _weight(self, trainer: Trainer, pl_module: LightningModule, time: float) -> float:
         """The weight of the coming step."""
         return self.current_weight(time)
@@ -350,17 +314,7 @@ class MultiPassCallback(Callback):
         """C at ``time`` (epochs since the start of training, fractions count): zero before the switch."""
         if not self.active:
             return 0.0
-        return self.weight * self._scheduled(time)
-
-    def _scheduled(self, time: float) -> float:
-        """What the schedule multiplies the weight with, from 0 to 1."""
-        elapsed = max(time - self._switch_time, 0.0)
-        progress = min(elapsed / self.ramp_epochs, 1.0) if self.ramp_epochs > 0 else 1.0
-        if self.weight_schedule == "constant":
-            return 1.0
-        if self.weight_schedule == "lr":
-            return progress * self._rate / self._peak_rate if self._peak_rate > 0 else progress
-        return progress if self.weight_schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
+        return self.weight * self.phase.scheduled(time)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Give the module its own `training_step` back."""
@@ -399,31 +353,20 @@ class MultiPassCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Plain values: whether and when the phase began, and the learning rates seen."""
         return {
-            "active": self.active,
-            "switch_step": self.switch_step,
-            "switch_epoch": self.switch_epoch,
-            "switch_time": self._switch_time,
-            "switch_batch": self._switch_batch,
+            **self.phase.state_dict(),
             "left_out": self.left_out,
             "largest_batch": dict(self._step.splitter.largest),
             "passes_chosen": self._step.choice.chosen if self.options.passes == "auto" else None,
-            "drop": self._drop.state_dict(),
-            "peak_rate": self._peak_rate,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What `state_dict` gave."""
-        self.active = state_dict["active"]
-        self.switch_step, self.switch_epoch = state_dict["switch_step"], state_dict["switch_epoch"]
-        self._switch_time = state_dict["switch_time"]
-        self._switch_batch = state_dict.get("switch_batch", 0)
+        self.phase.load_state_dict(state_dict)
         self.left_out = state_dict.get("left_out", 0)
-        self._peak_rate = state_dict.get("peak_rate", 0.0)
         largest = state_dict["largest_batch"]  # a number where there could be one loader only
         self._step.splitter.largest = {"": largest} if isinstance(largest, int) else dict(largest)
         if self.options.passes == "auto":
             self._step.choice.chosen = state_dict.get("passes_chosen")
-        self._drop.load_state_dict(state_dict["drop"])
 
 
 def _time(trainer: Trainer, batch_idx: int) -> float:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_positive
 from lightning_fisher.exceptions import NonFiniteError, UndefinedMeasureError
-from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, decided_gram, log_det_of, total_of
+from lightning_fisher.functional.fisher.decided import decided_gram, total_of
+from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, log_det_of
 from lightning_fisher.functional.fisher.spectrum import log_spectrum
 from lightning_fisher.functional.gram.rules.parameter_scale import Scale, squared_norms
 from lightning_fisher.functional.measures import MEASURES, Measure, fold_batch_norm, output_margin, select_measures

@@ -32,7 +32,7 @@ def test_auto_is_the_learning_rate_over_four_alpha(fit, memory_logger, alpha, st
 
 def test_the_papers_grid_lies_around_it():
     callback = FisherRegularizer("auto", start=0)
-    callback.active, callback._rate = True, 0.01
+    callback.phase.active, callback.phase.rate = True, 0.01
     assert callback.current_beta(0.0) == pytest.approx(25.0)
 
 

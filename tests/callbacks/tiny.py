@@ -156,6 +156,14 @@ class CountingClassifier(Classifier):
         self.calls[-1].append(len(batch[1]))
         return super().training_step(batch, batch_idx)
 
+    def regularized(self, switch):
+        """Which batches had extra passes; those of the second one rehearse a phase that begins later."""
+        flags = [len(calls) > 1 for calls in self.calls]
+        if switch is None or switch > 1:
+            assert flags[1]
+            flags[1] = False
+        return flags
+
 
 def one_cycle(total_steps):
     return functools.partial(lr_scheduler.OneCycleLR, max_lr=0.2, total_steps=total_steps)

@@ -1,4 +1,4 @@
-"""The rows of manual optimization: the steps of `tests/callbacks/manual` without us, with us and by plain loops."""
+"""The rows of manual optimization: steps of `tests/callbacks/multipass/manual` without us, with us, by plain loops."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_fisher import FisherRegularizer
-from tests.callbacks.manual import published, steps, worker
-from tests.callbacks.manual.loops import ALPHA, PARTS
+from tests.callbacks.multipass.manual import published, steps, worker
+from tests.callbacks.multipass.manual.loops import ALPHA, PARTS
 from tests.callbacks.tiny import loader, seeded
 
 BETA = worker.BETA
@@ -83,5 +83,5 @@ def rows() -> list[list[str]]:
     """``[set-up, β = 0, β > 0]``."""
     found = [[name, *row(cls, 1e-11 if cls is steps.Lbfgs else 1e-12)] for name, cls in SETUPS.items()]
     found.append([MIXED, *row(published.Mixed, 1e-6, torch.float32, precision="bf16-mixed")])
-    # Checked where the processes are started: `tests/callbacks/manual/test_ddp.py`.
+    # Checked where the processes are started: `tests/callbacks/multipass/manual/test_ddp.py`.
     return found + [[f"DDP, {count} processes", "-", "equal to 1e-12"] for count in (2, 4)]

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from lightning_fisher.callbacks.multipass.pass_choice import PassChoice
 from lightning_fisher.functional import fisher_log_det, gram_matrix, penalty_gradient
 from lightning_fisher.functional.multipass.difference import FiniteDifference
+from lightning_fisher.functional.multipass.execution import Forms
 from lightning_fisher.models import resnet
 from tests.functional.compare import cosine, gradient_error, gram_error
 from tests.reference.cases import CASES, each
@@ -85,12 +86,14 @@ def test_auto_decides():
 
     def evaluate():
         return choice.penalty(
-            lambda batch: cross_entropy(net(batch[0]), batch[1]),
-            list(zip(x.chunk(8), y.chunk(8), strict=True)),
-            list(net.parameters()),
-            method=FiniteDifference(1e-4),
-            weights=[1 / 8] * 8,
-            module=net,
+            Forms(
+                lambda batch: cross_entropy(net(batch[0]), batch[1]),
+                list(zip(x.chunk(8), y.chunk(8), strict=True)),
+                list(net.parameters()),
+                method=FiniteDifference(1e-4),
+                weights=[1 / 8] * 8,
+                module=net,
+            )
         )
 
     evaluate()

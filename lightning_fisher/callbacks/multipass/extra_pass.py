@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from lightning_fisher.callbacks.multipass.logged_values import logging_modules, silenced
+from lightning_fisher.callbacks.multipass.silence import logging_modules, silenced
 from lightning_fisher.callbacks.multipass.state.attributes import AttributeSnapshot
 from lightning_fisher.callbacks.multipass.state.averages import AverageBuffers, unstepped_modules
 from lightning_fisher.callbacks.multipass.state.hooks import GradientHooks
@@ -109,8 +109,12 @@ class StepState:
 
     def _with(self, attributes: AttributeSnapshot) -> State:
         tensors = [*self._module.named_parameters(), *attributes.tensors]
-        distinct = {id(t): (name, t) for name, t in tensors if id(t) not in self._perturbed_ids}
         changed = self._passes.changed
+        tensors += [("a tensor that an earlier step changed", t) for t in changed]
+        distinct: dict[int, tuple[str, Tensor]] = {}
+        for name, t in tensors:
+            if id(t) not in self._perturbed_ids:
+                distinct.setdefault(id(t), (name, t))
         return State(
             attributes,
             TensorSnapshot(distinct.values(), changed, True, self._compares(), self._limit),
@@ -197,10 +201,11 @@ class StepState:
         for _, parameter in self._apart:  # put back with the tensors: a pass without their gradients is enough
             parameter.requires_grad_(False)
         hooks = self._hooks = self._hooks or GradientHooks(self._module)
+        gradients = [(n, p, p.grad, None if p.grad is None else p.grad._version) for n, p in self._perturbed]
         stop, loggers = self._trainer.should_stop, self._trainer.loggers
         try:
             self._trainer.loggers = [DummyLogger() for _ in loggers]
-            with silenced(self._logging):
+            with silenced(self._logging, type(self._module)):
                 yield
         finally:
             hooked = hooks.remove_new()
@@ -208,6 +213,14 @@ class StepState:
             attributes.restore()
             tensors.restore()
             weights.restore()
+            for _, p, gradient, _ in gradients:
+                if p.grad is not gradient:
+                    p.grad = gradient
+        changed = next((n for n, _, g, version in gradients if g is not None and g._version != version), None)
+        if changed is not None:
+            raise LostStateError(
+                f"changes the gradient of {changed!r} in place", "do that in `on_before_optimizer_step`"
+            )
         if hooked:
             raise LostStateError(
                 "registers gradient hooks on parameters", "register them in `configure_optimizers` or `on_fit_start`"
@@ -219,7 +232,9 @@ class StepState:
 
 def _around(trainer: Trainer) -> list[Any]:
     """What a step may set attributes of, but that isn't looked into: the Trainer, the data."""
-    found: list[Any] = [trainer, trainer.datamodule]  # type: ignore[attr-defined]
+    loop = trainer.fit_loop
+    found: list[Any] = [trainer, loop, loop.epoch_loop, trainer._logger_connector, trainer.strategy]
+    found.append(trainer.datamodule)  # type: ignore[attr-defined]
     loaders = getattr(trainer.train_dataloader, "iterables", trainer.train_dataloader)  # of a `CombinedLoader`
     for loader in tree_flatten(loaders)[0]:
         for name in ("dataset", "sampler", "batch_sampler"):

@@ -1,53 +1,17 @@
-"""What `training_step` logs: silenced in the extra passes, or collected and logged once per step."""
+"""What `training_step` logs where it runs once a sub-batch: collected, and logged once a step."""
 
 from __future__ import annotations
 
-import builtins
-import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_fisher.callbacks.multipass.silence import logging_modules
 from lightning_fisher.callbacks.multipass.step_outputs import weighted_mean
-from lightning_fisher.functional.evaluation.module_state import submodules
-
-
-def logging_modules(module: nn.Module) -> list[nn.Module]:
-    """The LightningModules in a tree."""
-    return [m for m in submodules(module) if hasattr(type(m), "log_dict")]
-
-
-@contextmanager
-def silenced(owners: Sequence[nn.Module]) -> Iterator[None]:
-    """Make `log`, `log_dict` and `print` of these LightningModules do nothing, and Python's own `print`."""
-    before: list[dict[str, Any]] = [
-        {name: vars(m)[name] for name in ("log", "log_dict", "print") if name in vars(m)} for m in owners
-    ]
-    printed = builtins.print
-    try:
-        for owner in owners:
-            vars(owner).update(log=_nothing, log_dict=_nothing, print=_nothing)
-        builtins.print = functools.partial(_print, printed)
-        yield
-    finally:
-        builtins.print = printed
-        for owner, saved in zip(owners, before, strict=True):
-            for name in ("log", "log_dict", "print"):
-                vars(owner).pop(name, None)
-            vars(owner).update(saved)
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    pass
-
-
-def _print(original: Callable[..., None], *values: Any, file: Any = None, **kwargs: Any) -> None:
-    if file is not None:  # a debugger, a progress bar
-        original(*values, file=file, **kwargs)
 
 
 class CollectedLogs:

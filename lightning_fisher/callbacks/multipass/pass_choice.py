@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_fisher.exceptions import first_line
 from lightning_fisher.functional.evaluation.memory import available_memory
 from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot
 from lightning_fisher.functional.multipass.execution import FIXED, Forms, check_passes, refused
-from lightning_fisher.functional.multipass.loop import Context, Penalty
-from lightning_fisher.functional.multipass.passes import Method
-from lightning_fisher.functional.multipass.vmap import ExtraPass, StackedBatches, UnequalSizesError, VmapError
+from lightning_fisher.functional.multipass.loop import Penalty
+from lightning_fisher.functional.multipass.vmap import StackedBatches, UnequalSizesError, VmapError
 
 COPIES = 4  # of the weights and gradients of all sub-batches at once, in the passes by vmap
 ROUNDS = 3  # timed, of each form
@@ -69,46 +67,17 @@ class PassChoice:
         self.chosen: str | None = None if self._auto else passes
         self.reason = ""
 
-    def penalty(
-        self,
-        loss: Callable[[Any], Tensor],
-        batches: Sequence[Any],
-        parameters: Sequence[nn.Parameter],
-        *,
-        method: Method,
-        weights: Sequence[float],
-        module: nn.Module,
-        extra_pass: ExtraPass = nullcontext,
-        context: Context | None = None,
-        decide: bool = True,
-    ) -> Penalty:
-        """`Execution.penalty`, in the chosen form.
+    def penalty(self, forms: Forms, decide: bool = True) -> Penalty:
+        """A penalty, in the chosen form.
 
         Args:
-            loss: See `Execution.penalty`.
-            batches: See `Execution.penalty`.
-            parameters: See `Execution.penalty`.
-            method: See `Execution.penalty`.
-            weights: See `Execution.penalty`.
-            module: See `Execution.penalty`.
-            extra_pass: See `Execution.penalty`.
-            context: See `Execution.penalty`.
+            forms: The penalty.
             decide: Whether ``"auto"`` may decide now; ``False``: what isn't decided is a loop. The same on every
                 process.
 
         Raises:
             ValueError: If vmap is asked for and can't do it, and as `penalty_of_losses`.
         """
-        forms = Forms(
-            loss,
-            batches,
-            parameters,
-            method=method,
-            weights=weights,
-            module=module,
-            extra_pass=extra_pass,
-            context=context,
-        )
         device = forms.parameters[0].device
         if self.chosen == "loop" or (self._auto and not tries(device)):
             return forms.loop()

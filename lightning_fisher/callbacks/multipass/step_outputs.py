@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_fisher.exceptions import LightningFisherError
+
 
 def weighted_mean(values: Sequence[tuple[float, Any]]) -> Any:
     """Mean of ``(weight, number or tensor)`` pairs."""
@@ -54,16 +56,21 @@ def detached(output: Any) -> Any:
     return {key: value.detach() if isinstance(value, Tensor) else value for key, value in output.items()}
 
 
+class OutputError(LightningFisherError, TypeError):
+    """What `training_step` returned holds no loss."""
+
+
 def loss_of(output: Any) -> Tensor:
     """The loss in what a `training_step` returned.
 
     Raises:
-        TypeError: If there is none.
+        OutputError: If there is none.
     """
-    loss = output["loss"] if isinstance(output, Mapping) else output
+    loss = output.get("loss") if isinstance(output, Mapping) else output
     if not isinstance(loss, Tensor):
-        raise TypeError(
+        missing = isinstance(output, Mapping) and "loss" not in output
+        raise OutputError(
             "Expected `training_step` to return a loss tensor, a mapping with the key 'loss' or None, "
-            f"but got {type(loss).__name__}."
+            f"but got {f'a mapping with {list(output)}' if missing else type(loss).__name__}."
         )
     return loss

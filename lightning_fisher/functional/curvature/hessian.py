@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from lightning_fisher.arguments import require_integer
-from lightning_fisher.exceptions import InteractionError
+from lightning_fisher.functional.curvature.weighted_chunks import weighted_chunks
 from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.differentiable import differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.graph import refuse_constant
-from lightning_fisher.functional.evaluation.independence import random_order, require_same_outputs
-from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot, dense
+from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot
 from lightning_fisher.functional.evaluation.precision import require_full_precision
-from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take, with_sample_dimension
+from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take
 from lightning_fisher.functional.losses.denominator import PartWeights
 from lightning_fisher.functional.losses.loss import LossFn, losses_of
 from lightning_fisher.functional.losses.loss_parameters import loss_parameters, refuse_foreign_parameters
@@ -45,29 +42,64 @@ class HessianVectorProduct:
         self._loss = loss
         self._chunks = chunks
         self._random_state = RandomStateSnapshot({parameter.device for parameter in parameters})
+        self._keeps = len(chunks) == 1
+        self._kept: list[Tensor | None] | None = None  # the gradient with its graph
+        self._compared = False
         self.size = sum(parameter.numel() for parameter in parameters)
         self.rounding = 1e-6 if all(p.dtype == torch.float64 for p in parameters) else 1e-2
         self.device = parameters[0].device
 
     def __call__(self, vector: Tensor) -> Tensor:
-        """Multiply; two backward passes over every sample, one chunk of the graph at a time."""
+        """Multiply: a backward pass through the graph of the gradient.
+
+        That graph is kept for the next product if there is one chunk, otherwise made again for every one. The first
+        product of a kept graph is compared with one of a new graph: a function may change in its backward pass what it
+        saved.
+        """
         pieces = vector.to(self.device).split([parameter.numel() for parameter in self._parameters])
         tangents = [
             piece.view_as(parameter).to(parameter.dtype)
             for piece, parameter in zip(pieces, self._parameters, strict=True)
         ]
+        if self._kept is None:
+            return self._product(tangents)
+        try:
+            result = self._backward(self._kept, tangents)
+        except RuntimeError:  # a graph for one pass only
+            self.forget()
+            return self._product(tangents)
+        if not self._compared:
+            self._compared = True
+            fresh = self._product(tangents)
+            if not torch.allclose(result, fresh, rtol=0, atol=self.rounding * float(fresh.abs().max()), equal_nan=True):
+                self.forget()
+            return fresh
+        return result
+
+    def forget(self) -> None:
+        """Keep no graph, now and from here on."""
+        self._keeps, self._kept = False, None
+
+    def _product(self, tangents: list[Tensor]) -> Tensor:
+        """With new graphs, one chunk at a time."""
         result = torch.zeros(self.size, dtype=torch.float64, device=self.device)
         # The same draws in every product, should the module draw in evaluation mode too.
         self._random_state.restore()
         for index, weight in self._chunks:
-            result += weight * self._chunk_product(index, tangents)
+            gradients = self._gradients(index)
+            result += weight * self._backward(gradients, tangents)
+            if self._keeps:
+                self._kept = gradients
         return result
 
-    def _chunk_product(self, index: slice, tangents: list[Tensor]) -> Tensor:
+    def _gradients(self, index: slice) -> list[Tensor | None]:
+        """Of a chunk's loss, with their graph; ``None`` for parameters that it doesn't depend on."""
         loss = self._loss(index)
         if not loss.requires_grad:
-            return torch.zeros(self.size, dtype=torch.float64, device=self.device)
-        gradients = torch.autograd.grad(loss, self._parameters, create_graph=True, allow_unused=True)
+            return [None] * len(self._parameters)
+        return list(torch.autograd.grad(loss, self._parameters, create_graph=True, allow_unused=True))
+
+    def _backward(self, gradients: list[Tensor | None], tangents: list[Tensor]) -> Tensor:
         pairs = [
             (gradient, tangent)
             for gradient, tangent in zip(gradients, tangents, strict=True)
@@ -79,6 +111,7 @@ class HessianVectorProduct:
             [gradient for gradient, _ in pairs],
             self._parameters,
             [tangent for _, tangent in pairs],
+            retain_graph=self._keeps,
             allow_unused=True,
             materialize_grads=True,
         )
@@ -133,100 +166,13 @@ def mean_loss_hessian(
         parts: list[tuple[slice, float]] = [(slice(0, count), 1.0)]
         if step < count:
             weights = partial(PartWeights, module, loss_fn)
-            parts = _weighted_chunks(part, inputs, parameters, weights, chunks(count, step))
+            parts = weighted_chunks(part, inputs, parameters, weights, chunks(count, step))
         first = part(parts[0][0])
         refuse_foreign_parameters(module, loss_parameters(*first))
         refuse_constant(first[2], parameters)
         del first
-        yield HessianVectorProduct(parameters, lambda index: part(index)[2].mean(), parts)
-
-
-Part = Callable[[slice | Tensor], tuple[Any, Any, Tensor]]  # outputs, targets, losses of some samples
-
-
-def _weighted_chunks(
-    part: Part,
-    inputs: Any,
-    parameters: list[nn.Parameter],
-    weights: Callable[[], PartWeights],
-    slices: list[slice],
-) -> list[tuple[slice, float]]:
-    """Chunks and what they weigh in the loss of all samples, which has to be made of theirs.
-
-    Outputs, and the gradient of the loss, are compared with those of another grouping of the samples; costs two forward
-    and backward passes.
-
-    Raises:
-        InteractionError: If samples interact in the module.
-        ValueError: If they do in the loss.
-    """
-    order = random_order(slices[-1].stop, parameters[0].device)
-    here = _Grouping(part, inputs, parameters, weights(), slices, slices)
-    others = (
-        slices if slices[0].stop > 1 else chunks(slices[-1].stop, 2)
-    )  # alone, samples don't show that they interact
-    there = _Grouping(part, inputs, parameters, weights(), [order[index] for index in others], others)
-    require_same_outputs(there.outputs, take(here.outputs, order))
-    tolerance = 1e-6 if all(p.dtype == torch.float64 for p in parameters) else 1e-3
-    difference = float((here.gradient - there.gradient).norm())
-    if not math.isnan(difference) and difference > tolerance * (here.size + there.size):
-        raise InteractionError(f"the gradient differs by {difference / (here.size + there.size):.1e} between groupings")
-    return [pair for pair in zip(slices, here.shares, strict=True) if pair[1] != 0]
-
-
-class _Grouping:
-    """The outputs, the gradient of the loss and the chunks' shares in it, from chunks of given samples.
-
-    Attributes:
-        outputs: Of all samples, in the order given.
-        shares: Of the chunks, add up to one for a mean.
-        gradient: ``[W]``.
-        size: Norms of the chunks' parts of the gradient, added up.
-    """
-
-    def __init__(
-        self,
-        part: Part,
-        inputs: Any,
-        parameters: list[nn.Parameter],
-        weights: PartWeights,
-        indices: Sequence[slice | Tensor],
-        slices: Sequence[slice],
-    ) -> None:
-        own, gradients, outputs = [], [], []
-        for index, chunk in zip(indices, slices, strict=True):
-            output, targets, losses = part(index)
-            gradients.append(_flat_gradient(losses.mean(), parameters))
-            samples = chunk.stop - chunk.start
-            own.append(weights.add(take(inputs, index), output, targets, losses.detach(), samples))
-            outputs.append(tree_map(partial(_of_samples, samples), output))
-        if weights.coupled:
-            raise ValueError(
-                "Expected argument `loss_fn` to be a mean over samples where `chunk_size` is given, but its value on "
-                "two chunks together is no average of its values on each: it couples samples (a contrastive loss, or "
-                "one of batch statistics); leave `chunk_size` out."
-            )
-        total = math.nan if weights.lost() or not weights.total else weights.total
-        self.shares = [weight / total if weight else 0.0 for weight in own]
-        counted = [share * gradient for share, gradient in zip(self.shares, gradients, strict=True) if share]
-        self.gradient = torch.stack(counted).sum(0) if counted else gradients[0]
-        self.size = sum(float(gradient.norm()) for gradient in counted)
-        self.outputs = tree_map(
-            lambda *leaves: torch.cat(leaves) if all(isinstance(leaf, Tensor) for leaf in leaves) else None,
-            *outputs,
-        )
-
-
-def _of_samples(samples: int, leaf: Any) -> Any:
-    """What holds the samples in dimension 0; a loss, say, that the module returns itself doesn't."""
-    if samples == 1:  # some modules squeeze a batch of one away
-        leaf = with_sample_dimension(leaf)
-    return leaf.detach() if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == samples else None
-
-
-def _flat_gradient(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-    """``[W]``, float64."""
-    if not loss.requires_grad:
-        return torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=parameters[0].device)
-    found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-    return torch.cat([dense(gradient).flatten().double() for gradient in found])
+        product = HessianVectorProduct(parameters, lambda index: part(index)[2].mean(), parts)
+        try:
+            yield product
+        finally:
+            product.forget()

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, decided_gram, log_det_of, total_of
+from lightning_fisher.functional.fisher.decided import decided_gram, total_of
+from lightning_fisher.functional.fisher.log_determinant import FisherLogDet, log_det_of
 from lightning_fisher.functional.fisher.spectrum import log_spectrum
 from lightning_fisher.functional.gram.matrix import BatchNorm, ScaledGram, scaled_gram
 from lightning_fisher.functional.gram.rules.parameter_scale import Scale

@@ -10,18 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice
-from lightning_fisher.exceptions import InteractionError, NonlinearBackwardError, first_line
-from lightning_fisher.functional.evaluation.module_copy import in_float64
 from lightning_fisher.functional.evaluation.precision import epsilon_of
-from lightning_fisher.functional.evaluation.samples import num_samples, ordinary
-from lightning_fisher.functional.gram.matrix import BatchNorm, ScaledGram, scaled_gram
+from lightning_fisher.functional.fisher.cosines import Cosines
+from lightning_fisher.functional.fisher.decided import decided_gram
+from lightning_fisher.functional.gram.matrix import BatchNorm, ScaledGram
 from lightning_fisher.functional.gram.rules.parameter_scale import Scale
 from lightning_fisher.functional.losses.loss import LossFn
 
 RankPolicy = Literal["error", "pseudo"]
-NOISE = 8  # times √N ε: what passes of machine epsilon ε make of zero eigenvalues of C, measured up to 1.3 times √N ε
-ACCURACY = 1e-6  # of ln|ξ|, or of a nat where that is more
-DOUBLE = torch.finfo(torch.float64).eps
 
 
 class FisherLogDet(NamedTuple):
@@ -110,9 +106,12 @@ def fisher_log_det(
     as the paper's comparison has them; see the page on the forms of γ̂ for what each is unchanged by.
 
     The gradient of each loss with respect to the output is formed in float64 and scaled to unit length before it enters
-    the backward pass; its log-norm is added back. Float32 passes then give the float64 answer at any loss. Costs what
-    `gram_matrix` costs; where C is so ill-conditioned that the error of float32 passes decides its rank, or more than
-    1e-6 of the result, the passes are repeated with the module in float64, with a warning.
+    the backward pass; its log-norm is added back. With the cross-entropy of logits float32 passes then give the float64
+    answer at any loss. Costs what `gram_matrix` costs; where C is so ill-conditioned that the error of float32 passes
+    decides its rank, or more than 1e-6 of the result, the passes are repeated with the module in float64, with a
+    warning. With a ``loss_fn`` the two samples with the smallest gradients also run in float64, in evaluation mode: a
+    gradient that cancels, that of a squared error near its minimum or of a probability near one say, is not held by
+    float32, and all passes are repeated then, too.
 
     Args:
         module: See `gram_matrix`.
@@ -154,27 +153,6 @@ def fisher_log_det(
     return log_det_of(scaled, rank_policy=rank_policy, tol=tol)
 
 
-def decided_gram(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any], tol: float | None) -> ScaledGram:
-    """`scaled_gram`, from passes in float64 where those in float32 don't decide the log-determinant.
-
-    Args:
-        module: See `gram_matrix`.
-        inputs: See `gram_matrix`.
-        targets: See `gram_matrix`.
-        how: Keyword arguments of `scaled_gram`.
-        tol: See `log_det`.
-    """
-    scaled = scaled_gram(module, inputs, targets, **how)
-    if not _Cosines(total_of(scaled), tol).undecided:
-        return scaled
-    return _in_float64(module, inputs, targets, how) or scaled
-
-
-def total_of(scaled: ScaledGram) -> ScaledGram:
-    """That of all groups together."""
-    return scaled if scaled.gram.ndim == 2 else scaled._replace(gram=scaled.gram.sum(0))
-
-
 def log_det_of(
     scaled: ScaledGram, *, rank_policy: RankPolicy | Literal["silent"] = "error", tol: float | None = None
 ) -> FisherLogDet:
@@ -185,74 +163,10 @@ def log_det_of(
         rank_policy: See `log_det`; ``"silent"`` is ``"pseudo"`` without the warning.
         tol: See `log_det`.
     """
-    return _measure(_Cosines(scaled, tol), rank_policy)
+    return _measure(Cosines(scaled, tol), rank_policy)
 
 
-class _Cosines:
-    """C, its eigenvalues, and which of them are not zero, of ``ξ = diag(e^l) G diag(e^l)``.
-
-    Attributes:
-        cosine: C, with zeros where a gradient is.
-        log_norms: ``ln‖∇ℓ_j‖``.
-        log_residuals: ``ln‖∂ℓ_j/∂q_j‖``.
-        nonzero: Which gradients aren't zero.
-        values: Eigenvalues of C.
-        kept: Which of them count.
-        undecided: Whether the error of the passes decides which eigenvalues count, or more than 1e-6 of the result.
-    """
-
-    def __init__(self, scaled: ScaledGram, tol: float | None) -> None:
-        gram, log_scales, eps, self.log_residuals = scaled
-        if not bool(torch.isfinite(gram).all()):
-            raise ValueError("Expected argument `gram` to be finite, but it has infinite or undefined entries.")
-        diagonal = gram.diagonal()
-        self.nonzero = (diagonal > 0) & ~torch.isneginf(log_scales)
-        norms = torch.where(self.nonzero, diagonal, 1.0).sqrt()
-        cosine = gram / norms / norms.unsqueeze(1)
-        self.cosine = torch.where(self.nonzero & self.nonzero.unsqueeze(1), cosine, 0.0)
-        self.cosine.diagonal().copy_(self.nonzero.double())
-        self.log_norms = torch.where(self.nonzero, norms.log() + log_scales, -math.inf)
-        self.values = torch.linalg.eigvalsh(self.cosine.cpu()).to(gram.device)  # small: faster than on a GPU
-        if tol is None:
-            count, passes = len(gram), eps if eps > DOUBLE else 0.0
-            error = count * DOUBLE * self.values[-1] + NOISE * math.sqrt(count) * passes
-            error = torch.maximum(error, -2 * self.values[0])
-        else:
-            error = tol * self.values[-1]
-        self.kept = self.values > error
-        self.undecided = tol is None and eps > DOUBLE and not self._known_to(eps)
-
-    def _known_to(self, eps: float) -> bool:
-        """Whether independent errors ε of the entries, which move ln|C| by about ``√2 ε ‖C⁻¹‖_F``, don't matter."""
-        if int(self.kept.sum()) < int(self.nonzero.sum()):
-            return False
-        values, log_norms = self.values[self.kept], self.log_norms[self.nonzero]
-        error = math.sqrt(2) * eps * torch.linalg.vector_norm(1 / values)
-        log_det = values.log().sum() + 2 * log_norms.sum()
-        return bool(error <= ACCURACY * log_det.abs().clamp_min(1.0))
-
-
-def _in_float64(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any]) -> ScaledGram | None:
-    """The same from passes in float64; ``None``, with a warning, where the module or the device can't."""
-    line = f"The Gram matrix of {num_samples(inputs)} per-sample gradients is too ill-conditioned for float32 passes"
-    try:
-        with in_float64(module, how["loss_fn"]):
-            double = ordinary(inputs, torch.float64), ordinary(targets, torch.float64)
-            found = scaled_gram(module, *double, **how)
-    except (InteractionError, NonlinearBackwardError):  # too little of it for float32 to show
-        raise
-    except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
-        warnings.warn(
-            f"{line}, and passes in float64 failed ({first_line(error)}): its rank, or more than 1e-6 of its "
-            "log-determinant, is decided by rounding.",
-            stacklevel=4,
-        )
-        return None
-    warnings.warn(f"{line}: its log-determinant is computed from passes in float64.", stacklevel=4)
-    return found
-
-
-def _measure(found: _Cosines, rank_policy: str) -> FisherLogDet:
+def _measure(found: Cosines, rank_policy: str) -> FisherLogDet:
     """Log-determinant, by the rank policy."""
     count, rank = len(found.values), found.kept.sum()
     if int(rank) < count and rank_policy != "silent":
@@ -269,7 +183,7 @@ def _measure(found: _Cosines, rank_policy: str) -> FisherLogDet:
     return FisherLogDet(total, magnitude, direction, rank, found.log_norms, found.cosine, residual, sensitivity)
 
 
-def _deficient(count: int, rank: int, found: _Cosines, rank_policy: str) -> None:
+def _deficient(count: int, rank: int, found: Cosines, rank_policy: str) -> None:
     zero = torch.nonzero(~found.nonzero).flatten().tolist()
     cause = "more samples than parameters, or duplicate samples"
     if found.undecided:

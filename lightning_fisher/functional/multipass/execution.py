@@ -13,73 +13,25 @@ from lightning_fisher.arguments import require_choice
 from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.loop import Context, Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.passes import Method
-from lightning_fisher.functional.multipass.vmap import ExtraPass, UnequalSizesError, VmapError, penalty_by_vmap
+from lightning_fisher.functional.multipass.vmap import ExtraPass, VmapError, penalty_by_vmap
 
 PASSES = ("auto", "loop", "vmap")  # "auto" is a choice of the callbacks, which remember it
 FIXED = ("loop", "vmap")
 
 
-class Execution:
-    """Evaluates penalties by a loop or by vmap; sub-batches of different sizes can't be stacked: the loop, for those.
+class Forms:
+    """A penalty, `penalty_of_losses` of ``loss(batch)`` for every batch, to be evaluated in either form.
 
     Args:
-        passes: ``"loop"`` or ``"vmap"``.
+        loss: Runs the module on a batch and returns the mean loss; see `penalty_by_vmap`.
+        batches: The perturbed sub-batches.
+        parameters: See `penalty_of_losses`.
+        method: A `FiniteDifference` for vmap, any other for the loop.
+        weights: See `penalty_of_losses`; all the same where the batches are of one size.
+        module: See `penalty_of_losses`.
+        extra_pass: See `penalty_of_losses`.
+        context: See `penalty_of_losses`.
     """
-
-    def __init__(self, passes: str) -> None:
-        check_passes(passes, FIXED)
-        self._passes = passes
-
-    def penalty(
-        self,
-        loss: Callable[[Any], Tensor],
-        batches: Sequence[Any],
-        parameters: Sequence[nn.Parameter],
-        *,
-        method: Method,
-        weights: Sequence[float],
-        module: nn.Module,
-        extra_pass: ExtraPass = nullcontext,
-        context: Context | None = None,
-    ) -> Penalty:
-        """`penalty_of_losses` without ``loss_shares``, of ``loss(batch)`` for every batch.
-
-        Args:
-            loss: Runs the module on a batch and returns the mean loss; see `penalty_by_vmap`.
-            batches: The perturbed sub-batches.
-            parameters: See `penalty_of_losses`.
-            method: A `FiniteDifference` for vmap, any other for the loop.
-            weights: See `penalty_of_losses`; all the same where the batches are of one size.
-            module: See `penalty_of_losses`.
-            extra_pass: See `penalty_of_losses`.
-            context: See `penalty_of_losses`.
-
-        Raises:
-            ValueError: If vmap is asked for and can't do it, and as `penalty_of_losses`.
-        """
-        forms = Forms(
-            loss,
-            batches,
-            parameters,
-            method=method,
-            weights=weights,
-            module=module,
-            extra_pass=extra_pass,
-            context=context,
-        )
-        if self._passes == "loop":
-            return forms.loop()
-        try:
-            return forms.vmap()
-        except UnequalSizesError:
-            return forms.loop()
-        except VmapError as error:
-            forms.loop()  # the loss's own failure, if it is one
-            raise refused(error) from error
-
-
-class Forms:
-    """One penalty, to be evaluated in either form; arguments as those of `Execution.penalty`."""
 
     def __init__(
         self,

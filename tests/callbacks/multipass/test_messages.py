@@ -93,3 +93,18 @@ def test_they_name_the_callback_in_use(fit):
     for callback in (SharpnessAware(), FisherRegularizer()):
         with pytest.raises(ValueError, match=rf"^{type(callback).__name__} needs float32 or float64 weights"):
             fit(Classifier(seeded(mlp)), image_batches([8]), callback, precision="bf16-true")
+
+
+@pytest.mark.parametrize(
+    ("returned", "got"), [({"los": 1.0}, r"a mapping with \['los'\]"), ({"loss": 1.0}, "float"), (1.0, "float")]
+)
+@pytest.mark.parametrize("trainer", [{}, {"fast_dev_run": True}])
+def test_a_step_without_a_loss_is_no_failure_of_a_part(fit, returned, got, trainer):
+    class Returns(Classifier):
+        def training_step(self, batch, batch_idx):
+            return returned
+
+    with pytest.raises(LightningFisherError, match=f"the key 'loss' or None, but got {got}") as caught:
+        fit(Returns(seeded(mlp)), BATCHES, FisherRegularizer(num_sub_batches=4, start=0), **trainer)
+    assert isinstance(caught.value, TypeError)
+    assert not isinstance(caught.value, PartError)

@@ -15,6 +15,7 @@ from lightning_fisher.callbacks.multipass import pass_choice
 from lightning_fisher.callbacks.multipass.pass_choice import PassChoice, agree, tries
 from lightning_fisher.functional.multipass import execution as forms
 from lightning_fisher.functional.multipass.difference import FiniteDifference
+from lightning_fisher.functional.multipass.execution import Forms
 from tests.functional.compare import gradient_error
 from tests.functional.snapshot import changes, snapshot
 from tests.reference.penalty import penalty
@@ -37,12 +38,14 @@ class Setup:
         self.calls = 0
         x, y = self.x.tensor_split(parts), self.y.tensor_split(parts)
         found = choice.penalty(
-            lambda batch: cross_entropy(self.net(batch[0]), batch[1]),
-            list(zip(x, y, strict=True)),
-            list(self.net.parameters()),
-            method=FiniteDifference(1e-3),
-            weights=[len(part) / 16 for part in y],
-            module=self.net,
+            Forms(
+                lambda batch: cross_entropy(self.net(batch[0]), batch[1]),
+                list(zip(x, y, strict=True)),
+                list(self.net.parameters()),
+                method=FiniteDifference(1e-3),
+                weights=[len(part) / 16 for part in y],
+                module=self.net,
+            ),
             **more,
         )
         return found, self.calls
@@ -203,12 +206,14 @@ def test_batches_that_are_never_stacked_are_refused_or_left_to_the_loop(clocked)
     def evaluate(choice):
         batches = [(x, y, object()) for x, y in zip(setup.x.chunk(4), setup.y.chunk(4), strict=True)]
         return choice.penalty(
-            lambda batch: cross_entropy(setup.net(batch[0]), batch[1]),
-            batches,
-            list(setup.net.parameters()),
-            method=FiniteDifference(1e-3),
-            weights=[1 / 4] * 4,
-            module=setup.net,
+            Forms(
+                lambda batch: cross_entropy(setup.net(batch[0]), batch[1]),
+                batches,
+                list(setup.net.parameters()),
+                method=FiniteDifference(1e-3),
+                weights=[1 / 4] * 4,
+                module=setup.net,
+            )
         )
 
     choice = PassChoice("auto")

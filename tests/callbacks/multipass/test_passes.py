@@ -10,7 +10,7 @@ from torchmetrics import Accuracy
 
 from lightning_fisher import FisherRegularizer
 from lightning_fisher.callbacks.multipass import pass_choice
-from lightning_fisher.callbacks.multipass.batches.splitting import fresh
+from lightning_fisher.callbacks.multipass.batches.cutting import fresh
 from tests.callbacks.tiny import Classifier, Ledger, image_batches, mlp, seeded
 from tests.functional.snapshot import changes, snapshot
 

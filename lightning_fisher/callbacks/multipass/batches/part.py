@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_fisher.callbacks.multipass.batches.splitting import fresh
+from lightning_fisher.callbacks.multipass.batches.cutting import fresh
 from lightning_fisher.callbacks.multipass.extra_pass import ExtraPasses, SkippedError
 from lightning_fisher.callbacks.multipass.half_precision import Promotion, refuse_half_precision
 from lightning_fisher.exceptions import LightningFisherError, acting, first_line

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_fisher.callbacks.multipass.batches.splitting import Reading, batch_size, read_batch, split_batch
+from lightning_fisher.callbacks.multipass.batches.cutting import split_batch
+from lightning_fisher.callbacks.multipass.batches.reading import Reading, batch_size, read_batch
 from lightning_fisher.functional.multipass.sub_batches import Part, draw_perturbed, merge_unperturbed, part_sizes
 
 SplitFn = Callable[[Any, int], list[Any]]

@@ -41,8 +41,11 @@ class Shadows:
         self._own = {id(p): p for p in parameters}
         self._copies = {id(p): nn.Parameter(p.detach().clone(), p.requires_grad) for p in parameters}
         self._start = {key: copy.detach().clone() for key, copy in self._copies.items()}
+        self._attributes = {id(p): dict(vars(p)) for p in parameters if vars(p)}
+        self._optimizers = [optimizer for optimizer in trainer.optimizers if optimizer.state]
         self._gradients = {id(p): None if p.grad is None else p.grad.detach().clone() for p in parameters}
         buffers = {id(b): b for b in module.buffers()}
+        self._own_buffers = [b for b in buffers.values() if not b.is_inference()]
         self._buffers = {key: buffer.detach().clone() for key, buffer in buffers.items()}
         # By place: a step may put another buffer there.
         copies: dict[int, Tensor] = {**self._buffers, **self._copies}
@@ -53,7 +56,6 @@ class Shadows:
             for name, tensor in held.items()
             if tensor is not None and id(tensor) in copies
         ]
-        self._versions: list[int] = []
         self.holder = _Holder(list(self._copies.values()), list(self._buffers.values()))
 
     def of(self, parameter: Tensor) -> nn.Parameter:
@@ -106,6 +108,10 @@ class Shadows:
             for handle in handles:
                 handle.remove()
 
+    def _versions_of(self) -> tuple[list[int], list[int]]:
+        """Of the live weights and buffers, which a pass on the copies leaves alone."""
+        return [p._version for p in self._own.values()], [b._version for b in self._own_buffers]
+
     @contextmanager
     def in_place(self, perturbed: Sequence[Tensor]) -> Iterator[None]:
         """Run the module on the copies: those of ``perturbed`` as they are, the others as at the beginning.
@@ -122,12 +128,23 @@ class Shadows:
                 copy.requires_grad_(self._own[key].requires_grad)
                 gradient = self._gradients[key]
                 copy.grad = None if gradient is None else gradient.clone()
-        versions = [p._version for p in self._own.values()]
+        for key, attributes in self._attributes.items():
+            vars(self._copies[key]).clear()
+            vars(self._copies[key]).update(attributes)
+        states = [
+            (optimizer.state, copy, optimizer.state[own])
+            for optimizer in self._optimizers
+            for own, copy in self.items()
+            if own in optimizer.state
+        ]
+        versions, of_buffers = self._versions_of()
         before = [(group, group["params"]) for group in self._groups]
         tensors = [held[name] for _, held, name, _ in self._places]
         try:
             for owner, held, name, replacement in self._places:
                 _set(owner, held, name, replacement)
+            for state, copy, found in states:
+                state[copy] = found
             for group, parameters in before:
                 group["params"] = [self._copies.get(id(p), p) for p in parameters]
             yield
@@ -136,10 +153,17 @@ class Shadows:
                 _set(owner, held, name, tensor)
             for group, parameters in before:
                 group["params"] = parameters
+            for state, copy, _ in states:
+                state.pop(copy, None)
             with torch.no_grad():
                 for key, values in entry.items():
                     self._copies[key].copy_(values)
-        if [p._version for p in self._own.values()] != versions:
+        versions_now, of_buffers_now = self._versions_of()
+        if of_buffers_now != of_buffers:
+            raise LostStateError(
+                "changes a buffer through a view that it holds of it", "change the buffer itself, by its name"
+            )
+        if versions_now != versions:
             raise LostStateError(
                 "changes weights that it holds in a list of its own",
                 "reach them through the module's `parameters()` or the optimizer's `param_groups`",

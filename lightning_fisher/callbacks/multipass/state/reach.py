@@ -14,6 +14,14 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+from lightning_fisher.callbacks.multipass.state import places
+from lightning_fisher.callbacks.multipass.state.records.names import Assigned, Namespace
+from lightning_fisher.callbacks.multipass.state.records.record import Record
+
+Found = Record | tuple[str, Any, places.Place | None]  # or a value: its name, itself, where it is held
+
+CODE = (types.BuiltinFunctionType, types.ModuleType, property, staticmethod, classmethod)
+
 _NOT_USERS = {"lightning_fisher", "torch", "lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics"}
 _INSTALLED = ("site-packages", "dist-packages")
 
@@ -40,27 +48,92 @@ def _is_local(top: str) -> bool:
     return not any(folder in str(place) for place in places for folder in _INSTALLED)
 
 
-def global_variables(function: types.FunctionType) -> tuple[list[str], set[str]]:
-    """Names of the global variables that a function, or one defined in it, reads, and of those that it sets."""
+def of_class(kind: type, name: str, own: str) -> Iterator[Found]:
+    """The attributes of a class, which may count something, and its methods: a record, and values.
+
+    Args:
+        kind: The class.
+        name: Its name.
+        own: See `is_users`.
+    """
+    held = {
+        key: inside
+        for key, inside in vars(kind).items()
+        if not key.startswith("__") and not isinstance(inside, (*CODE, types.FunctionType, functools.partial))
+    }
+    data = {key: inside for key, inside in held.items() if not hasattr(type(inside), "__get__")}
+    if data:
+        yield Assigned(kind, data)
+    for key, inside in held.items():
+        if key in data:
+            yield f"{name}.{key}", inside, places.attribute(kind, key)
+        elif is_users(type(inside).__module__, own):  # a descriptor, which may hold the values itself
+            yield f"{name}.{key}", inside, None
+    for key, function in functions_of(kind):
+        yield f"{name}.{key}", function, None
+    if is_users(type(kind).__module__, own):
+        yield type(kind).__name__, type(kind), None
+
+
+def of_function(function: types.FunctionType, name: str) -> Iterator[Found]:
+    """What a function reaches outside of its arguments: records, and values."""
+    for variable, cell in cells(function):
+        yield f"{name}.{variable}", cell, None
+    if function.__defaults__:
+        yield name, function.__defaults__, places.attribute(function, "__defaults__")
+    for key, value in (function.__kwdefaults__ or {}).items():
+        yield f"{name}.{key}", value, places.entry(function.__kwdefaults__, key)
+    if function.__dict__:
+        yield Namespace(function.__dict__)
+        for key, value in function.__dict__.items():
+            yield f"{name}.{key}", value, places.entry(function.__dict__, key)
+    read, written, imported = global_variables(function)
+    names = function.__globals__
+    if written:
+        yield Namespace(names, only=written)
+    for variable in read:
+        if variable in names:
+            yield variable, names[variable], places.entry(names, variable)
+    for path in imported:
+        found = sys.modules.get(path) or sys.modules.get(f"{names.get('__package__')}.{path}")
+        if found is not None:
+            yield path, found, None
+
+
+def of_namespace(module: types.ModuleType) -> Iterator[Found]:
+    """The variables of a module of the user's that his functions name: a record, and values."""
+    names = vars(module)
+    own = [name for name, value in names.items() if not name.startswith("__") and not isinstance(value, CODE)]
+    yield Namespace(names, only=own)
+    for name in own:
+        yield f"{module.__name__}.{name}", names[name], places.entry(names, name)
+
+
+def global_variables(function: types.FunctionType) -> tuple[list[str], set[str], list[str]]:
+    """Names of the global variables that a function, or one defined in it, reads; that it sets; of what it imports."""
     return _names(function.__code__)
 
 
 @functools.cache
-def _names(code: types.CodeType) -> tuple[list[str], set[str]]:
+def _names(code: types.CodeType) -> tuple[list[str], set[str], list[str]]:
     read: dict[str, None] = {}
     written: set[str] = set()
+    imported: dict[str, None] = {}
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             read[instruction.argval] = None
         elif instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
             written.add(instruction.argval)
             read[instruction.argval] = None
+        elif instruction.opname == "IMPORT_NAME":
+            imported[instruction.argval] = None
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            more, set_there = _names(constant)
+            more, set_there, imported_there = _names(constant)
             read.update(dict.fromkeys(more))
             written |= set_there
-    return [name for name in read if name in written or not hasattr(builtins, name)], written
+            imported.update(dict.fromkeys(imported_there))
+    return [name for name in read if name in written or not hasattr(builtins, name)], written, list(imported)
 
 
 def cells(function: types.FunctionType) -> Iterator[tuple[str, types.CellType]]:
@@ -79,6 +152,6 @@ def functions_of(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
         if isinstance(value, property):
             yield from ((name, f) for f in (value.fget, value.fset) if isinstance(f, types.FunctionType))
             continue
-        function = getattr(value, "__func__", value)
+        function = getattr(value, "__func__", getattr(value, "func", value))
         if isinstance(function, types.FunctionType):
             yield name, function

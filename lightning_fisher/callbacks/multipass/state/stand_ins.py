@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from lightning.pytorch.loggers.logger import DummyLogger, Logger
+
 from lightning_fisher.exceptions import LightningFisherError, acting
 
 _LOGGERS = ("wandb", "mlflow", "neptune", "comet_ml", "aim", "swanlab", "clearml")
@@ -23,6 +25,10 @@ def stand_in(value: Any, name: str) -> Any | None:
     """What is in the place of ``value`` during an extra pass; ``None``: ``value`` itself may stay."""
     if isinstance(value, io.IOBase):
         return _File(value, name)
+    if isinstance(value, Logger):
+        return DummyLogger()
+    if type(value).__module__ == "_csv" and hasattr(value, "writerow"):
+        return Mute()
     if hasattr(type(value), "add_scalar") or type(value).__module__.split(".")[0] in _LOGGERS:
         return Mute()
     if hasattr(type(value), "__next__"):

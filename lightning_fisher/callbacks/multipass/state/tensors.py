@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ class ChangedTensors:
 
     def __bool__(self) -> bool:
         return bool(self._known)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._known.values())
 
     def add(self, tensor: Tensor) -> None:
         """From now on a copy is kept."""

@@ -7,13 +7,16 @@ import torch
 
 from lightning_fisher import FisherRegularizer
 from tests.callbacks.multipass.state.changes import CHANGES, Gathering, prepare_data
+from tests.callbacks.multipass.state.hidden import HIDDEN
 from tests.callbacks.tiny import Classifier, image_batches, mlp, seeded, sgd
+
+ALL = CHANGES | HIDDEN
 
 
 class Changes(Classifier):
     def __init__(self, name):
         super().__init__(seeded(mlp))
-        self.name, self.about = name, CHANGES[name]
+        self.name, self.about = name, ALL[name]
         torch.manual_seed(0)
         self.it = self.about.make(self)
 
@@ -41,9 +44,9 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("options", [{"start": 99}, {"start": 0}], ids=["before", "after"])
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", ALL)
 def test_once_a_batch_or_refused(fit, name, options):
-    about = CHANGES[name]
+    about = ALL[name]
     plain = Changes(name)
     expected = fit(plain, batches())
     module = Changes(name)
@@ -84,7 +87,7 @@ ONCE = (
 
 @pytest.mark.parametrize("name", ONCE)
 def test_numbers_and_weights_count_once_in_the_shared_form_too(fit, name):
-    about = CHANGES[name]
+    about = ALL[name]
     plain, module = Changes(name), Changes(name)
     fit(plain, batches())
     regularizer = FisherRegularizer(1e-30, num_sub_batches=4, start=0, gradient="shared")

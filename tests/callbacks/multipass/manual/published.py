@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.callbacks.manual.loops import add_penalty, parts_of
-from tests.callbacks.manual.steps import Manual, classification, told_apart, towards_real
+from tests.callbacks.multipass.manual.loops import add_penalty, parts_of
+from tests.callbacks.multipass.manual.steps import Manual, classification, told_apart, towards_real
 
 
 def convolutions():

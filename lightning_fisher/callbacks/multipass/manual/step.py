@@ -16,14 +16,14 @@ from lightning_fisher.callbacks.multipass.extra_pass import THOROUGH, SkippedErr
 from lightning_fisher.callbacks.multipass.gradient_carrier import carry_gradient
 from lightning_fisher.callbacks.multipass.manual.live import LiveStep, StepMemory
 from lightning_fisher.callbacks.multipass.state.hooks import gradient_hooks_off
-from lightning_fisher.callbacks.multipass.step import MultiPassStep
 from lightning_fisher.callbacks.multipass.stepped import stepped_parameters
+from lightning_fisher.callbacks.multipass.steps.base import MultiPassStep
 from lightning_fisher.callbacks.multipass.training_step import TrainingStep, in_place_of
 from lightning_fisher.functional import Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.regularized import damping
 
 
-class ManualMultiPassStep(MultiPassStep):
+class ManualStep(MultiPassStep):
     """Makes the form of a `training_step` in manual optimization that trains with a method.
 
     What is handed to `manual_backward` carries the penalty's gradient of the parameters that the next optimizer steps;
@@ -68,18 +68,18 @@ class ManualMultiPassStep(MultiPassStep):
                 carried = weight * damping(options.scaling, pieces.scale) / options.manual_accumulation
                 return carry_gradient(loss, carried, parameters, penalty.gradient)
 
-            live = LiveStep(trainer, module, own, self._passes, self._memory)
+            live = LiveStep(trainer, module, own, self.known, self._memory)
             try:
-                if not self._passes.succeeded:
+                if not self.known.succeeded:
                     live.scout(pieces.pieces[0])
             except Exception as error:
                 live.part.explain(error, lambda: live.scout(batch))
                 raise
             output = live.run(batch, on_loss, pieces.pieces[0])
-            self._passes.thorough -= 1
-            self._passes.succeeded = True
+            self.known.thorough -= 1
+            self.known.succeeded = True
             if weight is None:
-                self._passes.thorough = THOROUGH
+                self.known.thorough = THOROUGH
             self._warn_of_accumulation()
             return output
 
@@ -104,7 +104,7 @@ class ManualMultiPassStep(MultiPassStep):
         pieces: SubBatches,
     ) -> Penalty | None:
         times = self.options.manual_accumulation
-        _, weights = self._weights(pieces)
+        _, weights = self.weights(pieces)
         kept = [i for i, part in enumerate(pieces.parts) if part.perturbed]
         copies = [live.shadows.of(p) for p in parameters]
 

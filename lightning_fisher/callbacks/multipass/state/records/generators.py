@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lightning_fisher.callbacks.multipass.state.records import Record
+from lightning_fisher.callbacks.multipass.state.records.record import Record
 
 
 def is_generator(value: Any) -> bool:

@@ -1,57 +1,15 @@
-"""When the regularized phase starts: at the first learning-rate drop (Sec. 7.2.1), an epoch or a step."""
+"""The first drop of the learning rate."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
 
-from lightning_fisher.arguments import is_finite_number
-
-FIRST_LR_DROP = "first_lr_drop"
-_TEXT = r"(?:(epoch):)?(\d+\.?\d*(?:e\+?\d+)?)|(step):(\d+)"
 STEP_RATIO = 0.9 + 1e-9  # one step of a staircase schedule
 PEAK_RATIO = 0.5 + 1e-9  # far down a smooth one; schedulers round
-
-
-class Start:
-    """``"first_lr_drop"``, an epoch (``60``, ``1.5``, ``"epoch:1.5"``) or an optimizer step (``"step:1000"``).
-
-    A number may be given as text, as a command line does.
-
-    Raises:
-        ValueError: If ``value`` is none of these.
-    """
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        match = re.fullmatch(_TEXT, value) if isinstance(value, str) else None
-        if match:
-            self._unit, self._at = match[1] or match[3] or "epoch", float(match[2] or match[4])
-        elif is_finite_number(value) and value >= 0:
-            self._unit, self._at = "epoch", float(value)
-        elif value == FIRST_LR_DROP:
-            self._unit, self._at = FIRST_LR_DROP, 0.0
-        else:
-            raise ValueError(
-                'Expected argument `start` to be "first_lr_drop", an epoch (60, 1.5 or "epoch:60") or a step '
-                f'("step:1000"), but got {value!r}.'
-            )
-
-    @property
-    def waits_for_drop(self) -> bool:
-        """Whether the learning rate decides."""
-        return self._unit == FIRST_LR_DROP
-
-    def reached(self, time: float, step: int, dropped: bool) -> bool:
-        """Whether the phase starts now or has started, at ``time`` in epochs."""
-        return {"epoch": time >= self._at, "step": step >= self._at, FIRST_LR_DROP: dropped}[self._unit]
-
-    def __repr__(self) -> str:
-        return repr(self.value)
 
 
 class FirstDrop:
@@ -112,28 +70,6 @@ class FirstDrop:
         self._low = self.previous if self.previous is not None else math.inf
 
 
-def largest_rate(optimizer: Optimizer) -> float | None:
-    """The largest learning rate of an optimizer's groups; ``None`` where none is a number (Adafactor's own)."""
-    rates = [float(group["lr"]) for group in optimizer.param_groups if group.get("lr") is not None]
-    return max(rates, default=None)
-
-
-def is_schedule_free(optimizers: Iterable[Optimizer]) -> bool:
-    """Whether an optimizer does without a schedule: its learning rate never drops."""
-    return any(
-        "schedulefree" in f"{type(o).__module__}.{type(o).__name__}".lower().replace("_", "") for o in optimizers
-    )
-
-
-def averaging_steps(optimizer: Optimizer) -> int:
-    """Steps until an optimizer's average of squared gradients has forgotten those before: 2/(1 − β₂); 1 without one.
-
-    The length of the warm-up that Ma & Yarats (2021) give Adam.
-    """
-    decays = [group["betas"][-1] if "betas" in group else group.get("alpha") for group in optimizer.param_groups]
-    return max(1, *(math.ceil(2 / (1 - d)) for d in decays if isinstance(d, float) and 0 <= d < 1), 1)
-
-
 class FirstDropOfAny:
     """The first drop of any of several optimizers."""
 
@@ -163,3 +99,25 @@ class FirstDropOfAny:
             drop = FirstDrop()
             drop.load_state_dict(one)
             self._drops.append(drop)
+
+
+def largest_rate(optimizer: Optimizer) -> float | None:
+    """The largest learning rate of an optimizer's groups; ``None`` where none is a number (Adafactor's own)."""
+    rates = [float(group["lr"]) for group in optimizer.param_groups if group.get("lr") is not None]
+    return max(rates, default=None)
+
+
+def is_schedule_free(optimizers: Iterable[Optimizer]) -> bool:
+    """Whether an optimizer does without a schedule: its learning rate never drops."""
+    return any(
+        "schedulefree" in f"{type(o).__module__}.{type(o).__name__}".lower().replace("_", "") for o in optimizers
+    )
+
+
+def averaging_steps(optimizer: Optimizer) -> int:
+    """Steps until an optimizer's average of squared gradients has forgotten those before: 2/(1 − β₂); 1 without one.
+
+    The length of the warm-up that Ma & Yarats (2021) give Adam.
+    """
+    decays = [group["betas"][-1] if "betas" in group else group.get("alpha") for group in optimizer.param_groups]
+    return max(1, *(math.ceil(2 / (1 - d)) for d in decays if isinstance(d, float) and 0 <= d < 1), 1)

@@ -9,8 +9,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_fisher import FisherRegularizer
-from tests.callbacks.manual import steps
-from tests.callbacks.manual.loops import ALPHA, PARTS
+from tests.callbacks.multipass.manual import steps
+from tests.callbacks.multipass.manual.loops import ALPHA, PARTS
 from tests.callbacks.tiny import loader
 
 NAMES = ("Gan", "ToggledGan", "SamByHand", "Accumulating", "Closure")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.callbacks.manual import steps
-from tests.callbacks.manual.worker import BETA, NAMES
+from tests.callbacks.multipass.manual import steps
+from tests.callbacks.multipass.manual.worker import BETA, NAMES
 from tests.callbacks.tiny import seeded
 from tests.processes import run_ranks
 
@@ -14,7 +14,9 @@ from tests.processes import run_ranks
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def ranks(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("manual")
-    children = run_ranks("tests.callbacks.manual.worker:main", request.param, folder, str(folder), str(request.param))
+    children = run_ranks(
+        "tests.callbacks.multipass.manual.worker:main", request.param, folder, str(folder), str(request.param)
+    )
     logs = "\n".join(child.output[-1500:] for child in children)
     assert [child.code for child in children] == [0] * request.param, logs
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(request.param)]

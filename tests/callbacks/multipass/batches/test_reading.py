@@ -15,7 +15,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_fisher import FisherRegularizer
-from lightning_fisher.callbacks.multipass.batches.splitting import BatchError, fresh, read_batch, split_batch
+from lightning_fisher.callbacks.multipass.batches.cutting import fresh, split_batch
+from lightning_fisher.callbacks.multipass.batches.reading import read_batch
+from lightning_fisher.callbacks.multipass.batches.structure import BatchError
 from tests.callbacks.tiny import Ledger
 
 X, Y = torch.randn(8, 3), torch.arange(8) % 2

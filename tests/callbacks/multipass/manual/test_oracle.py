@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lightning_fisher import FisherRegularizer
-from tests.callbacks.manual.loops import ALPHA, PARTS
-from tests.callbacks.manual.published import PUBLISHED, Mixed
-from tests.callbacks.manual.steps import STEPS, Accumulating, Gan, Lbfgs, batches, networks
+from tests.callbacks.multipass.manual.loops import ALPHA, PARTS
+from tests.callbacks.multipass.manual.published import PUBLISHED, Mixed
+from tests.callbacks.multipass.manual.steps import STEPS, Accumulating, Gan, Lbfgs, batches, networks
 from tests.callbacks.tiny import seeded
 
 BETA = 20.0

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from tests.callbacks.manual.loops import add_penalty, parts_of
+from tests.callbacks.multipass.manual.loops import add_penalty, parts_of
 from tests.callbacks.tiny import seeded
 
 

@@ -1,0 +1,1 @@
+"""The regularized form of a `training_step`."""

@@ -1,0 +1,201 @@
+# ruff: noqa: E501
+"""What a `training_step` may change where no attribute of a module shows it, or torch doesn't count it."""
+
+from __future__ import annotations
+
+import contextvars
+import csv
+import functools
+import io
+import itertools
+import logging
+import queue
+import random
+import sys
+import tempfile
+import threading
+import types
+
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+
+from tests.callbacks.multipass.state import far_away
+from tests.callbacks.multipass.state.changes import Change, call
+
+ids = itertools.count()
+depth = contextvars.ContextVar("depth", default=0)
+
+
+class Descriptor:
+    """Which holds the values itself, not in the objects."""
+
+    def __init__(self):
+        self.values = {}
+
+    def __get__(self, owner, kind=None):
+        return self if owner is None else self.values.get(id(owner), 0)
+
+    def __set__(self, owner, value):
+        self.values[id(owner)] = value
+
+
+class Described:
+    n = Descriptor()
+
+
+class Singleton(type):
+    """Of which one instance is kept."""
+
+    def __init__(cls, *args):
+        super().__init__(*args)
+        cls.made = []
+
+    def __call__(cls):
+        if not cls.made:
+            cls.made.append(super().__call__())
+        return cls.made[0]
+
+
+class Registry(metaclass=Singleton):
+    def __init__(self):
+        self.n = 0
+
+
+class Numbered:
+    __slots__ = ("ids",)
+
+    def __init__(self):
+        self.ids = itertools.count()
+
+
+class Gathers(logging.Handler):
+    """Held by a logger of the standard library only."""
+
+    def emit(self, record):
+        sys._tests_lines = getattr(sys, "_tests_lines", 0) + 1
+
+
+def log_to_a_handler(module):
+    logger = logging.getLogger("tests.hidden")
+    logger.propagate, logger.handlers, sys._tests_lines = False, [Gathers()], 0
+
+
+def next_of_default(numbers=itertools.count()):  # noqa: B008
+    return next(numbers)
+
+
+def in_closure(numbers):
+    return lambda: next(numbers)
+
+
+def bump_far_away(module, batch):
+    from tests.callbacks.multipass.state import far_away
+
+    batch[0].add_(0.01 * far_away.bump())
+
+
+def count_on_the_weight(module, batch):
+    weight = module.net[1].weight
+    weight.uses = getattr(weight, "uses", 0) + 1
+    batch[0].add_(0.01 * weight.uses)
+
+
+def state_of(module):
+    return module.trainer.optimizers[0].state[module.net[1].weight]
+
+
+def halve_in_the_state(module, batch):
+    if "mine" in state_of(module):
+        state_of(module)["mine"].mul_(0.5)
+    else:
+        state_of(module)["mine"] = torch.ones(2)
+
+
+def halve_the_momentum(module, batch):
+    if state_of(module).get("momentum_buffer") is not None:
+        state_of(module)["momentum_buffer"].mul_(0.5)
+
+
+def in_inference_mode(module):
+    with torch.inference_mode():
+        return torch.zeros(2)
+
+
+def add_in_inference_mode(module, batch):
+    with torch.inference_mode():
+        module.it.add_(1)
+
+
+def one_entry():
+    return torch.sparse_coo_tensor([[0]], [1.0], (3,))
+
+
+def append_to_file(module, batch):
+    with open(module.it, "a") as file:
+        file.write("x")
+
+
+def write_by_pathlib(module, batch):
+    import pathlib
+
+    pathlib.Path(module.it).write_text("x")
+
+
+def scale_the_gradient(module, batch):
+    if module.net[1].weight.grad is not None:
+        module.net[1].weight.grad.mul_(0.5)
+
+
+def forget_the_gradient(module, batch):
+    module.net[1].weight.grad = None
+
+
+def count_in_metrics(module, batch):
+    metrics = module.trainer.callback_metrics
+    metrics["mine"] = metrics.get("mine", torch.zeros(())) + 1
+    batch[0].add_(0.01 * metrics["mine"])
+
+
+def add_parameter(module, batch):
+    module.it[f"p{len(module.it)}"] = nn.Parameter(torch.zeros(1))
+
+
+HIDDEN = {
+    "generator's bound method": Change(lambda m: random.Random(0).random, lambda m, b: b[0].add_(m.it()), lambda m: m.it.__self__.getstate()),
+    "list's bound method": Change(lambda m: [].append, lambda m, b: m.it(1), lambda m: len(m.it.__self__)),
+    "values of a descriptor": Change(lambda m: Described(), lambda m, b: setattr(m.it, "n", m.it.n + 1), lambda m: m.it.n),
+    "the one instance of a class": Change(lambda m: Registry.made.clear(), lambda m, b: (setattr(Registry(), "n", Registry().n + 1), b[0].add_(0.01 * Registry().n)), lambda m: Registry().n),
+    "context variable": Change(lambda m: depth.set(0) and None, lambda m, b: (depth.set(depth.get() + 1), b[0].add_(0.01 * depth.get())), lambda m: depth.get()),
+    "context variable without a value": Change(lambda m: contextvars.ContextVar("nameless"), call("set", 1), None, refused="sets the context variable 'nameless'"),
+    "module that the step imports": Change(lambda m: far_away.COUNTS.clear(), bump_far_away, lambda m: dict(far_away.COUNTS)),
+    "read-only view of a dictionary": Change(lambda m: types.MappingProxyType({"n": [0]}), lambda m, b: m.it["n"].append(1), lambda m: len(m.it["n"])),
+    "values of a dictionary": Change(lambda m: {"n": [0]}.values(), lambda m, b: [v.append(1) for v in m.it], lambda m: [len(v) for v in m.it]),
+    "semaphore": Change(lambda m: threading.Semaphore(0), call("release"), lambda m: m.it._value),
+    "queue in C": Change(lambda m: queue.SimpleQueue(), call("put", 1), None, refused=True),
+    "attribute of a weight": Change(lambda m: None, count_on_the_weight, lambda m: m.net[1].weight.uses),
+    "tensor in the optimizer's state": Change(lambda m: None, halve_in_the_state, lambda m: state_of(m)["mine"].tolist()),
+    "momentum": Change(lambda m: None, halve_the_momentum, lambda m: state_of(m)["momentum_buffer"].tolist()),
+    "gradient, in place": Change(lambda m: None, scale_the_gradient, None, refused="changes the gradient of 'net.1.weight'"),
+    "gradient, forgotten": Change(lambda m: None, forget_the_gradient, None),
+    "attribute of the Trainer's loop": Change(lambda m: None, lambda m, b: setattr(m.trainer.fit_loop, "mine", getattr(m.trainer.fit_loop, "mine", 0) + 1), lambda m: m.trainer.fit_loop.mine),
+    "metrics of the Trainer": Change(lambda m: None, count_in_metrics, lambda m: float(m.trainer.callback_metrics["mine"])),
+    "tensor of inference mode": Change(in_inference_mode, add_in_inference_mode, lambda m: m.it.tolist()),
+    "sparse tensor": Change(lambda m: one_entry(), lambda m, b: m.it.add_(one_entry()), lambda m: m.it.to_dense().tolist()),
+    "view of a buffer": Change(lambda m: (m.register_buffer("table", torch.zeros(4)), m.table[1:2])[1], call("add_", 1), lambda m: m.table.tolist()),
+    "dictionary of parameters grows": Change(lambda m: nn.ParameterDict(), add_parameter, lambda m: sorted(m.it.keys())),
+    "rows of a csv file": Change(lambda m: csv.writer(setattr(m, "rows", io.StringIO()) or m.rows), lambda m, b: m.it.writerow([1]), lambda m: m.rows.getvalue()),
+    "logger of one's own": Change(lambda m: CSVLogger(tempfile.mkdtemp()), lambda m, b: m.it.log_metrics({"a": 1.0}, m.global_step), lambda m: len(m.it.experiment.metrics)),
+    "lines logged by Python": Change(log_to_a_handler, lambda m, b: logging.getLogger("tests.hidden").error("x"), lambda m: sys._tests_lines),
+    "file that is opened": Change(lambda m: tempfile.mktemp(), append_to_file, None, refused="opens the file"),
+    "file written by pathlib": Change(lambda m: tempfile.mktemp(), write_by_pathlib, None, refused="opens the file"),
+    "iterator in a slot": Change(lambda m: Numbered(), lambda m, b: next(m.it.ids), None, refused=r"iterator 'Changes\.it\.ids'"),
+    "iterator in a tuple": Change(lambda m: ("a", (itertools.count(),)), lambda m, b: next(m.it[1][0]), None, refused=r"iterator 'Changes\.it\[1\]\[0\]'"),
+    "iterator in a closure": Change(lambda m: in_closure(itertools.count()), lambda m, b: m.it(), None, refused=r"iterator 'Changes\.it\.numbers'"),
+    "iterator in a partial": Change(lambda m: functools.partial(next, itertools.count()), lambda m, b: m.it(), None, refused=True),
+    "iterator in a default": Change(lambda m: None, lambda m, b: next_of_default(), None, refused="iterator 'next_of_default"),
+    "iterator in a set": Change(lambda m: {itertools.count()}, lambda m, b: next(next(iter(m.it))), None, refused=True),
+    "iterator's bound method": Change(lambda m: itertools.count().__next__, lambda m, b: m.it(), None, refused=True),
+    "global iterator": Change(lambda m: None, lambda m, b: next(ids), None, refused="iterator 'ids'"),
+    "iterator at two places": Change(lambda m: setattr(m, "also", itertools.count()) or m.also, lambda m, b: next(m.also), None, refused="takes items from the iterator"),
+}  # fmt: skip
