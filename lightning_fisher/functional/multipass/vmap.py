@@ -146,17 +146,19 @@ def penalty_by_vmap(
         with torch.compiler.set_stance("force_eager"), full_precision(types):
             new = _COMPARED.is_new(module, passes.structure, loss_fn)
 
-            def compare(found: _Found, weights: Sequence[Tensor] | None) -> None:
+            last = len(batches) - 1
+
+            def compare(found: _Found, weights: Sequence[Tensor]) -> None:
                 if new:
                     kept.restore()
                     before.restore()
                     with extra_pass(), torch.autograd.set_detect_anomaly(False):
-                        passes.compare(found, weights, len(batches) - 1)
+                        passes.compare(found, weights, last)
 
             with extra_pass():
                 here = passes.run(None)
             require_dependence(any(here.used))
-            compare(here, None)
+            compare(here, parameters)
             factors = difference.alpha if difference.step == "fixed" else _steps_of_length(difference.alpha, here)
             found: list[_Found] = []
             for place in difference.places:
@@ -166,10 +168,11 @@ def penalty_by_vmap(
                 stepped = _stepped(parameters, here.gradients, place, factors)
                 kept.restore()
                 before.restore()
+                start = [rows[last].clone() for rows in stepped] if new else []  # a loss may move its weights
                 with extra_pass(), torch.autograd.set_detect_anomaly(False):
                     found.append(passes.run(stepped))
-                compare(found[-1], stepped)
                 del stepped
+                compare(found[-1], start)
             if new:
                 _COMPARED.add(module, passes.structure, loss_fn)
             parts = _Weighted(weight, len(here.losses))
@@ -330,14 +333,18 @@ class _Passes:
         modes = tuple(submodule.training for submodule in self._module.modules())
         return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors), modes
 
-    def compare(self, found: _Found, weights: Sequence[Tensor] | None, index: int) -> None:
+    def compare(self, found: _Found, weights: Sequence[Tensor], index: int) -> None:
         """Compare one sub-batch with an ordinary pass, unless that draws random numbers.
+
+        Args:
+            found: Of all sub-batches.
+            weights: Of this one.
+            index: Which.
 
         Raises:
             VmapError: If the gradients differ by more than rounding.
         """
-        values = [p.detach().clone() for p in self._parameters] if weights is None else [w[index] for w in weights]
-        values = [value.requires_grad_() for value in values]
+        values = [weight.detach().clone().requires_grad_() for weight in weights]
         here: dict[str, Tensor] = {}
         for key, buffer in self._buffers.items():
             here.update(dict.fromkeys(self._places[key], buffer.clone()))

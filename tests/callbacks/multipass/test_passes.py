@@ -65,7 +65,8 @@ def test_auto_decides_at_the_switch_and_stays(fit, monkeypatch, capsys):
     assert regularizer.passes_chosen == "vmap"
     plain_and_rehearsal = [16, *[4] * 8, 16]
     regularized = [*[4] * 8, 16]
-    deciding = [*[4] * 8, 4, 4, *[*[4] * 8, 4, 4] * pass_choice.ROUNDS, 16]
+    compared = [4, 4]  # with ordinary passes, the first time
+    deciding = [*[4] * 8, 4, 4, *compared, *[*[4] * 8, 4, 4] * pass_choice.ROUNDS, 16]
     assert calls == [*plain_and_rehearsal, *regularized * 2, *deciding, *[4, 4, 16] * 5]
     assert capsys.readouterr().out.count("sub-batches are evaluated by vmap (loop 1000.0 ms, vmap 0.0 ms)") == 1
 

@@ -172,7 +172,7 @@ def test_dropout_masks_differ_among_samples_and_are_shared_by_the_two_passes():
 
     torch.manual_seed(0)
     value, _ = penalty_gradient(net, x, y, alpha=1e-6, num_sub_batches=4, passes="vmap")
-    first, second = map(unwrapped, seen)
+    first, second = (x for x in map(unwrapped, seen) if x.ndim == 3)  # the others are of one sub-batch, to compare with
     assert torch.equal(first, second)
     assert len({tuple(row) for row in first.reshape(-1, 6).tolist()}) > 8
     assert 0 < value.item() < 1e-5
