@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_fisher.exceptions import SecondDerivativeError
 from lightning_fisher.functional import gram_matrix
 from lightning_fisher.functional.curvature.norms import (
     frobenius_norm,
@@ -174,7 +175,7 @@ def test_wrong_second_derivatives_are_noticed(function):
 
 
 def test_missing_second_derivatives_are_an_error():
-    with pytest.raises(NotImplementedError, match="derivative for '_embedding_bag_backward' is not implemented"):
+    with pytest.raises(SecondDerivativeError, match="derivative for '_embedding_bag_backward' is not implemented"):
         hessian_frobenius_norm(*NO_SECOND_DERIVATIVE.build())
 
 
