@@ -60,8 +60,9 @@ def test_archives_like_those_of_medmnist(tmp_path):
     assert test.labels.tolist() == [0, 1, 2]
     assert validation.labels.tolist() == [2, 1]
     assert np.array_equal(validation.images.numpy(), contents["val_images"].transpose(0, 3, 1, 2))
-    del contents["val_labels"]  # images without labels are one more array
-    assert load(tmp_path, contents).validation is None
+    del contents["val_labels"]
+    with pytest.raises(ValueError, match=r"Expected val_images and val_labels in .*, or neither, but got val_images"):
+        load(tmp_path, contents)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(0, 0), (3, 3), (5000, 5)])

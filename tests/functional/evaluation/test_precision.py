@@ -169,7 +169,10 @@ def test_gram_under_the_callers_precision(name, body):
     same, inputs, targets = by_name(body).build(torch.float32)
     assert torch.equal(first, gram_matrix(same, inputs, targets))
     assert torch.equal(later, gram_matrix(same, inputs, targets))
-    assert log_det == fisher_log_det(same, inputs, targets).log_det
+    again = fisher_log_det(
+        same, inputs, targets
+    ).log_det  # of single passes in a loop or at once, whichever was quicker
+    assert torch.isclose(log_det, again, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -43,6 +43,10 @@ def assert_same(a, b):
         assert a == b
 
 
+# Before the switch extra passes are tried after the step itself: the variable has a value then, which is put back.
+KNOWN_BY_THEN = [("context variable without a value", 99)]
+
+
 @pytest.mark.parametrize("options", [{"start": 99}, {"start": 0}], ids=["before", "after"])
 @pytest.mark.parametrize("name", ALL)
 def test_once_a_batch_or_refused(fit, name, options):
@@ -51,7 +55,7 @@ def test_once_a_batch_or_refused(fit, name, options):
     expected = fit(plain, batches())
     module = Changes(name)
     regularizer = FisherRegularizer(1e-30, num_sub_batches=4, **options)
-    if about.refused:
+    if about.refused and (name, options["start"]) not in KNOWN_BY_THEN:
         named = about.refused if isinstance(about.refused, str) else r"Changes\.it"
         with pytest.raises(ValueError, match=rf"{named}.*can't be put back"):
             fit(module, batches(), regularizer)
