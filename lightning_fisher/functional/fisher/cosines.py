@@ -30,7 +30,7 @@ class Cosines:
     """
 
     def __init__(self, scaled: ScaledGram, tol: float | None) -> None:
-        gram, log_scales, eps, self.log_residuals, values = scaled
+        gram, log_scales, eps, self.log_residuals, values, _ = scaled
         if not bool(torch.isfinite(gram).all()):
             raise ValueError("Expected argument `gram` to be finite, but it has infinite or undefined entries.")
         diagonal = gram.diagonal()

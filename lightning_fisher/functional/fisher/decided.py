@@ -35,7 +35,11 @@ def decided_gram(module: nn.Module, inputs: Any, targets: Any, how: dict[str, An
         return _from_rows(module, inputs, targets, how, found, tol) or scaled
     if found.undecided:
         reason = "is too ill-conditioned for float32 passes"
-    elif tol is None and _may_cancel(scaled, how) and not found.known_to(_errors(module, inputs, targets, how, found)):
+    elif (
+        tol is None
+        and _may_cancel(scaled, how)
+        and not found.known_to(_errors(module, inputs, targets, how, found, found.log_norms + scaled.left_out))
+    ):
         reason = "has rows that rounding to float32 decides (a loss whose gradient cancels near its minimum, say)"
     else:
         return scaled
@@ -62,13 +66,23 @@ def _may_cancel(scaled: ScaledGram, how: dict[str, Any]) -> bool:
     return scaled.eps > DOUBLE and how.get("loss_fn") is not None and how.get("batch_norm", "eval") == "eval"
 
 
-def _errors(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any], found: Cosines) -> Tensor:
+def _errors(
+    module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any], found: Cosines, log_norms: Tensor
+) -> Tensor:
     """Relative errors of the rows, ``[N]``, from passes of the samples with the smallest gradients in float64.
 
     A residual, the difference of output and target say, has the absolute error of the outputs: the smaller the
     gradient, the larger its relative error. Zeros where the module doesn't run in float64.
+
+    Args:
+        module: See `gram_matrix`.
+        inputs: See `gram_matrix`.
+        targets: See `gram_matrix`.
+        how: Keyword arguments of `scaled_gram`.
+        found: From passes in float32.
+        log_norms: Of the gradients, with their residuals where those are left out of the rows.
     """
-    few = found.log_norms.argsort()[:FEW]
+    few = log_norms.argsort()[:FEW]
     options = {name: value for name, value in how.items() if name != "groups"}
     try:
         with in_float64(module, how.get("loss_fn")):
@@ -83,10 +97,10 @@ def _errors(module: nn.Module, inputs: Any, targets: Any, how: dict[str, Any], f
     angles = (found.cosine[few][:, few] - exact.cosine.to(found.cosine.device)).abs().amax(1)
     relative = torch.maximum(lengths, angles)
     relative = torch.where(relative <= PLAIN * found.eps, 0.0, relative)
-    size = torch.where(relative > 0, relative.log() + seen, -math.inf).max()
+    size = torch.where(relative > 0, relative.log() + log_norms[few], -math.inf).max()
     if bool(torch.isposinf(relative).any()):  # zero here or there
         return torch.full_like(seen[0], math.inf).expand(len(found.log_norms))
-    return torch.where(found.nonzero, (size - found.log_norms).exp(), 0.0)
+    return torch.where(found.nonzero, (size - log_norms).exp(), 0.0)
 
 
 def total_of(scaled: ScaledGram) -> ScaledGram:

@@ -55,6 +55,7 @@ class ScaledGram(NamedTuple):
         log_residuals: ``ln‖∂ℓ_j/∂q_j‖``, ``[N]`` float64, q the logits, rescaled if they are: what of ``l`` is the
             residual; zero where it is left out, ``nan`` where the loss has parameters of its own.
         values: Eigenvalues of the cosine similarities, ascending, from the rows themselves, where they were asked for.
+        left_out: ``ln‖∂ℓ_j/∂q_j‖``, ``[N]``, where residuals are left out; else 0.
     """
 
     gram: Tensor
@@ -62,6 +63,7 @@ class ScaledGram(NamedTuple):
     eps: float
     log_residuals: Tensor
     values: Tensor | None = None
+    left_out: Tensor | float = 0.0
 
 
 def gram_matrix(
@@ -225,12 +227,14 @@ def scaled_gram(
         if bool(torch.isneginf(logs[0]).all()) or not bool(gram.any()):
             refuse_constant(losses_of(problem.outputs(), targets, loss_fn), parameters)
     log_scales, log_residuals = logs
+    left_out: Tensor | float = 0.0
     if not residual:  # a gradient of exactly zero has no direction
+        left_out = log_residuals
         log_scales = torch.where(torch.isneginf(log_scales), log_scales, log_scales - log_residuals)
         log_residuals = torch.zeros_like(log_residuals)
     if not through_outputs:
         log_residuals = torch.full_like(log_residuals, torch.nan)
-    return ScaledGram((gram + gram.mT) / 2, log_scales, torch.finfo(dtype).eps, log_residuals, found)
+    return ScaledGram((gram + gram.mT) / 2, log_scales, torch.finfo(dtype).eps, log_residuals, found, left_out)
 
 
 def _logs(gradients: OutputGradients) -> Tensor:

@@ -83,6 +83,25 @@ def test_residuals_near_a_minimum_are_computed_in_float64(residual, loss):
     assert residual > 1e-3 or repeated(caught)
 
 
+@pytest.mark.parametrize("seed", [0, 3, 5])
+def test_directions_of_small_residuals_at_equal_outputs(seed):
+    """The gradient of ``⟨u_j, z_j⟩``, u_j the unit residual: float32 knows those of the smallest residuals worst."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 2))
+        inputs = torch.randn(6, 5)
+        targets = net(inputs).detach() + 1e-3 * torch.randn(6, 2)
+    exact = copy.deepcopy(net).double()
+    with torch.no_grad():
+        units = nn.functional.normalize(exact(inputs.double()) - targets.double(), dim=1)
+    rows = gradient_rows(exact, inputs.double(), units, 6, lambda outputs, units: (outputs * units).sum(1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = fisher_log_det(net, inputs, targets, loss_fn=square(net), residual=False).log_det
+    assert repeated(caught)
+    assert float(found) == pytest.approx(float(jacobian_log_det(rows).log_det), rel=1e-6)
+
+
 def test_a_residual_of_exactly_zero_in_float32_is_no_zero_gradient():
     net, inputs, targets = regression(1e-5)
     targets[4] = net(inputs[4:5]).detach()[0]
