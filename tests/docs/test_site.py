@@ -101,3 +101,10 @@ def test_no_paragraph_of_a_docstring_becomes_a_box() -> None:
         for docstring in re.findall(r'"""(.*?)"""', path.read_text(encoding="utf-8"), re.DOTALL):
             for name in re.findall(r"\n\n(?P<at> +)(\w+): \S[^\n]*\n(?P=at) {4}\S", docstring):
                 assert name[1] in known, f"{path.relative_to(ROOT)}: {name[1]}"
+
+
+def test_no_table_of_a_docstring_is_drawn_with_equals_signs() -> None:
+    """The pages are Markdown: there it becomes a paragraph of equals signs."""
+    package = sorted((ROOT / "lightning_fisher").rglob("*.py"))
+    assert len(package) > 100
+    assert [path for path in package if re.search(r"^ *={4,} +={4,}", path.read_text("utf-8"), re.MULTILINE)] == []

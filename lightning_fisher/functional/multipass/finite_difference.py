@@ -108,13 +108,11 @@ def difference_penalty_gradient(
 
     With ``g_i = ∇L(B_i, w)`` and the step ``e_i = α g_i`` (``"fixed"``) held constant,
 
-    ==============  ====================================================  ===========
-    ``difference``  ``∇R_α = 1/M Σ_i`` of                                 passes of N
-    ==============  ====================================================  ===========
-    ``"backward"``  ``g_i − ∇L(B_i, w − e_i)``                            2
-    ``"forward"``   ``∇L(B_i, w + e_i) − g_i``                            2
-    ``"central"``   ``∇L(B_i, w + e_i/2) − ∇L(B_i, w − e_i/2)``           3
-    ==============  ====================================================  ===========
+    | ``difference`` | ``∇R_α = 1/M Σ_i`` of | passes of N |
+    | --- | --- | --- |
+    | ``"backward"`` | ``g_i − ∇L(B_i, w − e_i)`` | 2 |
+    | ``"forward"`` | ``∇L(B_i, w + e_i) − g_i`` | 2 |
+    | ``"central"`` | ``∇L(B_i, w + e_i/2) − ∇L(B_i, w − e_i/2)`` | 3 |
 
     and ``R_α`` the same difference of losses. With ``step="normalized"`` the step is ``e_i = α g_i/‖g_i‖``, of length
     α whatever the gradient, and the difference is multiplied with ``‖g_i‖``. On a smooth network all of them tend to

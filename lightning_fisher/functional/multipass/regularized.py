@@ -71,14 +71,12 @@ def regularized_gradient(
 
     ``∇R_α = 1/M Σ_i [g_i − h_i]`` with ``g_i = ∇L(B_i, w)`` and ``h_i = ∇L(B_i, ·)|_{w − α g_i}``.
 
-    ============  =========  ===================  ============================================================
-    ``gradient``  perturbed  passes of N samples  the gradient
-    ============  =========  ===================  ============================================================
-    ``"full"``    all M      3                    ``∇L(B, w) + β ∇R_α``: the authors' form
-    ``"full"``    k of M     1 + 2 k / M          as above, ``∇R_α`` estimated by ``1/k Σ_{i∈S} [g_i − h_i]``
-    ``"shared"``  all M      2                    ``1/M Σ_i [(1 + β) g_i − β h_i]``
-    ``"shared"``  k of M     1 + k / M            ``1/M Σ_i g_i + β/k Σ_{i∈S} [g_i − h_i]``
-    ============  =========  ===================  ============================================================
+    | ``gradient`` | perturbed | passes of N samples | the gradient |
+    | --- | --- | --- | --- |
+    | ``"full"`` | all M | 3 | ``∇L(B, w) + β ∇R_α``: the authors' form |
+    | ``"full"`` | k of M | 1 + 2 k / M | as above, ``∇R_α`` estimated by ``1/k Σ_{i∈S} [g_i − h_i]`` |
+    | ``"shared"`` | all M | 2 | ``1/M Σ_i [(1 + β) g_i − β h_i]`` |
+    | ``"shared"`` | k of M | 1 + k / M | ``1/M Σ_i g_i + β/k Σ_{i∈S} [g_i − h_i]`` |
 
     ``"shared"`` uses the mean of the ``g_i`` as the gradient of ``L``, weighted as in `penalty_gradient`. Where samples
     don't interact that is the same number; a loss that couples them is refused. Batch-norm in training mode then
