@@ -162,7 +162,11 @@ def _code(option: Option) -> str:
 
 
 def _text(comment: str) -> str:
-    text = html.escape(comment, quote=False)
-    for character in "|*_$":
-        text = text.replace(character, f"\\{character}")
-    return text
+    parts = comment.split("`")  # every other one is code, which takes no escapes but that of a table
+    for index, part in enumerate(parts):
+        if index % 2 == 0 or len(parts) % 2 == 0:
+            part = html.escape(part, quote=False)
+            for character in "*_$":
+                part = part.replace(character, f"\\{character}")
+        parts[index] = part.replace("|", "\\|")
+    return "`".join(parts)

@@ -111,3 +111,10 @@ def test_an_interpolation_is_no_formula(pages: dict[str, str]) -> None:
         assert not re.search(
             r"(?<!\\)\$", re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)
         ), path
+
+
+def test_code_in_comments_is_as_it_is_typed(pages: dict[str, str]) -> None:
+    """Markdown shows a backslash there, but the one in front of a table's bar."""
+    code = [span for text in pages.values() for span in re.findall(r"`([^`\n]+)`", text)]
+    assert "-m experiment=select_parameter comparison=sam" in code
+    assert [span for span in code if "\\" in span.replace("\\|", "")] == []
