@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning_fisher.callbacks.multipass.state.caches import CachedFunction
 from lightning_fisher.callbacks.multipass.state.places import Place, put
 
 
@@ -29,6 +30,8 @@ class Exchange:
         """Put the stand-ins in place."""
         self._out = True
         for place, _, other in self._held:
+            if isinstance(other, CachedFunction):
+                other.begin()
             put(place, other)
 
     def end(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning_fisher.callbacks.multipass.state import places
+from lightning_fisher.callbacks.multipass.state.caches import CACHED
 from lightning_fisher.callbacks.multipass.state.records.names import Assigned, Namespace
 from lightning_fisher.callbacks.multipass.state.records.record import Record
 
@@ -65,7 +66,7 @@ def of_class(kind: type, name: str, own: str) -> Iterator[Found]:
     if data:
         yield Assigned(kind, data)
     for key, inside in held.items():
-        if key in data:
+        if key in data or isinstance(inside, CACHED):
             yield f"{name}.{key}", inside, places.attribute(kind, key)
         elif is_users(type(inside).__module__, own):  # a descriptor, which may hold the values itself
             yield f"{name}.{key}", inside, None

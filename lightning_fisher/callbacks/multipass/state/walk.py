@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from lightning_fisher.callbacks.multipass.state import places, reach
+from lightning_fisher.callbacks.multipass.state.caches import CACHED, CachedFunction
 from lightning_fisher.callbacks.multipass.state.exchange import Exchange
 from lightning_fisher.callbacks.multipass.state.records.comparison import DEEP, PLAIN
 from lightning_fisher.callbacks.multipass.state.records.containers import Entries, Items, Members, Nested
@@ -208,6 +209,9 @@ class Walk:
             self._visit(value.func, name, places.argument(value, 0))
             self._visit(value.args, name, places.argument(value, 1))
             self._visit(value.keywords, name)
+        elif isinstance(value, CACHED) and place is not None and reach.is_users(value.__module__, self._own):
+            self.exchange.add(place, value, CachedFunction(value))
+            self._visit(value.__wrapped__, name)
         elif isinstance(value, contextvars.ContextVar):
             self.records.append(ContextValue(value))
             self._visit(value.get(None), value.name)

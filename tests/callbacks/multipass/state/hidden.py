@@ -44,6 +44,18 @@ class Described:
     n = Descriptor()
 
 
+@functools.cache
+def drawn(size):
+    """No function of its argument alone."""
+    return float(torch.rand(()))
+
+
+class Rated:
+    @functools.lru_cache(maxsize=2, typed=True)  # noqa: B019
+    def rate(self, size):
+        return float(torch.rand(()))
+
+
 class Singleton(type):
     """Of which one instance is kept."""
 
@@ -166,6 +178,9 @@ HIDDEN = {
     "list's bound method": Change(lambda m: [].append, lambda m, b: m.it(1), lambda m: len(m.it.__self__)),
     "values of a descriptor": Change(lambda m: Described(), lambda m, b: setattr(m.it, "n", m.it.n + 1), lambda m: m.it.n),
     "the one instance of a class": Change(lambda m: Registry.made.clear(), lambda m, b: (setattr(Registry(), "n", Registry().n + 1), b[0].add_(0.01 * Registry().n)), lambda m: Registry().n),
+    "function with a cache": Change(lambda m: drawn.cache_clear(), lambda m, b: (b[0].add_(0.01 * drawn(len(b[0]))), setattr(m, "it", drawn.cache_info().currsize)), lambda m: m.it),
+    "cache that the module holds": Change(lambda m: functools.lru_cache(4)(lambda *, size: float(torch.rand(()))), lambda m, b: b[0].add_(0.01 * m.it(size=len(b[0]))), lambda m: m.it.cache_info().currsize),
+    "method with a cache": Change(lambda m: (Rated.rate.cache_clear(), Rated())[1], lambda m, b: (b[0].add_(0.01 * m.it.rate(len(b[0]))), setattr(m.it, "n", Rated.rate.cache_info().currsize)), lambda m: m.it.n),
     "context variable": Change(lambda m: depth.set(0) and None, lambda m, b: (depth.set(depth.get() + 1), b[0].add_(0.01 * depth.get())), lambda m: depth.get()),
     "context variable without a value": Change(lambda m: contextvars.ContextVar("nameless"), call("set", 1), None, refused="sets the context variable 'nameless'"),
     "module that the step imports": Change(lambda m: far_away.COUNTS.clear(), bump_far_away, lambda m: dict(far_away.COUNTS)),
