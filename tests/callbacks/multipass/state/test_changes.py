@@ -101,3 +101,28 @@ def test_numbers_and_weights_count_once_in_the_shared_form_too(fit, name):
         assert all(torch.allclose(x, y, rtol=1e-5, atol=1e-6) for x, y in zip(mine, other, strict=True))
     else:
         assert mine == other
+
+
+class ByHand(Changes):
+    """In manual optimization."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["sparse tensor", "tensor of inference mode", "function with a cache", "int"])
+def test_once_a_batch_by_hand(fit, name):
+    plain = ByHand(name)
+    expected = fit(plain, batches())
+    module = ByHand(name)
+    got = fit(module, batches(), FisherRegularizer(1e-30, num_sub_batches=4, start=0))
+    assert_same(ALL[name].read(module), ALL[name].read(plain))
+    for a, b in zip(got.states, expected.states, strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in b)

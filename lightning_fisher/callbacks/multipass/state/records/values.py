@@ -57,8 +57,12 @@ class UncountedValues(Record):
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
-        with torch.inference_mode():
+        with self._mode():
             self._before = tensor.detach().clone()
+
+    def _mode(self) -> torch.inference_mode:
+        """That the tensor was made in: a sparse one can't take the place of one of the other mode."""
+        return torch.inference_mode(self._tensor.is_inference())
 
     def renewed(self) -> Record:
         """See `Record`."""
@@ -75,7 +79,7 @@ class UncountedValues(Record):
 
     def restore(self) -> bool:
         """See `Record`."""
-        with torch.inference_mode():
+        with self._mode(), torch.no_grad():
             if self._same():
                 return False
             self._tensor.copy_(self._before)
