@@ -88,6 +88,11 @@ class StackedBatches:
             elif any(leaf != leaves[0] for leaf in leaves):
                 raise VmapError(f"the sub-batches differ in what isn't a tensor ({', '.join(sorted(kinds))})")
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Of the first sub-batch, uncopied."""
+        return [leaves[0] for leaves in self._columns if isinstance(leaves[0], Tensor)]
+
     def stacked(self) -> list[Tensor]:
         """A fresh copy of the tensors, ``[M, …]`` each: a loss may change its batch."""
         return [torch.stack(leaves).detach() for leaves in self._columns if isinstance(leaves[0], Tensor)]
@@ -144,7 +149,8 @@ def penalty_by_vmap(
     before, kept = RandomStateSnapshot({p.device for p in parameters}), _Attributes(module)
     try:
         with torch.compiler.set_stance("force_eager"), full_precision(types):
-            new = _COMPARED.is_new(module, passes.structure, loss_fn)
+            structure = passes.structure
+            new = _COMPARED.is_new(module, structure, loss_fn)
 
             last = len(batches) - 1
 
@@ -174,7 +180,7 @@ def penalty_by_vmap(
                 del stepped
                 compare(found[-1], start)
             if new:
-                _COMPARED.add(module, passes.structure, loss_fn)
+                _COMPARED.add(module, structure, loss_fn)
             parts = _Weighted(weight, len(here.losses))
             spread, moved = DivergenceAccumulator(), [g for g, u in zip(here.gradients, here.used, strict=True) if u]
             rows = torch.cat([g.reshape(len(g), -1) for g in moved], 1)
@@ -329,9 +335,9 @@ class _Passes:
     @property
     def structure(self) -> Any:
         """What rules of vmap are chosen by: shapes and dtypes, modes."""
-        tensors = [*self._batches.stacked(), *self._parameters, *self._buffers.values()]
+        tensors = [*self._batches.tensors, *self._parameters, *self._buffers.values()]
         modes = tuple(submodule.training for submodule in self._module.modules())
-        return tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors), modes
+        return self._batches.count, tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors), modes
 
     def compare(self, found: _Found, weights: Sequence[Tensor], index: int) -> None:
         """Compare one sub-batch with an ordinary pass, unless that draws random numbers.
