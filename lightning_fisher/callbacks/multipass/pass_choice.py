@@ -16,7 +16,7 @@ from lightning_fisher.functional.evaluation.memory import available_memory
 from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot
 from lightning_fisher.functional.multipass.execution import FIXED, Forms, check_passes, refused
 from lightning_fisher.functional.multipass.loop import Penalty
-from lightning_fisher.functional.multipass.vmap import StackedBatches, UnequalSizesError, VmapError
+from lightning_fisher.functional.multipass.vmap.stacked import StackedBatches, UnequalSizesError, VmapError
 
 COPIES = 4  # of the weights and gradients of all sub-batches at once, in the passes by vmap
 ROUNDS = 3  # timed, of each form

@@ -13,7 +13,8 @@ from lightning_fisher.arguments import require_choice
 from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.loop import Context, Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.passes import Method
-from lightning_fisher.functional.multipass.vmap import ExtraPass, VmapError, penalty_by_vmap
+from lightning_fisher.functional.multipass.vmap.penalty import ExtraPass, penalty_by_vmap
+from lightning_fisher.functional.multipass.vmap.stacked import VmapError
 
 PASSES = ("auto", "loop", "vmap")  # "auto" is a choice of the callbacks, which remember it
 FIXED = ("loop", "vmap")

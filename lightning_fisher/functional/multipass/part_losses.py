@@ -21,7 +21,8 @@ from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.execution import refused
 from lightning_fisher.functional.multipass.loop import Context, Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.passes import Method
-from lightning_fisher.functional.multipass.vmap import StackedBatches, UnequalSizesError, VmapError, penalty_by_vmap
+from lightning_fisher.functional.multipass.vmap.penalty import penalty_by_vmap
+from lightning_fisher.functional.multipass.vmap.stacked import StackedBatches, UnequalSizesError, VmapError
 
 
 class PartLosses:

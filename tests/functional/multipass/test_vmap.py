@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 from lightning_fisher.functional import penalty_gradient, penalty_of_losses, regularized_gradient
 from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.sub_batches import draw_perturbed
-from lightning_fisher.functional.multipass.vmap import VmapError, penalty_by_vmap
+from lightning_fisher.functional.multipass.vmap.penalty import penalty_by_vmap
+from lightning_fisher.functional.multipass.vmap.stacked import VmapError
 from tests.functional.compare import cosine, gradient_error
 from tests.functional.snapshot import changes, snapshot
 from tests.reference.cases import BATCH_NORM_CASES, BATCH_STATISTICS, CASES, RIGHT_OR_REFUSED, by_name, each

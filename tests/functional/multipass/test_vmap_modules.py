@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from lightning_fisher.functional import penalty_gradient
 from lightning_fisher.functional.multipass.difference import FiniteDifference
-from lightning_fisher.functional.multipass.vmap import VmapError, penalty_by_vmap
+from lightning_fisher.functional.multipass.vmap.penalty import penalty_by_vmap
+from lightning_fisher.functional.multipass.vmap.stacked import VmapError
 from tests.functional.compare import cosine, gradient_error
 from tests.functional.multipass.test_numbers_penalty import CLIFFS, Cliff, M, X, Y
 from tests.functional.snapshot import changes, snapshot

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lightning_fisher.functional import penalty_gradient
-from lightning_fisher.functional.multipass import vmap
+from lightning_fisher.functional.multipass.vmap import penalty
 from tests.reference import plain
 
 
@@ -79,8 +79,8 @@ def test_wrong_rules_of_vmap_are_refused(build, batch):
 def test_one_comparison_for_a_module_a_structure_and_a_loss(batch, monkeypatch):
     module = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)).double()
     compared = []
-    compare = vmap._Passes.compare
-    monkeypatch.setattr(vmap._Passes, "compare", lambda *args: compared.append(compare(*args)))
+    compare = penalty.compare
+    monkeypatch.setattr(penalty, "compare", lambda *args: compared.append(compare(*args)))
 
     def mean(outputs, targets):
         return cross_entropy(outputs, targets)
