@@ -19,6 +19,7 @@ from lightning_fisher.functional.fisher.spectrum import log_spectrum
 from lightning_fisher.functional.gram.rules.parameter_scale import Scale, squared_norms
 from lightning_fisher.functional.measures import MEASURES, Measure, fold_batch_norm, output_margin, select_measures
 from lightning_fisher.functional.measures.folding import matrices_of_folded
+from lightning_fisher.functional.measures.hessian_traces import HessianTraces
 from lightning_fisher.functional.measures.registry import RESCALED
 from lightning_fisher.metrics.base import SubsetMetric, mean_and_std
 from lightning_fisher.metrics.sharing import shared_log_det
@@ -152,6 +153,10 @@ class _Subset:
     @cached_property
     def matrices(self) -> dict[str, Tensor]:
         return matrices_of_folded(self.folded)
+
+    @cached_property
+    def traces(self) -> HessianTraces:
+        return HessianTraces(self.module, self.inputs, self.targets)
 
     @cached_property
     def margin(self) -> Tensor:

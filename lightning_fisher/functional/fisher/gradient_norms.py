@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_fisher.arguments import require_integer
 from lightning_fisher.functional.evaluation.samples import chunks, num_samples, refuse_closed, take
 from lightning_fisher.functional.gram.matrix import scaled_gram
+from lightning_fisher.functional.gram.rules.parameter_scale import Scale
 from lightning_fisher.functional.losses.loss import LossFn
 
 
@@ -21,6 +22,7 @@ def log_gradient_norms(
     loss_fn: LossFn | None = None,
     chunk_size: int = 50,
     logit_norm: float | None = None,
+    scale: Scale = "none",
 ) -> Tensor:
     """``ln‖∇_w ℓ(x_j, y_j; w)‖₂`` of every sample, in evaluation mode, right at any loss.
 
@@ -37,6 +39,7 @@ def log_gradient_norms(
         loss_fn: See `gram_matrix`.
         chunk_size: Samples at a time, two at the least.
         logit_norm: See `gram_matrix`.
+        scale: See `gram_matrix`.
 
     Returns:
         ``[N]``, float64; ``−inf`` where the gradient is exactly zero.
@@ -55,6 +58,7 @@ def log_gradient_norms(
     refuse_closed(targets, "targets")
     parts = []
     for chunk in chunks(num_samples(inputs), max(chunk_size, 2)):  # alone, samples don't show whether they interact
-        scaled = scaled_gram(module, take(inputs, chunk), take(targets, chunk), loss_fn=loss_fn, logit_norm=logit_norm)
+        how: dict[str, Any] = {"loss_fn": loss_fn, "logit_norm": logit_norm, "scale": scale}
+        scaled = scaled_gram(module, take(inputs, chunk), take(targets, chunk), **how)
         parts.append(scaled.gram.diagonal().log() / 2 + scaled.log_scales)
     return torch.cat(parts)

@@ -21,11 +21,7 @@ from lightning_fisher.functional.measures.gradient_statistics import (
     participation_ratio,
 )
 from lightning_fisher.functional.measures.hessian_flatness import relative_flatness
-from lightning_fisher.functional.measures.hessian_traces import (
-    gauss_newton_trace,
-    hessian_trace,
-    weighted_hessian_trace,
-)
+from lightning_fisher.functional.measures.hessian_traces import HessianTraces, Method
 from lightning_fisher.functional.measures.margins import median_margin, output_margin
 from lightning_fisher.functional.measures.norms import (
     distance_from_initialization,
@@ -57,9 +53,9 @@ class Measure:
         function: The pure function.
         needs: What it is called with, by name: ``module``, ``inputs``, ``targets``; ``initial``, the network before
             training; ``folded``, of `fold_batch_norm`; ``matrices``, of `weight_matrices`; ``margin``, of
-            `output_margin`; ``fisher``, of `fisher_log_det`; ``gram``, of `gram_matrix`; ``log_eigenvalues``, of
-            `log_spectrum`; ``rescaled``, of `fisher_log_det` at rescaled logits, s = 0.04, and ``rescaled_layer``,
-            ``rescaled_filter``, ``rescaled_element`` of that ``scale`` at equal outputs.
+            `output_margin`; ``traces``, a `HessianTraces`; ``fisher``, of `fisher_log_det`; ``gram``, of `gram_matrix`;
+            ``log_eigenvalues``, of `log_spectrum`; ``rescaled``, of `fisher_log_det` at rescaled logits, s = 0.04, and
+            ``rescaled_layer``, ``rescaled_filter``, ``rescaled_element`` of that ``scale`` at equal outputs.
         higher_is_better: Which way its source says it points; ``None``: it doesn't say.
         invariances: Rescalings that leave it unchanged, in exact arithmetic. ``"layers"``: of whole layers of a ReLU
             network (one by c, the next by 1/c); ``"units"``: of single hidden units; ``"batch_norm"``: of weights in
@@ -125,10 +121,24 @@ def _direction(fisher: FisherLogDet) -> Tensor:
     return fisher.direction
 
 
+def _hessian_trace(traces: HessianTraces, *, num_products: int = 60, seed: int = 0, method: Method = "auto") -> Tensor:
+    return traces.hessian("none", num_products=num_products, seed=seed, method=method).value
+
+
+def _weighted_hessian_trace(
+    traces: HessianTraces, *, num_products: int = 60, seed: int = 0, method: Method = "auto"
+) -> Tensor:
+    return traces.hessian("element", num_products=num_products, seed=seed, method=method).value
+
+
+def _gauss_newton_trace(traces: HessianTraces) -> Tensor:
+    return traces.gauss_newton("none")
+
+
 DATA = ("module", "inputs", "targets")
 A_FOLD = "batch-norm folded: a forward pass of 4 samples a layer"
 DRAWS = "up to 150 forward passes"
-PRODUCTS = "60 Hessian-vector products: 120 backward passes"
+PRODUCTS = "K forward and backward passes for ReLU networks, otherwise 120 backward passes"
 STEPS = "21 forward and backward passes"
 A_GRAM = "one Gram matrix: about 1.4 forward and backward passes"
 
@@ -285,15 +295,15 @@ MEASURES: dict[str, Measure] = {
             "a forward and two backward passes", "follows the loss and the logits' scale", recommended=True,
         ),
         Measure(
-            "weighted_hessian_trace", weighted_hessian_trace, DATA, False, FUNCTION, "Σ_i w_i² H_ii",
+            "weighted_hessian_trace", _weighted_hessian_trace, ("traces",), False, FUNCTION, "Σ_i w_i² H_ii",
             "Andriushchenko et al. 2023", PRODUCTS, "follows the loss and the logits' scale",
         ),
         Measure(
-            "hessian_trace", hessian_trace, DATA, False, NOTHING, "tr ∇²L", "baseline", PRODUCTS,
+            "hessian_trace", _hessian_trace, ("traces",), False, NOTHING, "tr ∇²L", "baseline", PRODUCTS,
             "changes with every rescaling",
         ),
         Measure(
-            "gauss_newton_trace", gauss_newton_trace, ("module", "inputs"), False, NOTHING,
+            "gauss_newton_trace", _gauss_newton_trace, ("traces",), False, NOTHING,
             "tr G; tr ∇²L for ReLU networks", "baseline", "K forward and backward passes",
             "changes with every rescaling",
         ),

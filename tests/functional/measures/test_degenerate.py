@@ -248,6 +248,7 @@ def test_an_accuracy_that_cannot_drop_warns():
         (output_margin, "fraction", 0.0),
         (hessian_trace, "num_products", 5),
         (weighted_hessian_trace, "num_products", 5),
+        (hessian_trace, "method", "lanczos"),
         (gradient_signal_to_noise, "eps", -1.0),
     ],
 )

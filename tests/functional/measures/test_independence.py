@@ -44,7 +44,7 @@ BY_ONES = {
     "Gauss-Newton, by ones": lambda m, x, y: gauss_newton_trace(m, x, chunk_size=1),
     "norms, by ones": lambda m, x, y: log_gradient_norms(m, x, y, chunk_size=1),
     "robustness, by ones": lambda m, x, y: robustness(m, x, chunk_size=1),
-    "Hessian trace, by ones": lambda m, x, y: hessian_trace(m, x, y, chunk_size=1, num_products=6),
+    "Hessian trace, by ones": lambda m, x, y: hessian_trace(m, x, y, chunk_size=1, num_products=6, method="hutch++"),
     "Hessian norm, by ones": lambda m, x, y: hessian_frobenius_norm(m, x, y, chunk_size=1),
 }
 
