@@ -228,7 +228,7 @@ class HessianTraces:
             except ValueError:  # samples that interact, say
                 if method == "exact":
                     raise
-        how = {"loss_fn": self._loss_fn, "chunk_size": self._chunk_size}
+        how: dict[str, Any] = {"loss_fn": self._loss_fn, "chunk_size": self._chunk_size}
         with mean_loss_hessian(self._module, self._inputs, self._targets, **how) as product:
             if scale == "none":
                 return _trace(product, product.size, num_products, seed, product.device)
