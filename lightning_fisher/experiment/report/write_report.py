@@ -30,9 +30,11 @@ from lightning_fisher.experiment.report.tables import TABLES, summary
 from lightning_fisher.experiment.report.zoo.figure import plot_zoo
 from lightning_fisher.experiment.report.zoo.judgment import varied_options
 from lightning_fisher.experiment.report.zoo.page import parts
+from lightning_fisher.experiment.report.zoo.scenarios import scenarios_of, scenarios_parts
+from lightning_fisher.experiment.report.zoo.scenarios_figure import plot_scenarios
 
 MOST_COLORS = 6  # of a figure: more values of an option are not told apart
-KINDS = ("scenario", "groups", "ranking", "curves", "methods", "zoo", *TABLES)
+KINDS = ("scenario", "groups", "ranking", "curves", "methods", "zoo", "scenarios", *TABLES)
 MAIN = ("test_error", "gamma")  # the quantities of figures that show no other
 
 
@@ -96,6 +98,11 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any], runs: Sequence
         return made
     if kind == "zoo":
         return make_zoo(rows, folder, made)
+    if kind == "scenarios":
+        found = scenarios_of(rows)
+        made.parts += [*scenarios_parts(found), ("Made by", provenance(rows))]
+        made.figures.append(plot_scenarios(found, folder / "scenarios.png"))
+        return made
     if kind == "curves":
         return make_curves(rows, runs, folder, form["keys"], made)
     if kind in TABLES:

@@ -114,6 +114,11 @@ def measure_label(key: str) -> str:
     return QUANTITIES[key].name if key in QUANTITIES else key
 
 
+def measure_name(key: str) -> str:
+    """The label, with a mark for a baseline."""
+    return measure_label(key) + (" (b)" if key in BASELINES else "")
+
+
 def that_fit(rows: Sequence[Row]) -> list[Row]:
     """The networks that fit their training images."""
     return [row for row in rows if row["train_error"] <= FIT]

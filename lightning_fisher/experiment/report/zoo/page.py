@@ -18,7 +18,7 @@ from lightning_fisher.experiment.report.zoo.judgment import (
     Judged,
     effects,
     judge_all,
-    measure_label,
+    measure_name,
     that_fit,
     varied_options,
 )
@@ -85,7 +85,7 @@ def option_table(done: Sequence[Judged], found: Sequence[Effect]) -> str:
         cells = [_number(judged.per_option.get(effect.option, math.nan)) for effect in found]
         wrong = [VARIED[option] for option in decisive if judged.per_option.get(option, 0.0) < 0]
         worst = _number(judged.worst(decisive))
-        lines.append([_name(judged), worst, *cells, ", ".join(wrong) or "–"])
+        lines.append([measure_name(judged.key), worst, *cells, ", ".join(wrong) or "–"])
     stars = [f"{VARIED[effect.option]}{' *' if effect.matters else ''}" for effect in found]
     table = markdown(["measure", "worst *", *stars, "points the wrong way over"], lines)
     return (
@@ -100,7 +100,7 @@ def overall_table(done: Sequence[Judged], rows: Sequence[Row]) -> str:
     """Every protocol over all networks, with the cost beside it."""
     lines = [
         [
-            _name(judged),
+            measure_name(judged.key),
             _interval(judged.tau, judged.low, judged.high),
             _number(judged.psi),
             _number(judged.sign_error),
@@ -118,10 +118,6 @@ def overall_table(done: Sequence[Judged], rows: Sequence[Row]) -> str:
         f"every pair of networks with the same weight. Partial τ: given {controls}. s: seconds for a network; what "
         "several measures share counts for the first of them, γ̂ and the metrics of Sec. 7.1 are not timed apart."
     )
-
-
-def _name(judged: Judged) -> str:
-    return measure_label(judged.key) + (" (b)" if judged.key in BASELINES else "")
 
 
 def _number(number: float, form: str = "{:.2f}") -> str:
