@@ -141,8 +141,10 @@ def partial_table(found: Sequence[Scenario]) -> str:
         cells = []
         for one in found:
             judged = one.judged.get(key)
-            known = judged is not None and not math.isnan(judged.partial)
-            cells.append(_interval(judged.partial, judged.partial_low, judged.partial_high) if known else MISSING)
+            if judged is None or math.isnan(judged.partial):
+                cells.append(MISSING)
+            else:
+                cells.append(_interval(judged.partial, judged.partial_low, judged.partial_high))
         lines.append([measure_name(key), *cells])
     return markdown(["measure", *(one.name for one in found)], lines)
 
