@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PURPLE, SKY, BLACK, GRAY = "#CC79A7", "#56B4E9", "#000000", "#666666"
@@ -115,14 +115,18 @@ def signed(text: str) -> str:
 
 
 def plain_ticks(axis: Axis) -> None:
-    """Label a logarithmic axis of less than a decade with plain numbers, instead of 2 × 10⁰, 3 × 10⁰.
+    """Label a logarithmic axis of less than two decades with plain numbers, instead of 2 × 10⁰, 3 × 10⁰.
 
-    Very small and very large numbers keep their powers of ten.
+    Very small and very large numbers, and longer axes, keep their powers of ten, and have none between them.
     """
     low, high = sorted(axis.get_view_interval())
-    if axis.get_scale() != "log" or not 1e-4 <= low < high < min(10 * low, 1e6):
+    if axis.get_scale() != "log" or low <= 0:
         return
-    axis.set_major_locator(MaxNLocator(4))
+    if high >= 100 * low or low < 1e-4 or high >= 1e6:
+        if high >= 10 * low:
+            axis.set_minor_formatter(NullFormatter())
+        return
+    axis.set_major_locator(MaxNLocator(4) if high < 10 * low else LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 

@@ -14,11 +14,14 @@ from lightning_fisher.experiment.display import plot_style as style
     [
         ([1.9, 4.2], True),
         ([0.02, 0.07], True),
-        ([1.9, 42.0], False),  # more than a decade: powers of ten
-        ([2e-7, 5e-7], False),
+        ([1.9, 42.0], True),
+        ([0.02, 3.0], False),  # more than two decades: powers of ten
+        ([0.3, 2e4], False),
+        ([2e-7, 5e-6], False),
+        ([2e-7, 5e-7], False),  # no power of ten in it: 2 × 10⁻⁷
     ],
 )
-def test_a_logarithmic_axis_of_less_than_a_decade_has_plain_numbers(
+def test_a_logarithmic_axis_of_less_than_two_decades_has_plain_numbers(
     values: list[float], plain: bool, tmp_path: Path
 ) -> None:
     figure, (axes,) = style.grid(1)
@@ -40,6 +43,7 @@ def test_a_logarithmic_axis_of_less_than_a_decade_has_plain_numbers(
         assert all(float(text) == pytest.approx(place) for text, place in shown)
     else:
         assert all("10^" in text for text, _ in shown)
+        assert high < 10 * low or not any(r"\times" in text for text, _ in shown)
 
 
 def test_a_linear_axis_stays(tmp_path: Path) -> None:
