@@ -265,6 +265,7 @@ class MultiPassCallback(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Refuse an optimizer that steps on other gradients than those the penalty is in."""
+        self.phase.steps(optimizer)
         if self._patch is not None and self._batches <= 2:
             refuse_per_sample_gradients(optimizer)
 
