@@ -70,6 +70,7 @@ class Walk:
         exchange: What an extra pass must not use.
         opaque: ``(name, value, fingerprint)`` of what can't be put back, but compared.
         seen: Everything that was found, by its id.
+        modules: The modules among it.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Walk:
         self.exchange = Exchange()
         self.opaque: list[tuple[str, Any, Any]] = []
         self.seen: dict[int, Any] = {}
+        self.modules: list[nn.Module] = []
         for submodule in submodules(module):
             self._module(submodule, type(submodule).__name__, hidden=False)
         for name, other in others:
@@ -126,6 +128,7 @@ class Walk:
         if id(module) in self.seen:
             return
         self.seen[id(module)] = module
+        self.modules.append(module)
         self._tables.add(module)
         for held in self._on_tensors.add(module):
             self._items(None, held.items(), f"a tensor of {name}")

@@ -41,7 +41,7 @@ class FirstDrop:
 
         Args:
             lr: The rate; ``None`` where the optimizer has none.
-            stepped: Whether the optimizer has taken a step; ``None`` where nobody knows: it steps with every batch then.
+            stepped: Whether the optimizer has taken a step; ``None``: unknown, one that steps with every batch.
             epoch: The epoch.
         """
         first = not self._begun and (self._seen == 1 if stepped is None else stepped)

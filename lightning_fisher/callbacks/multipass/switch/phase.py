@@ -68,7 +68,7 @@ class Phase:
         self._stepping.add(id(optimizer))
 
     def _stepped(self, trainer: Trainer, module: LightningModule) -> list[bool | None]:
-        """Which optimizers have taken a step; ``None``: unknown, as where those of torch are called past Lightning's."""
+        """Which optimizers have taken a step; ``None``: unknown, where torch's are called past Lightning's."""
         if module.automatic_optimization:
             return [trainer.global_step > 0 for _ in trainer.optimizers]
         return [id(optimizer) in self._stepping if self._stepping else None for optimizer in trainer.optimizers]
