@@ -72,9 +72,35 @@ class RunError(LightningFisherError):
     """A run that cannot go on, for no mistake in its command: shown as its one-line message too."""
 
 
+class NoGradientError(LightningFisherError, ValueError):
+    """A loss of which no trainable parameter gets a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Expected a loss that depends on the trainable parameters, but none of them gets a gradient "
+            "(activation checkpointing needs `use_reentrant=False`)."
+        )
+
+
+class ReducedPrecisionError(LightningFisherError, ValueError):
+    """A module that computes in half precision, by itself, what its gradients pass through."""
+
+    def __init__(self, dtype: object) -> None:
+        super().__init__(
+            f"Expected a forward pass in float32 or float64, but the module enters autocast, or casts to {dtype}, by "
+            "itself between its trainable parameters and the loss, where a finite difference is noise; leave mixed "
+            "precision to the caller (in Lightning: the Trainer's `precision`), and keep what gradients pass through "
+            "in float32."
+        )
+
+
 def first_line(error: BaseException) -> str:
     """What went wrong, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    try:
+        said = str(error).strip()
+    except Exception:  # of an error whose own text fails
+        said = ""
+    return (said or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 _ACTING = ["FisherRegularizer"]

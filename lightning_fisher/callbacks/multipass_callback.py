@@ -14,6 +14,7 @@ from lightning_fisher.announcements import announce
 from lightning_fisher.arguments import require_integer, require_non_negative
 from lightning_fisher.callbacks.multipass.batches.sub_batches import SplitFn
 from lightning_fisher.callbacks.multipass.manual.step import ManualStep
+from lightning_fisher.callbacks.multipass.state.hooks import backward_tables
 from lightning_fisher.callbacks.multipass.steps.automatic import AutomaticStep
 from lightning_fisher.callbacks.multipass.steps.base import MultiPassStep
 from lightning_fisher.callbacks.multipass.steps.options import OwnLoss, StepOptions
@@ -21,7 +22,7 @@ from lightning_fisher.callbacks.multipass.switch.lr_drop import is_schedule_free
 from lightning_fisher.callbacks.multipass.switch.phase import Phase, Schedule, check_schedule
 from lightning_fisher.callbacks.multipass.switch.start import Start
 from lightning_fisher.callbacks.multipass.training_step import TrainingStepPatch
-from lightning_fisher.callbacks.requirements import refuse_per_sample_gradients, require_supported, require_trainable
+from lightning_fisher.callbacks.requirements import refuse_other_gradients, require_supported, require_trainable
 from lightning_fisher.exceptions import acts
 from lightning_fisher.functional import Evaluation, Penalty, SubBatch
 from lightning_fisher.functional.multipass.passes import Method
@@ -224,10 +225,10 @@ class MultiPassCallback(Callback):
 
     # --- before training ---------------------------------------------------------------------------------------
 
-    def _gradient(self, automatic: bool) -> str:
-        """``"full"`` or ``"shared"``."""
+    def _gradient(self, automatic: bool, hooked: bool = False) -> str:
+        """``"full"`` or ``"shared"``; hooked: modules have backward hooks, which want a gradient of the whole batch."""
         if self.options.gradient == "auto":
-            return "shared" if automatic and self.own_loss is None else "full"
+            return "shared" if automatic and self.own_loss is None and not hooked else "full"
         return self.options.gradient
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -251,6 +252,9 @@ class MultiPassCallback(Callback):
             kind = AutomaticStep if automatic else ManualStep
             options = dataclasses.replace(self.options, gradient=self._gradient(automatic))
             self._step = kind(options, self, world)
+        if automatic:
+            gradient = self._gradient(automatic, bool(backward_tables(pl_module.modules())))
+            self._step.options = dataclasses.replace(self.options, gradient=gradient)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what only shows once the optimizers exist."""
@@ -263,10 +267,16 @@ class MultiPassCallback(Callback):
                 stacklevel=2,
             )
 
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on to the end of the batch: is what the optimizer finds computed of these gradients?"""
+        if self._patch is not None and self._batches <= 2:
+            self._step.follow(trainer, pl_module)
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Refuse an optimizer that steps on other gradients than those the penalty is in."""
+        self.phase.steps(optimizer)
         if self._patch is not None and self._batches <= 2:
-            refuse_per_sample_gradients(optimizer)
+            refuse_other_gradients(optimizer, self._step.known.without)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that the phase never began."""
@@ -319,6 +329,7 @@ class MultiPassCallback(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Give the module its own `training_step` back."""
         self._restore()
+        self._step.followed()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Also where a batch was skipped half-way. The first penalty left out is worth a warning."""
@@ -344,6 +355,7 @@ class MultiPassCallback(Callback):
         self._restore()
 
     def _restore(self) -> None:
+        self._step.unfollow()
         if self._patch is not None:
             self._patch.undo()
             self._patch = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -110,6 +111,12 @@ def _require_gradients(optimizer: torch.optim.Optimizer, name: str) -> None:
             "sparse ones only; use another optimizer."
         )
     fields = {field for group in optimizer.param_groups for p in group["params"] for field in vars(p)}
+    searching = [group["line_search_fn"] for group in optimizer.param_groups if group.get("line_search_fn")]
+    if searching:
+        raise ValueError(
+            f"{acting()} adds to gradients and leaves the value of the loss alone, but {type(optimizer).__name__} of "
+            f"{name}.configure_optimizers compares values (line_search_fn={searching[0]!r}); use `line_search_fn=None`."
+        )
     found = sorted(fields & set(_OTHER_GRADIENTS)) or [f for f in ("grad_samples",) if hasattr(type(optimizer), f)]
     if found:
         raise ValueError(
@@ -132,11 +139,15 @@ def _refuse_steps_in_backward(pl_module: LightningModule, stepped: list[torch.nn
             )
 
 
-def refuse_per_sample_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Check after a backward pass that no parameter holds gradients of single samples.
+def refuse_other_gradients(optimizer: torch.optim.Optimizer, without: Container[int] = ()) -> None:
+    """Check after a backward pass that no parameter holds gradients elsewhere than in ``.grad``.
+
+    Args:
+        optimizer: Whose parameters.
+        without: Those, by id, of which the extra passes got no gradient: a layer may keep it elsewhere.
 
     Raises:
-        ValueError: In one line, if one does.
+        ValueError: In one line, if one holds those of single samples, or one that the extra passes didn't get.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     held = [
@@ -147,6 +158,11 @@ def refuse_per_sample_gradients(optimizer: torch.optim.Optimizer) -> None:
             raise ValueError(
                 f"{acting()} adds its gradient to `.grad`, but parameters hold gradients of single samples in "
                 f"`{field}`, on which {type(optimizer).__name__} may step; use an optimizer that steps on `.grad`."
+            )
+        if id(parameter) in without and value.shape == parameter.shape and value.is_floating_point():
+            raise ValueError(
+                f"{acting()} adds its gradient to `.grad`, but a backward pass leaves that of a parameter in "
+                f"`{field}`, on which {type(optimizer).__name__} may step; return it from the backward pass."
             )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.callbacks.multipass.silence import logging_modules, silenced
@@ -36,6 +36,8 @@ class ExtraPasses:
         deep: Large containers and arrays in which it changes something.
         promote: Whether the step relies on autocast for half-precision inputs or frozen layers.
         succeeded: Whether a step's extra passes have run to their end.
+        rounded: Whether it has been said that the loss is in half precision.
+        without: Parameters, by id, that got no gradient in the extra passes.
     """
 
     def __init__(self) -> None:
@@ -43,7 +45,8 @@ class ExtraPasses:
         self.changed = ChangedTensors()
         self.deep: dict[int, Any] = {}
         self.promote = False
-        self.succeeded = False
+        self.succeeded = self.rounded = False
+        self.without: set[int] = set()
 
 
 class State(NamedTuple):
@@ -99,6 +102,11 @@ class StepState:
         self._start = self._take()
         self._now: State | None = None  # behind the last training pass, if nothing has run since
         self._moved: list[tuple[Tensor, Tensor, Tensor]] = []  # weight, before and after the last training pass
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All modules that the step may run through."""
+        return self._start.attributes.modules
 
     def _take(self) -> State:
         trainer, thorough = self._trainer, self._passes.thorough > 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from lightning_fisher.exceptions import SecondDerivativeError, first_line
+from lightning_fisher.exceptions import NoGradientError, ReducedPrecisionError, SecondDerivativeError, first_line
 from lightning_fisher.functional.evaluation.module_state import dense
 
 _ONCE = re.compile(r"double.?backward|differentiate twice|derivative for .* not implemented", re.IGNORECASE)
@@ -42,7 +42,7 @@ def refuse_constant(losses: Tensor, parameters: Iterable[Tensor]) -> None:
     """Refuse losses whose graph reaches none of the parameters: zeros would be no gradients.
 
     Raises:
-        ValueError: With what may be the reason.
+        NoGradientError: With what may be the reason.
     """
     own = {id(parameter) for parameter in parameters}
     require_dependence(any(id(leaf) in own for leaf in leaves(losses)))
@@ -52,13 +52,10 @@ def require_dependence(dependent: bool) -> None:
     """Refuse a loss without a gradient.
 
     Raises:
-        ValueError: If it is not ``dependent`` on the parameters.
+        NoGradientError: If it is not ``dependent`` on the parameters.
     """
     if not dependent:
-        raise ValueError(
-            "Expected a loss that depends on the trainable parameters, but none of them gets a gradient "
-            "(activation checkpointing needs `use_reentrant=False`)."
-        )
+        raise NoGradientError
 
 
 def refuse_reduced_precision(loss: Tensor) -> None:
@@ -68,17 +65,12 @@ def refuse_reduced_precision(loss: Tensor) -> None:
     fused kernels of attention off.
 
     Raises:
-        ValueError: With the remedy.
+        ReducedPrecisionError: With the remedy.
     """
     for node in nodes(loss):
         for output in getattr(node, "_input_metadata", ()):  # of the backward node: the outputs of the forward one
             if output.dtype in REDUCED and tuple(output.shape) != ():  # a scalar loss may be cast: that is no rounding
-                raise ValueError(
-                    "Expected a forward pass in float32 or float64, but the module enters autocast, or casts to "
-                    f"{output.dtype}, by itself between its trainable parameters and the loss, where a finite "
-                    "difference is noise; leave mixed precision to the caller (in Lightning: the Trainer's "
-                    "`precision`), and keep what gradients pass through in float32."
-                )
+                raise ReducedPrecisionError(output.dtype)
 
 
 def differentiated_pairs(outputs: Any, directions: Any) -> list[tuple[Tensor, Tensor]]:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice
+from lightning_fisher.exceptions import LightningFisherError
 from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.loop import Context, Penalty, penalty_of_losses
 from lightning_fisher.functional.multipass.passes import Method
@@ -76,9 +77,13 @@ class Forms:
         )
 
 
-def refused(error: VmapError) -> ValueError:
+class PassesError(LightningFisherError, ValueError):
+    """The passes can't be evaluated in the form that was asked for."""
+
+
+def refused(error: VmapError) -> PassesError:
     """The line for a loss that vmap was asked to evaluate and can't."""
-    return ValueError(
+    return PassesError(
         f'Expected a loss that torch.func.vmap can evaluate with `passes="vmap"`, but {error}; choose "loop".'
     )
 

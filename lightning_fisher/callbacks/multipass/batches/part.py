@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from lightning_fisher.callbacks.multipass.batches.cutting import fresh
 from lightning_fisher.callbacks.multipass.extra_pass import ExtraPasses, SkippedError
-from lightning_fisher.callbacks.multipass.half_precision import Promotion, refuse_half_precision
-from lightning_fisher.exceptions import LightningFisherError, acting, first_line
+from lightning_fisher.callbacks.multipass.half_precision import HALF, Promotion, refuse_half_precision
+from lightning_fisher.exceptions import LightningFisherError, NoGradientError, acting, first_line
 
 _REMEDY = "keep no state from batch to batch, use fewer `num_sub_batches`, or give a `split_fn`"
 
@@ -38,12 +39,15 @@ class PartError(LightningFisherError, ValueError):
 
     @classmethod
     def of(cls, module: LightningModule, error: Exception) -> PartError:
-        """An error that is of the class of ``error`` as well, so that who waits for that class still gets it."""
-        try:
-            both: type[PartError] = type(cls.__name__, (cls, type(error)), {"__module__": cls.__module__})
-        except TypeError:  # two built-in classes that can't be one
-            both = cls
-        return both(module, error)
+        """An error that is of the class of ``error`` as well, so that who waits for that class still gets it.
+
+        But for the end of an iteration, which would end the epoch, and classes that can't be combined with this one.
+        """
+        if not isinstance(error, (StopIteration, StopAsyncIteration)):
+            with suppress(Exception):
+                both: type[PartError] = type(cls.__name__, (cls, type(error)), {"__module__": cls.__module__})
+                return both(module, error)
+        return cls(module, error)
 
 
 class PartOfBatch:
@@ -58,7 +62,6 @@ class PartOfBatch:
         self._passes = passes
         self._trainer = trainer
         self._mixed = "mixed" in str(trainer.precision)
-        self._failed: BaseException | None = None
 
     def run(self, training_step: Callable[[Any], Any], piece: Any) -> Any:
         """What the step returns for a copy of the piece."""
@@ -67,9 +70,6 @@ class PartOfBatch:
         try:
             with mode:
                 return training_step(fresh(piece))
-        except Exception as error:
-            self._failed = error
-            raise
         finally:
             if isinstance(mode, Promotion):
                 self._passes.promote |= mode.needed
@@ -78,6 +78,14 @@ class PartOfBatch:
         """The loss, which depends on the weights through float32 and float64 only; looked at in the first steps."""
         if self._passes.thorough > 0:
             refuse_half_precision(loss)
+            if loss.dtype in HALF and not self._passes.rounded:
+                self._passes.rounded = True
+                warnings.warn(
+                    f"`training_step` of {type(self._trainer.lightning_module).__name__} returns a loss in {loss.dtype}"
+                    f": the penalty that {acting()} logs is a difference of rounded numbers; its gradient is exact. "
+                    "Return the loss in float32.",
+                    stacklevel=2,
+                )
         return loss
 
     def explain(self, error: Exception, whole: Callable[[], Any]) -> None:
@@ -85,15 +93,13 @@ class PartOfBatch:
 
         Args:
             error: What was raised in the extra passes.
-            whole: Runs the step of the whole batch, whose own failure it raises.
+            whole: Runs and differentiates the step of the whole batch, whose own failure it raises.
 
         Raises:
             PartError: If so.
         """
-        if isinstance(error, (LightningFisherError, torch.OutOfMemoryError, SkippedError)):
-            return
-        own = error is self._failed
-        if not own and not isinstance(error, (RuntimeError, TypeError, AttributeError, IndexError, KeyError)):
+        ours = isinstance(error, LightningFisherError) and not isinstance(error, NoGradientError)
+        if ours or isinstance(error, (torch.OutOfMemoryError, SkippedError)):
             return
         module = self._trainer.lightning_module
         if self._passes.succeeded:

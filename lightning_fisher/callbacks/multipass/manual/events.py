@@ -113,6 +113,24 @@ def _with_closure(
     )
 
 
+def as_scalar(
+    loss: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """A loss of several numbers that is handed to `backward` with a gradient, as one number, and the other arguments.
+
+    Args:
+        loss: The loss.
+        args: What follows it.
+        kwargs: By name.
+    """
+    gradient = args[0] if args else kwargs.get("gradient")
+    if gradient is None:
+        return loss, args, kwargs
+    if args:
+        return (loss * gradient).sum(), (None, *args[1:]), kwargs
+    return (loss * gradient).sum(), args, kwargs | {"gradient": None}
+
+
 class Captured(BaseException):  # not an `Exception`: a step may catch those
     """Carries a loss out of the step."""
 
@@ -144,6 +162,7 @@ class Replay:
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The loss, if it is the one; else what the live gradients were after it."""
+        loss, _, _ = as_scalar(loss, args, kwargs)
         if self._inside is not None:
             self._inside += 1
             if self._events[self._at] is self._current and self._inside == self._target + 1:

@@ -12,9 +12,17 @@ from torch import Tensor, nn
 
 from lightning_fisher.callbacks.multipass.batches.part import PartOfBatch
 from lightning_fisher.callbacks.multipass.extra_pass import ExtraPasses, StepState
-from lightning_fisher.callbacks.multipass.manual.events import BACKWARD, Captured, Recorder, Replay, closure_of
+from lightning_fisher.callbacks.multipass.manual.events import (
+    BACKWARD,
+    Captured,
+    Recorder,
+    Replay,
+    as_scalar,
+    closure_of,
+)
 from lightning_fisher.callbacks.multipass.manual.patches import optimizer_methods, patched
 from lightning_fisher.callbacks.multipass.manual.shadow import Shadows
+from lightning_fisher.callbacks.multipass.state.hooks import module_hooks_watched
 from lightning_fisher.exceptions import LightningFisherError, acting
 from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot
 
@@ -71,6 +79,11 @@ class LiveStep:
         self._scouted: list[tuple[str, int]] | None = None
         self.part = PartOfBatch(trainer, passes)
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All modules that the step may run through."""
+        return self._state.modules
+
     def run(self, batch: Any, on_loss: OnLoss, piece: Any) -> Any:
         """The step of the whole batch.
 
@@ -82,6 +95,7 @@ class LiveStep:
         backward = self._module.manual_backward
 
         def live(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            loss, args, kwargs = as_scalar(loss, args, kwargs)
             number = self._recorder.number
             handed = on_loss(self, loss, number, self._optimizers_of(number, piece))
             backward(handed, *args, **kwargs)
@@ -89,7 +103,8 @@ class LiveStep:
 
         record = self._recorder.recorded
         methods = [(o, name, record(i, name, getattr(o, name))) for o, i, name in optimizer_methods(self._trainer)]
-        with patched([(self._module, "manual_backward", live), *methods]):
+        watched = module_hooks_watched(self.modules) if self._passes.thorough > 0 else nullcontext()
+        with watched, patched([(self._module, "manual_backward", live), *methods]):
             output = self._training_step(batch)
         stepped = {event.optimizer for event in self._recorder.events}
         self._memory.idle = 0 if self._recorder.number else self._memory.idle + 1
@@ -108,6 +123,12 @@ class LiveStep:
 
         def backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
             calls.append((BACKWARD, -1))
+            if kwargs.get("create_graph") or any(args[2:3]):
+                raise ManualStepError(
+                    f"{acting()} adds a constant to the gradients, but {type(self._module).__name__}.training_step "
+                    "differentiates them once more (`create_graph=True`), which would be of the loss alone; use an "
+                    "optimizer that steps on first derivatives."
+                )
             with torch.no_grad():
                 for _, copy in self.shadows.items():
                     if copy.requires_grad:

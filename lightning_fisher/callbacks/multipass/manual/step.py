@@ -16,7 +16,7 @@ from lightning_fisher.callbacks.multipass.extra_pass import THOROUGH, SkippedErr
 from lightning_fisher.callbacks.multipass.gradient_carrier import carry_gradient
 from lightning_fisher.callbacks.multipass.manual.live import LiveStep, StepMemory
 from lightning_fisher.callbacks.multipass.state.hooks import gradient_hooks_off
-from lightning_fisher.callbacks.multipass.stepped import stepped_parameters
+from lightning_fisher.callbacks.multipass.stepped import differentiate, stepped_parameters
 from lightning_fisher.callbacks.multipass.steps.base import MultiPassStep
 from lightning_fisher.callbacks.multipass.training_step import TrainingStep, in_place_of
 from lightning_fisher.functional import Penalty, penalty_of_losses
@@ -60,7 +60,9 @@ class ManualStep(MultiPassStep):
                 parameters = self._regularized(trainer, module, number, optimizers)
                 if not depends(loss, parameters):
                     return loss
-                penalty = self._of_loss(trainer, module, live, parameters, pieces)
+                penalty = self._of_loss(trainer, module, live, parameters, pieces, loss)
+                if penalty is None:
+                    self.skipped(module)
                 if penalty is None or weight is None:
                     return loss
                 self.count(penalty)
@@ -102,6 +104,7 @@ class ManualStep(MultiPassStep):
         live: LiveStep,
         parameters: list[nn.Parameter],
         pieces: SubBatches,
+        whole: Tensor,
     ) -> Penalty | None:
         times = self.options.manual_accumulation
         _, weights = self.weights(pieces)
@@ -119,7 +122,7 @@ class ManualStep(MultiPassStep):
             return live.part.checked(live.part.run(lambda copy: own(module, copy, memories[index]), piece))
 
         try:
-            with gradient_hooks_off(module, ()), live.rewound(), torch.enable_grad():
+            with gradient_hooks_off(live.modules, ()), live.rewound(), torch.enable_grad():
                 return penalty_of_losses(
                     [partial(loss, i) for i in kept],
                     copies,
@@ -132,7 +135,7 @@ class ManualStep(MultiPassStep):
         except SkippedError:
             return None
         except Exception as error:
-            live.part.explain(error, lambda: None)  # scouting has shown that a part runs
+            live.part.explain(error, lambda: differentiate(module, whole, parameters))
             raise
 
     def _warn_of_accumulation(self) -> None:

@@ -34,6 +34,7 @@ class AttributeSnapshot:
 
     Attributes:
         tensors: ``(name, tensor)`` of the tensors found: attributes, and all of modules that are not submodules.
+        modules: All modules found.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class AttributeSnapshot:
         self._arguments = module, list(others), list(shallow)
         self._walk = Walk(*self._arguments, thorough, self._deep)
         self._records = self._walk.records
-        self.tensors = self._walk.tensors
+        self.tensors, self.modules = self._walk.tensors, self._walk.modules
 
     def exchange(self) -> None:
         """Put the stand-ins in place; `restore` takes them out."""

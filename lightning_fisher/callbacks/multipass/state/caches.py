@@ -23,6 +23,14 @@ def found_in(function: Any) -> dict[Any, Any] | None:
     return held[0] if len(held) == 1 else None
 
 
+def remembered(function: Any) -> list[Any]:
+    """The objects that it remembers, and those they were computed of."""
+    found = found_in(function)
+    held = [*gc.get_referents(function), *(found or {}).values()]
+    own = {id(found), id(function.__dict__), id(function.__wrapped__), id(_MARK)}
+    return [v for v in held if id(v) not in own and not isinstance(v, type) and type(v).__name__ != "_lru_list_elem"]
+
+
 def _mark() -> object:
     _probe(a=1)
     (key,) = found_in(_probe) or (None,)

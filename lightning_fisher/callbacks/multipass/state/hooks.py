@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor, nn
+
+from lightning_fisher.exceptions import LightningFisherError, acting
 
 _NONE: dict[Any, Any] = {}
 _OF_MODULES = ("_backward_hooks", "_backward_pre_hooks")
 
 
+class ModuleHookError(LightningFisherError, ValueError):
+    """A backward hook of a module changes the gradient, or would see none."""
+
+
+def backward_tables(modules: Iterable[nn.Module]) -> list[dict[Any, Any]]:
+    """The tables of hooks on modules' backward passes that hold some: theirs, and those of all modules at once.
+
+    Args:
+        modules: The modules.
+    """
+    tables = [getattr(nn.modules.module, f"_global{name}") for name in _OF_MODULES]
+    tables += [getattr(module, name) for module in modules for name in _OF_MODULES]
+    return [table for table in tables if table]
+
+
 @contextmanager
-def gradient_hooks_off(module: nn.Module, parameters: Iterable[Tensor]) -> Iterator[None]:
+def gradient_hooks_off(modules: Iterable[nn.Module], parameters: Iterable[Tensor]) -> Iterator[None]:
     """Take the hooks on parameters and on the modules' backward passes out, and put them back.
 
     torch offers no way to differentiate without them: `torch.autograd.grad` runs the hooks of the tensors it returns
     gradients of. The dictionaries that hold them are emptied; they stay the same objects, since torch refers to them.
     """
     hooks: list[dict[Any, Any]] = [p._backward_hooks for p in parameters if p._backward_hooks]  # type: ignore[misc]
-    for submodule in module.modules():
-        hooks += [getattr(submodule, name) for name in _OF_MODULES if getattr(submodule, name)]
+    hooks += backward_tables(modules)
     saved = [dict(found) for found in hooks]
     try:
         for found in hooks:
@@ -30,6 +48,38 @@ def gradient_hooks_off(module: nn.Module, parameters: Iterable[Tensor]) -> Itera
     finally:
         for found, before in zip(hooks, saved, strict=True):
             found.update(before)
+
+
+@contextmanager
+def module_hooks_watched(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """In a forward pass: in its backward pass the modules' hooks may look at gradients, but not change them.
+
+    The penalty's gradient is added to those of the weights, and passes no module.
+
+    Raises:
+        ModuleHookError: In the backward pass, if one does.
+    """
+    tables = backward_tables(modules)
+    saved = [dict(table) for table in tables]
+    for table in tables:
+        table.update({key: partial(_watched, hook) for key, hook in table.items()})
+    try:
+        yield
+    finally:
+        for table, before in zip(tables, saved, strict=True):
+            table.update({key: hook for key, hook in before.items() if key in table})
+
+
+def _watched(hook: Callable[..., Any], module: nn.Module, *gradients: Any) -> Any:
+    found = hook(module, *gradients)
+    given = found if isinstance(found, tuple) else (found,)
+    if found is not None and any(a is not b for a, b in zip_longest(given, gradients[0])):
+        raise ModuleHookError(
+            f"{acting()} adds its gradient to those of the weights, but a backward hook of {type(module).__name__} "
+            "changes the gradient that passes this module, which would change that of the loss alone; change it by "
+            "`register_hook` on a tensor of the forward pass, or by a `torch.autograd.Function`."
+        )
+    return found
 
 
 class GradientHooks:

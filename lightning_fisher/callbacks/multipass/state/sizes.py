@@ -59,6 +59,8 @@ def fingerprint(value: Any) -> Any:
         return None if frame is None else (frame.f_lasti, repr(frame.f_locals)[:1000])
     if hasattr(value, "qsize"):  # of a queue in C
         return value.qsize()
+    if hasattr(value, "total_changes"):  # of a database of sqlite
+        return value.total_changes
     try:
         return pickle.dumps(value)
     except Exception:

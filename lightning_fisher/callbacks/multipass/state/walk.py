@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from lightning_fisher.callbacks.multipass.state import places, reach
-from lightning_fisher.callbacks.multipass.state.caches import CACHED, CachedFunction
+from lightning_fisher.callbacks.multipass.state.caches import CACHED, CachedFunction, remembered
 from lightning_fisher.callbacks.multipass.state.exchange import Exchange
 from lightning_fisher.callbacks.multipass.state.records.comparison import DEEP, PLAIN
 from lightning_fisher.callbacks.multipass.state.records.containers import Entries, Items, Members, Nested
@@ -70,6 +70,7 @@ class Walk:
         exchange: What an extra pass must not use.
         opaque: ``(name, value, fingerprint)`` of what can't be put back, but compared.
         seen: Everything that was found, by its id.
+        modules: The modules among it.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Walk:
         self.exchange = Exchange()
         self.opaque: list[tuple[str, Any, Any]] = []
         self.seen: dict[int, Any] = {}
+        self.modules: list[nn.Module] = []
         for submodule in submodules(module):
             self._module(submodule, type(submodule).__name__, hidden=False)
         for name, other in others:
@@ -98,6 +100,9 @@ class Walk:
     def _shallow(self, other: Any) -> None:
         attributes = vars(other)
         self.records.append(Namespace(attributes))
+        for key, value in attributes.items():
+            if is_generator(value):
+                self._visit(value, f"{type(other).__name__}.{key}")
         held = [(f"{type(other).__name__}.{key}", value) for key, value in attributes.items() if is_filled(value)]
         for name, value in held:
             if is_small(value):
@@ -123,6 +128,7 @@ class Walk:
         if id(module) in self.seen:
             return
         self.seen[id(module)] = module
+        self.modules.append(module)
         self._tables.add(module)
         for held in self._on_tensors.add(module):
             self._items(None, held.items(), f"a tensor of {name}")
@@ -212,6 +218,9 @@ class Walk:
         elif isinstance(value, CACHED) and place is not None and reach.is_users(value.__module__, self._own):
             self.exchange.add(place, value, CachedFunction(value))
             self._visit(value.__wrapped__, name)
+            objects = remembered(value)
+            if len(objects) <= DEEP or self._thorough:
+                self._items(None, enumerate(objects), name)
         elif isinstance(value, contextvars.ContextVar):
             self.records.append(ContextValue(value))
             self._visit(value.get(None), value.name)
@@ -307,6 +316,10 @@ class Walk:
             self._exchange(value, other, name, place, value)
             return
         module = type(value).__module__
+        if module.startswith("torch.utils.data."):  # a loader, a sampler: what it draws with, not its data
+            for key in ("generator", "sampler", "batch_sampler"):
+                self._visit(getattr(value, key, None), f"{name}.{key}")
+            return
         library = module.split(".")[0]
         known = library in _LIBRARIES and not isinstance(value, _COUNTING)
         if known or (library == "torch" and not module.startswith(_OF_TORCH)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,11 +15,22 @@ from lightning_fisher.callbacks.multipass.batches.part import PartOfBatch
 from lightning_fisher.callbacks.multipass.batches.sub_batches import SubBatches
 from lightning_fisher.callbacks.multipass.extra_pass import THOROUGH, SkippedError, StepState
 from lightning_fisher.callbacks.multipass.gradient_carrier import carry_gradient
+from lightning_fisher.callbacks.multipass.lineage import GradientLineage
 from lightning_fisher.callbacks.multipass.logged_values import CollectedLogs
 from lightning_fisher.callbacks.multipass.pass_choice import PassChoice
-from lightning_fisher.callbacks.multipass.state.hooks import gradient_hooks_off
+from lightning_fisher.callbacks.multipass.state.hooks import (
+    ModuleHookError,
+    backward_tables,
+    gradient_hooks_off,
+    module_hooks_watched,
+)
 from lightning_fisher.callbacks.multipass.step_outputs import detached, loss_of, merge_outputs
-from lightning_fisher.callbacks.multipass.stepped import stepped_parameters
+from lightning_fisher.callbacks.multipass.stepped import (
+    OtherParametersError,
+    differentiate,
+    require_as_before,
+    stepped_parameters,
+)
 from lightning_fisher.callbacks.multipass.steps.base import MultiPassStep
 from lightning_fisher.callbacks.multipass.training_step import TrainingStep, in_place_of
 from lightning_fisher.functional import Penalty, penalty_of_losses
@@ -33,6 +44,9 @@ class AutomaticStep(MultiPassStep):
     pass (``gradient="full"``), or by training passes of the sub-batches (``"shared"``).
     """
 
+    _modules: Sequence[nn.Module] = ()  # all that the step may run through
+    _lineage: GradientLineage | None = None
+
     def wrap(
         self, trainer: Trainer, module: LightningModule, training_step: TrainingStep, shown: float, weight: float
     ) -> TrainingStep:
@@ -40,17 +54,20 @@ class AutomaticStep(MultiPassStep):
         scaling, shared = self.options.scaling, self.options.gradient == "shared"
 
         def step(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            self.unfollow()  # an optimizer may call for another gradient in its step
             parameters = stepped_parameters(trainer, module)
-            if not parameters:  # all frozen by now
-                return training_step(batch, *args, **kwargs)
-            pieces = self.splitter.split(trainer, batch)
 
             def own(piece: Any) -> Any:
                 return training_step(piece, *args, **kwargs)
 
+            if not parameters:  # all frozen by now
+                output = own(batch)
+                require_as_before(trainer, module, parameters)
+                return output
+            pieces = self.splitter.split(trainer, batch)
             if shared:
                 if not self.known.succeeded:  # what the step changes is seen before the training passes
-                    self._full(trainer, module, parameters, pieces, batch, own, PassChoice("loop"))
+                    _, parameters = self._full(trainer, module, parameters, pieces, batch, own, PassChoice("loop"))
                 found = self._shared(trainer, module, parameters, pieces, own)
                 if found is None:
                     return None
@@ -60,9 +77,12 @@ class AutomaticStep(MultiPassStep):
                 gradient = combine(penalty.loss_gradient, penalty.gradient, weight * damping(scaling, pieces.scale))
                 loss = carry_gradient(penalty.loss.to(parameters[0].dtype), 1.0, parameters, gradient)
             else:
-                extra = self._full(trainer, module, parameters, pieces, batch, own, self.choice)
-                output = own(batch)
+                thorough = self.known.thorough > 0
+                extra, parameters = self._full(trainer, module, parameters, pieces, batch, own, self.choice)
+                output = self._watched(own, batch) if thorough else own(batch)
                 if output is None or extra is None:  # a batch the module skips
+                    if output is not None:
+                        self.skipped(module)
                     return output
                 penalty = extra
                 carried = weight * damping(scaling, pieces.scale)
@@ -87,11 +107,50 @@ class AutomaticStep(MultiPassStep):
                 fixed = PassChoice("vmap" if self.choice.chosen == "vmap" else "loop")
                 self._full(trainer, module, parameters, pieces, batch, own, fixed)
             self.known.thorough = THOROUGH
-            return own(batch)
+            return self._watched(own, batch)
 
         return in_place_of(training_step, step)
 
+    def follow(self, trainer: Trainer, module: LightningModule) -> None:
+        """See `MultiPassStep.follow`."""
+        self.unfollow()
+        names = {id(p): name for name, p in module.named_parameters()}
+        stepped = [p for p in stepped_parameters(trainer, module) if id(p) not in self.known.without]
+        self._lineage = GradientLineage((names.get(id(p), "a parameter of the optimizer"), p) for p in stepped)
+        self._lineage.begin()
+
+    def unfollow(self) -> None:
+        """See `MultiPassStep.unfollow`."""
+        if self._lineage is not None:
+            self._lineage.end()
+
+    def followed(self) -> None:
+        """See `MultiPassStep.followed`."""
+        if self._lineage is not None:
+            lineage, self._lineage = self._lineage, None
+            lineage.refuse_overwritten()
+
+    def _watched(self, training_step: Callable[[Any], Any], batch: Any) -> Any:
+        """The step of the whole batch, in whose backward pass the hooks of modules change no gradient."""
+        with module_hooks_watched(self._modules):
+            return training_step(batch)
+
     def _full(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        parameters: list[nn.Parameter],
+        *args: Any,
+    ) -> tuple[Penalty | None, list[nn.Parameter]]:
+        """The penalty by extra passes only, ``None`` where the module skips a sub-batch; of these parameters, or those
+        that the step itself lets the optimizers step.
+        """
+        try:
+            return self._of(trainer, module, parameters, *args), parameters
+        except OtherParametersError as found:
+            return self._of(trainer, module, found.parameters, *args), found.parameters
+
+    def _of(
         self,
         trainer: Trainer,
         module: LightningModule,
@@ -101,21 +160,29 @@ class AutomaticStep(MultiPassStep):
         training_step: Callable[[Any], Any],
         choice: PassChoice,
     ) -> Penalty | None:
-        """The penalty by extra passes only; ``None`` where the module skips a sub-batch."""
+        """The penalty of these parameters."""
         state, part = StepState(trainer, module, parameters, self.known), PartOfBatch(trainer, self.known)
         _, weights = self.weights(pieces)
         kept = [i for i, part in enumerate(pieces.parts) if part.perturbed]
+        self._modules, first = state.modules, True
         evaluated = self.evaluated(trainer, module, training_step, [pieces.pieces[i] for i in kept])
 
+        def whole() -> None:
+            differentiate(module, loss_of(training_step(batch)), parameters)
+
         def evaluate(piece: Any) -> Tensor:
+            nonlocal first
             output = part.run(partial(evaluated, piece), piece)
+            if first:
+                require_as_before(trainer, module, parameters)
+                first = False
             if output is None:
                 raise SkippedError
             return part.checked(loss_of(output))
 
         undecided = choice.chosen is None
         try:
-            with gradient_hooks_off(module, parameters), torch.enable_grad():
+            with gradient_hooks_off(state.modules, parameters), torch.enable_grad():
                 forms = Forms(
                     evaluate,
                     [pieces.pieces[i] for i in kept],
@@ -131,8 +198,10 @@ class AutomaticStep(MultiPassStep):
         except SkippedError:
             return None
         except Exception as error:
-            part.explain(error, lambda: training_step(batch))
+            part.explain(error, whole)
             raise
+        if self.known.thorough > 0:
+            self.known.without = {id(p) for p, g in zip(parameters, penalty.gradient, strict=True) if g is None}
         self.known.thorough -= 1
         self.known.succeeded = True
         if undecided and choice.chosen is not None:
@@ -154,6 +223,11 @@ class AutomaticStep(MultiPassStep):
         shares, weights = self.weights(pieces)
         state, part = StepState(trainer, module, parameters, self.known), PartOfBatch(trainer, self.known)
         logs = CollectedLogs(module)
+        if backward_tables(state.modules):
+            raise ModuleHookError(
+                f'Expected argument `gradient` to be "full" for modules with backward hooks, which would see no '
+                f'gradient with "shared", but {type(module).__name__} has such hooks.'
+            )
         outputs: dict[int, Any] = {}
 
         def live(index: int) -> Tensor:
@@ -170,11 +244,13 @@ class AutomaticStep(MultiPassStep):
             if output is None:
                 raise SkippedError
             if not again:
+                if not outputs:
+                    require_as_before(trainer, module, parameters)
                 outputs[index] = detached(output)
             return part.checked(loss_of(output))
 
         try:
-            with gradient_hooks_off(module, parameters), torch.enable_grad():
+            with gradient_hooks_off(state.modules, parameters), torch.enable_grad():
                 penalty = penalty_of_losses(
                     [partial(live, index) for index in range(len(pieces.parts))],
                     parameters,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from lightning_fisher.callbacks.multipass.pass_choice import PassChoice
 from lightning_fisher.callbacks.multipass.steps.options import Definition, StepOptions
 from lightning_fisher.callbacks.multipass.steps.processes import gather, mean_over_processes, seed_of
 from lightning_fisher.callbacks.multipass.training_step import TrainingStep
+from lightning_fisher.exceptions import acting
 from lightning_fisher.functional import Penalty
 from lightning_fisher.functional.multipass.loop import Context
 
@@ -44,6 +46,7 @@ class MultiPassStep:
         self.choice = PassChoice(options.passes, gather)
         self.known = ExtraPasses()
         self._left_out: Tensor | None = None  # on the device: asked once an epoch
+        self._skipped = False
 
     def wrap(
         self, trainer: Trainer, module: LightningModule, training_step: TrainingStep, shown: float, weight: float
@@ -77,6 +80,29 @@ class MultiPassStep:
         """Count a penalty that isn't finite."""
         left_out = torch.isnan(penalty.value).long()
         self._left_out = left_out if self._left_out is None else self._left_out + left_out
+
+    def skipped(self, module: LightningModule) -> None:
+        """Say, once, that the module skips a part of a batch that it doesn't skip."""
+        if not self._skipped:
+            self._skipped = True
+            warnings.warn(
+                f"`training_step` of {type(module).__name__} skips a part of a batch, but not the batch: {acting()} "
+                "leaves out the penalty of such steps.",
+                stacklevel=2,
+            )
+
+    def follow(self, trainer: Trainer, module: LightningModule) -> None:
+        """Behind the backward pass: follow the gradients to the optimizer, where they are one step's."""
+
+    def unfollow(self) -> None:
+        """Stop that."""
+
+    def followed(self) -> None:
+        """At the end of the batch: check them.
+
+        Raises:
+            OverwrittenError: If one of them was replaced by something else.
+        """
 
     def evaluated(
         self, trainer: Trainer, module: LightningModule, training_step: Callable[[Any], Any], pieces: Sequence[Any]

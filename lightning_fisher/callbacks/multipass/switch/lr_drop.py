@@ -16,8 +16,9 @@ class FirstDrop:
     """Latches when the learning rate first drops.
 
     A drop is a value of at most 0.9 times the one before, or of at most half the highest so far, so that warm-up is no
-    drop, a step schedule drops at its first step and a cosine one half-way down. Where only the rate of the very first
-    step was higher, that may be a warm-up that sets the rate after the first step: it counts once a whole epoch more
+    drop, a step schedule drops at its first step and a cosine one half-way down. A rate that the optimizer has never
+    stepped with is none. Where only the rate of its very first step (in manual optimization: of the steps of its first
+    batch) was higher, that may be a warm-up that sets the rate after the first step: it counts once a whole epoch more
     has passed without the rate having risen again.
 
     Attributes:
@@ -30,18 +31,25 @@ class FirstDrop:
         self.dropped = False
         self.previous: float | None = None
         self.peak = 0.0
+        self._begun = False  # whether it has stepped
+        self._seen = 0  # rates, of the first two
         self._pending: int | None = None  # epoch of a drop from the first step's rate, not decided yet
         self._low = math.inf  # lowest rate since
 
-    def update(self, lr: float | None, step: int | None = None, epoch: int = 0) -> bool:
+    def update(self, lr: float | None, stepped: bool | None = True, epoch: int = 0) -> bool:
         """Take the learning rate of the coming step; whether it has dropped by now.
 
         Args:
             lr: The rate; ``None`` where the optimizer has none.
-            step: How many steps have been taken.
+            stepped: Whether the optimizer has taken a step; ``None``: unknown, one that steps with every batch.
             epoch: The epoch.
         """
+        first = not self._begun and (self._seen == 1 if stepped is None else stepped)
+        self._begun, self._seen = self._begun or bool(stepped), min(self._seen + 1, 2)
         if lr is None or not math.isfinite(lr):
+            return self.dropped
+        if stepped is False and not self._begun:
+            self.previous = self.peak = lr
             return self.dropped
         fell = self.previous is not None and lr < self.peak
         fell = fell and (lr <= STEP_RATIO * (self.previous or 0.0) or lr <= PEAK_RATIO * self.peak)
@@ -51,7 +59,7 @@ class FirstDrop:
             elif epoch > self._pending + 1 or lr < STEP_RATIO * self._low:
                 self._pending, self.dropped = None, True
             self._low = min(self._low, lr)
-        elif fell and step == 1 and not self.dropped:
+        elif fell and first and not self.dropped:
             self._pending, self._low = epoch, lr
         else:
             self.dropped |= fell
@@ -61,12 +69,20 @@ class FirstDrop:
 
     def state_dict(self) -> dict[str, bool | float | None]:
         """Plain values."""
-        return {"dropped": self.dropped, "previous": self.previous, "peak": self.peak, "pending": self._pending}
+        return {
+            "dropped": self.dropped,
+            "previous": self.previous,
+            "peak": self.peak,
+            "pending": self._pending,
+            "begun": self._begun,
+            "seen": self._seen,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """What `state_dict` gave."""
         self.dropped, self.previous, self.peak = state["dropped"], state["previous"], state["peak"]
         self._pending = state.get("pending")
+        self._begun, self._seen = state.get("begun", self.previous is not None), state.get("seen", 2)
         self._low = self.previous if self.previous is not None else math.inf
 
 
@@ -81,11 +97,11 @@ class FirstDropOfAny:
         """Whether one has dropped."""
         return any(drop.dropped for drop in self._drops)
 
-    def update(self, rates: Sequence[float | None], step: int, epoch: int) -> bool:
+    def update(self, rates: Sequence[float | None], stepped: Sequence[bool | None], epoch: int) -> bool:
         """Take the rates of the coming step; see `FirstDrop.update`."""
         self._drops += [FirstDrop() for _ in rates[len(self._drops) :]]
-        for drop, rate in zip(self._drops, rates, strict=False):
-            drop.update(rate, step, epoch)
+        for drop, rate, has in zip(self._drops, rates, stepped, strict=False):
+            drop.update(rate, has, epoch)
         return self.dropped
 
     def state_dict(self) -> list[dict[str, Any]]:

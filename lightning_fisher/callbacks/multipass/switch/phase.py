@@ -6,6 +6,7 @@ import math
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
+from torch.optim import Optimizer
 
 from lightning_fisher.arguments import require_choice, require_non_negative
 from lightning_fisher.callbacks.multipass.switch.lr_drop import FirstDropOfAny, largest_rate
@@ -40,6 +41,7 @@ class Phase:
         self._batch = 0
         self._peak_rate = 0.0  # the highest learning rate since the switch
         self._drop = FirstDropOfAny()
+        self._stepping: set[int] = set()  # optimizers that have stepped, by id
 
     def update(self, trainer: Trainer, module: LightningModule, time: float) -> bool:
         """Look at the learning rates of the coming step; whether the phase begins with it.
@@ -50,8 +52,7 @@ class Phase:
             time: Epochs since the start of training, fractions count.
         """
         rates = [largest_rate(optimizer) for optimizer in trainer.optimizers]
-        steps = trainer.global_step // (1 if module.automatic_optimization else max(1, len(rates)))
-        dropped = self.active or self._drop.update(rates, steps, trainer.current_epoch)
+        dropped = self.active or self._drop.update(rates, self._stepped(trainer, module), trainer.current_epoch)
         self.rate = max((rate for rate in rates if rate is not None), default=math.nan)
         begins = not self.active and self.start.reached(time, trainer.global_step, dropped)
         if begins:
@@ -61,6 +62,16 @@ class Phase:
         if self.active and self.rate > self._peak_rate:
             self._peak_rate = self.rate
         return begins
+
+    def steps(self, optimizer: Optimizer) -> None:
+        """An optimizer is about to step."""
+        self._stepping.add(id(optimizer))
+
+    def _stepped(self, trainer: Trainer, module: LightningModule) -> list[bool | None]:
+        """Which optimizers have taken a step; ``None``: unknown, where torch's are called past Lightning's."""
+        if module.automatic_optimization:
+            return [trainer.global_step > 0 for _ in trainer.optimizers]
+        return [id(optimizer) in self._stepping if self._stepping else None for optimizer in trainer.optimizers]
 
     def since(self, trainer: Trainer, module: LightningModule) -> int:
         """Optimizer steps since the switch; batches in manual optimization, where a batch may take several."""

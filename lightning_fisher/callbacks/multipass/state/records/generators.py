@@ -12,9 +12,9 @@ from lightning_fisher.callbacks.multipass.state.records.record import Record
 
 
 def is_generator(value: Any) -> bool:
-    """Whether it is a random generator of torch, numpy (in all its forms) or Python."""
+    """Whether it is a random generator of torch, numpy (in all its forms) or Python, with a state."""
     if isinstance(value, (torch.Generator, random.Random)):
-        return True
+        return not isinstance(value, random.SystemRandom)  # which asks the operating system
     numpy = sys.modules.get("numpy")
     if numpy is None:
         return False
@@ -29,6 +29,8 @@ class GeneratorState(Record):
         self._generator = generator
         self._owner = getattr(generator, "bit_generator", generator)  # of numpy's, what holds the state
         self._state = self._taken()
+        self._seed = getattr(self._owner, "seed_seq", None)  # of numpy's, which counts the generators spawned of it
+        self._spawned = getattr(self._seed, "n_children_spawned", None)
 
     def _taken(self) -> Any:
         owner = self._owner
@@ -49,4 +51,8 @@ class GeneratorState(Record):
             owner.set_state(self._state)
         else:
             owner.state = self._state
+        seed: Any = self._seed
+        if getattr(seed, "n_children_spawned", None) != self._spawned:
+            settings = {"spawn_key": seed.spawn_key, "pool_size": seed.pool_size, "n_children_spawned": self._spawned}
+            owner.__setstate__((owner.state, type(seed)(seed.entropy, **settings)))
         return False
