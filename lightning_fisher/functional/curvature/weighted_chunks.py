@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_fisher.exceptions import InteractionError
-from lightning_fisher.functional.evaluation.independence import random_order, require_same_outputs
+from lightning_fisher.functional.evaluation.independence import (
+    random_order,
+    refuse_random_outputs,
+    require_same_outputs,
+)
 from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.samples import chunks, take, with_sample_dimension
 from lightning_fisher.functional.losses.denominator import PartWeights
@@ -34,7 +38,7 @@ def weighted_chunks(
 
     Raises:
         InteractionError: If samples interact in the module.
-        ValueError: If they do in the loss.
+        ValueError: If they do in the loss, or two passes of the same samples differ.
     """
     order = random_order(slices[-1].stop, parameters[0].device)
     here = _Grouping(part, inputs, parameters, weights(), slices, slices)
@@ -42,7 +46,11 @@ def weighted_chunks(
         slices if slices[0].stop > 1 else chunks(slices[-1].stop, 2)
     )  # alone, samples don't show that they interact
     there = _Grouping(part, inputs, parameters, weights(), [order[index] for index in others], others)
-    require_same_outputs(there.outputs, take(here.outputs, order))
+    try:
+        require_same_outputs(there.outputs, take(here.outputs, order))
+    except InteractionError:
+        refuse_random_outputs(part(slices[0])[0], part(slices[0])[0])
+        raise
     tolerance = 1e-6 if all(p.dtype == torch.float64 for p in parameters) else 1e-3
     difference = float((here.gradient - there.gradient).norm())
     if not math.isnan(difference) and difference > tolerance * (here.size + there.size):
@@ -69,12 +77,12 @@ class _Grouping:
         indices: Sequence[slice | Tensor],
         slices: Sequence[slice],
     ) -> None:
-        own, gradients, outputs = [], [], []
+        gradients, outputs = [], []
         for index, chunk in zip(indices, slices, strict=True):
             output, targets, losses = part(index)
             gradients.append(_flat_gradient(losses.mean(), parameters))
             samples = chunk.stop - chunk.start
-            own.append(weights.add(take(inputs, index), output, targets, losses.detach(), samples))
+            weights.add(take(inputs, index), output, targets, losses.detach(), samples)
             outputs.append(tree_map(partial(_of_samples, samples), output))
         if weights.coupled:
             raise ValueError(
@@ -83,7 +91,7 @@ class _Grouping:
                 "one of batch statistics); leave `chunk_size` out."
             )
         total = math.nan if weights.lost() or not weights.total else weights.total
-        self.shares = [weight / total if weight else 0.0 for weight in own]
+        self.shares = [weight / total if weight else 0.0 for weight in weights.each]
         counted = [share * gradient for share, gradient in zip(self.shares, gradients, strict=True) if share]
         self.gradient = torch.stack(counted).sum(0) if counted else gradients[0]
         self.size = sum(float(gradient.norm()) for gradient in counted)

@@ -14,7 +14,11 @@ from torch.utils._pytree import tree_flatten
 from lightning_fisher.exceptions import NoGradientError, ReducedPrecisionError, SecondDerivativeError, first_line
 from lightning_fisher.functional.evaluation.module_state import dense
 
-_ONCE = re.compile(r"double.?backward|differentiate twice|derivative for .* not implemented", re.IGNORECASE)
+_ONCE = re.compile(
+    r"double.?backward|differentiate twice|derivative for .* not implemented"
+    r"|view was created in no_grad mode",  # the parts of a nested tensor
+    re.IGNORECASE,
+)
 REDUCED = (torch.float16, torch.bfloat16)
 
 

@@ -21,6 +21,12 @@ FROZEN = 2  # times as many frozen parameters as trained ones are copied at the 
 LARGE = 20_000  # items of a container that is looked at
 # Parameters, buffers, hooks, modes: looked at by themselves; forward passes are replaced while one is watched.
 _OF_MODULES = set(vars(nn.Module())) | {"forward"}
+_TABLES = [*sorted(name for name in _OF_MODULES if "_hooks" in name), "_non_persistent_buffers_set"]
+_CONTAINERS = {
+    *(list, dict, set),
+    *(collections.deque, collections.OrderedDict, collections.defaultdict, collections.Counter),
+}
+DEPTH = 3  # of containers in containers
 _PLAIN_TENSORS = (Tensor, nn.Parameter, *([nn.Buffer] if hasattr(nn, "Buffer") else []))
 
 _Groups = defaultdict[tuple[torch.dtype, torch.device], list[Tensor]]
@@ -202,16 +208,44 @@ def _memory(tensor: Tensor | None) -> Any:
 
 
 class Attributes:
-    """What submodules hold under which name, and what is in their lists, dictionaries and sets."""
+    """What submodules hold under which name, what is in their lists, dictionaries and sets, and their hooks.
+
+    Hugging Face's models install hooks in their first pass and note it in an attribute; either without the other would
+    install them again. Which buffers there are, too: a mask may be registered by the pass that first needs it.
+    """
 
     def __init__(self, module: nn.Module) -> None:
-        self._held = [(submodule, type(submodule), _own(vars(submodule))) for submodule in submodules(module)]
-        self._containers = [
-            (value, copy.copy(value))
-            for *_, held in self._held
-            for value in held.values()
-            if type(value) in (list, dict, set, collections.deque) and len(value) <= LARGE
-        ]
+        tree = submodules(module)
+        self._held = [(submodule, type(submodule), _own(vars(submodule))) for submodule in tree]
+        self._containers: list[tuple[Any, Any]] = []
+        seen: set[int] = set()
+        for *_, held in self._held:
+            for value in held.values():
+                self._look_into(value, seen)
+        self._tables: list[tuple[nn.Module, type, Any, Any]] = []
+        self._empty: list[tuple[nn.Module, type, Any]] = []
+        self._buffers: list[tuple[nn.Module, type, Any, tuple[str, ...]]] = []
+        for submodule in tree:
+            attributes, kind = vars(submodule), type(submodule)
+            for name in _TABLES:
+                table = attributes.get(name)
+                if table:
+                    self._tables.append((submodule, kind, table, copy.copy(table)))
+                elif table is not None:
+                    self._empty.append((submodule, kind, table))
+            buffers = attributes.get("_buffers")
+            if isinstance(buffers, dict):  # not those of scripted code, which registers none
+                self._buffers.append((submodule, kind, buffers, tuple(buffers)))
+
+    def _look_into(self, value: Any, seen: set[int], depth: int = DEPTH) -> None:
+        """Containers, and those in them."""
+        if type(value) not in _CONTAINERS or len(value) > LARGE or id(value) in seen:
+            return
+        seen.add(id(value))
+        self._containers.append((value, copy.copy(value)))
+        if depth and type(value) is not set:
+            for item in value.values() if isinstance(value, dict) else value:
+                self._look_into(item, seen, depth - 1)
 
     def restore(self) -> None:
         """Put everything back; what is new goes."""
@@ -225,9 +259,23 @@ class Attributes:
                     del attributes[name]
                 attributes.update(held)
         for container, before in self._containers:
-            if not _same(container, before):
-                container.clear()
-                container.update(before) if isinstance(container, (dict, set)) else container.extend(before)
+            _refill(container, before)
+        for submodule, kind, table, before in self._tables:
+            if type(submodule) is kind:
+                _refill(table, before)
+        for submodule, kind, table in self._empty:
+            if table and type(submodule) is kind:
+                table.clear()
+        for submodule, kind, buffers, names in self._buffers:
+            if len(buffers) > len(names) and type(submodule) is kind:
+                for name in buffers.keys() - set(names):
+                    del buffers[name]
+
+
+def _refill(container: Any, before: Any) -> None:
+    if not _same(container, before):
+        container.clear()
+        container.update(before) if isinstance(container, (dict, set)) else container.extend(before)
 
 
 def _same(now: Any, before: Any) -> bool:

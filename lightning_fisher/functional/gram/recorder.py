@@ -47,7 +47,7 @@ class Use:
 
     def release(self) -> None:
         """Let go of the tensors: the passes through the layers before reuse their memory."""
-        self.input = self.input.new_empty(0)
+        self.input = torch.empty(0)
         self.gradient = None
         self.arguments = {}
 

@@ -29,7 +29,11 @@ class PartWeights:
         loss_fn: ``(outputs, targets) → scalar`` or ``→ [n]``; ``None``: the cross-entropy.
 
     Attributes:
-        total: What the weights of all parts so far are to be divided by.
+        each: Weights of all parts so far.
+        total: What these are to be divided by.
+        missing: What the sum of all weighted losses lacks: parts without a gradient that came before any with one
+            weigh as many samples as they have when they are added, and something else once there is another part to
+            compare them with.
         coupled: Whether the loss turned out to be no weighted mean, or sum, of losses of the parts: samples of
             different parts interact in it. Parts weigh as many samples as they have then.
     """
@@ -39,7 +43,10 @@ class PartWeights:
         self._gradients = None if loss_fn is None else PartGradients(module, loss_fn)
         self._reference: tuple[Part, LossGradient] | None = None
         self._pending: list[tuple[Part, LossGradient]] = []
+        self._flat: list[tuple[int, Part, LossGradient]] = []
         self._sum = 0.0
+        self.each: list[float] = []
+        self.missing = 0.0
         self._is_sum = False
         self.coupled = False
 
@@ -59,14 +66,15 @@ class PartWeights:
             samples: How many samples it has.
         """
         if self._loss_fn is None:
-            weight = _labels(class_targets(targets), samples)
+            weight = counted = _labels(class_targets(targets), samples)
         elif losses.ndim == 1:
-            weight = float(samples)
+            weight = counted = float(samples)
         else:
-            weight = self._measure(
+            weight, counted = self._measure(
                 Part(tree_map(_constant, inputs), tree_map(_detached, outputs), tree_map(_constant, targets), samples)
             )
-        self._sum += weight
+        self.each.append(weight)
+        self._sum += counted
         return weight
 
     def lost(self) -> bool:
@@ -77,33 +85,55 @@ class PartWeights:
         together = (self._gradients.together(reference[0], part, reference[1], own) for part, own in self._pending)
         return any(not math.isfinite(found.loss) for found in together)
 
-    def _measure(self, part: Part) -> float:
+    def _measure(self, part: Part) -> tuple[float, float]:
+        """The weight of a part, and what it adds to the denominator of the whole."""
         assert self._gradients is not None
-        own = self._gradients.alone(part)
-        if self._reference is None:
-            if own.finite and bool(own.vector.any()):
-                self._reference = part, own
-            elif not own.finite:
-                self._pending.append((part, own))
-                return 0.0
-            return float(part.samples)
+        own, samples = self._gradients.alone(part), float(part.samples)
+        if self._reference is not None:
+            return self._compare(part, own)
+        if not own.finite:
+            self._pending.append((part, own))
+            return 0.0, 0.0
+        if not bool(own.vector.any()):
+            self._flat.append((len(self.each), part, own))
+            return samples, samples
+        self._reference = part, own
+        for position, flat, gradient in self._flat:
+            weight, counted = self._compare(flat, gradient)
+            self.missing += (weight - flat.samples) * gradient.loss
+            self._sum += counted - flat.samples
+            self.each[position] = weight
+        self._flat.clear()
+        return samples, samples
+
+    def _compare(self, part: Part, own: LossGradient) -> tuple[float, float]:
+        """As `_measure`, beside the reference."""
+        assert self._gradients is not None
+        assert self._reference is not None
         reference, alone = self._reference
+        samples = float(part.samples)
         found = self._gradients.together(reference, part, alone, own)
         if not math.isfinite(found.loss):  # this part's own failure: for everybody to see
-            return float(part.samples)
+            return samples, samples
         a, b, tolerance = found.a, found.b, self._gradients.tolerance
         terms = a * alone.loss, b * own.loss if b and own.finite else 0.0
         scale = max(abs(found.loss), *map(abs, terms))
         same = found.rest <= tolerance and abs(sum(terms) - found.loss) <= tolerance * scale
+        if own.finite and not bool(own.vector.any()) and abs(a - 1) <= tolerance and found.rest <= tolerance:
+            # A part without labels, whose loss is zero whatever its weight, or a sum.
+            added = abs(alone.loss + own.loss - found.loss) <= tolerance * max(scale, abs(own.loss))
+            self.coupled = self.coupled or not added
+            return float(reference.samples), 0.0
         if same and abs(a + b - 1) <= tolerance and a > 0:
             weight = reference.samples * b / a
             near = abs(weight - part.samples) <= EQUAL[tolerance] * part.samples
-            return float(part.samples) if near else max(weight, 0.0) if abs(weight) > tolerance else 0.0
+            weight = samples if near else max(weight, 0.0) if abs(weight) > tolerance else 0.0
+            return weight, weight
         if same and abs(a - 1) <= tolerance and abs(b - 1) <= tolerance:
             self._is_sum = True
-            return float(reference.samples)
+            return float(reference.samples), float(reference.samples)
         self.coupled = True
-        return float(part.samples)
+        return samples, samples
 
 
 def _labels(targets: Tensor, samples: int) -> float:

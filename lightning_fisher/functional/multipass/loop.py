@@ -116,6 +116,8 @@ def penalty_of_losses(
                 shared = here if context.share is None else context.share(here)
                 sums.add(method(SubBatch(passes, loss, shared, context.names, seed)), weight * factor)
     if measured is not None:
+        if live and (missing := measured.missing()):
+            sums.losses.append(torch.full_like(sums.total([]), missing))
         sums.multiply(measured.scale())
     penalty, gradient = finite_or_left_out(sums.total(sums.values), tuple(sums.gradient))
     return Penalty(
@@ -132,6 +134,9 @@ class MeasuredWeights(Protocol):
 
     def factor(self, index: int) -> float:
         """What the weight of a part is multiplied by, asked right after its pass at ``w``; 0: it is left out."""
+
+    def missing(self) -> float:
+        """What the sum of the losses lacks: factors of parts without a gradient that turned out to be others."""
 
     def scale(self) -> float:
         """What the sums are multiplied by in the end; nan: there is no loss."""

@@ -103,20 +103,23 @@ class PartLosses:
             return float("nan")
         return self._count / self.weights.total
 
+    def missing(self) -> float:
+        """What the sum of the parts' losses lacks before it is scaled."""
+        return self.weights.missing / self._count
+
     def factors(self) -> list[float]:
         """Factors of all parts at once, scaled, from forward passes that leave no trace."""
-        found = []
+        sizes = [num_samples(inputs) for inputs, _ in self.parts]
         devices = {p.device for p in self.module.parameters()}
         with preserved_buffers(self.module), preserved_random_state(devices):
-            for index, (inputs, targets) in enumerate(self.parts):
+            for index, (_, targets) in enumerate(self.parts):
                 if self.loss_fn is None:  # the labels are enough
-                    samples = num_samples(inputs)
-                    found.append(self.weights.add(None, None, targets, targets, samples) / samples)
+                    self.weights.add(None, None, targets, targets, sizes[index])
                 else:
                     self.loss(index)
-                    found.append(self.factor(index))
+                    self.factor(index)
         scale = self.scale()
-        return [factor * scale if factor else 0.0 for factor in found]
+        return [w / size * scale if w else 0.0 for w, size in zip(self.weights.each, sizes, strict=True)]
 
 
 def penalty_of_parts(

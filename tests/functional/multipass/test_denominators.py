@@ -323,6 +323,90 @@ def test_where_the_first_parts_have_no_loss():
         assert gradient_error(got.gradient, gradient) < 1e-12
 
 
+def at_least_one(outputs, y):
+    """No labels: a loss of zero with a gradient of zero."""
+    losses = F.cross_entropy(outputs, y, reduction="none")
+    return losses.sum() / (y != -100).sum().clamp(min=1)
+
+
+def clipped(outputs, y):
+    """Weighted, and flat where it is large."""
+    return (F.cross_entropy(outputs, y[0], reduction="none").clamp(max=1.45) * y[1]).sum() / y[1].sum()
+
+
+def squares(outputs, y):
+    return ((outputs - y[0]).square().sum(1) * y[1]).sum() / y[1].sum()
+
+
+def narrow_margin(outputs, y):
+    ahead = outputs.gather(1, y.unsqueeze(1)) - outputs
+    return (1e-4 - ahead).clamp(min=0).scatter(1, y.unsqueeze(1), 0.0).mean()
+
+
+def far(x):
+    return torch.cat([50 * x[:2], x[2:]])
+
+
+def hits(y, x):
+    """The outputs themselves as the targets of the first part: no gradient there, but curvature."""
+    return torch.cat([mlp()(x[:2]).detach(), y[2:]])
+
+
+IMPORTANCE = torch.tensor([0.5, 3.0, 1.0, 2.0, 0.1, 1.0, 4.0, 1.0], dtype=torch.float64)
+FIRST = {  # inputs, targets, loss, denominator of a part's targets
+    "no labels in the first parts": (
+        normal(N, 6),
+        torch.cat([torch.full((4,), -100), labels(N)[4:]]),
+        at_least_one,
+        lambda y: float((y != -100).sum()),
+    ),
+    "no weight in the first part": (
+        normal(N, 6),
+        {"label": labels(N), "weight": IMPORTANCE * (torch.arange(N) > 1)},
+        lambda o, y: (
+            (F.cross_entropy(o, y["label"], reduction="none") * y["weight"]).sum() / (1e-12 + y["weight"].sum())
+        ),
+        lambda y: float(y["weight"].sum()),
+    ),
+    "flat, but not zero": (far(normal(N, 6)), (mlp()(far(normal(N, 6))).argmin(1), IMPORTANCE), clipped, None),
+    "hit, but curved": (normal(N, 6), (hits(normal(N, 3, seed=6), normal(N, 6)), IMPORTANCE), squares, None),
+    "hit, a plain mean": (normal(N, 6), hits(normal(N, 3, seed=6), normal(N, 6)), F.mse_loss, len),
+    "hit, a sum": (
+        normal(N, 6),
+        hits(normal(N, 3, seed=6), normal(N, 6)),
+        lambda o, y: F.mse_loss(o, y, reduction="sum"),
+        lambda y: 4.0,
+    ),
+    "a margin": (far(normal(N, 6)), mlp()(far(normal(N, 6))).argmax(1), narrow_margin, len),
+}
+
+
+@pytest.mark.parametrize(("x", "y", "loss_fn", "denominator"), FIRST.values(), ids=list(FIRST))
+def test_where_the_first_parts_have_no_gradient(x, y, loss_fn, denominator):
+    """They weigh what the loss makes of them, once a part with a gradient shows it."""
+    module = mlp()
+    first, _ = plain.value_and_gradient(module, plain.rows(x, PARTS[0]), plain.rows(y, PARTS[0]), loss_fn)
+    assert first == pytest.approx(1.45 if loss_fn is clipped else 0.0, abs=1e-9)
+    denominator = denominator or (lambda y: float(y[1].sum()))
+    sizes = [float(denominator(plain.rows(y, part))) for part in PARTS]
+    weights = [size / (4.0 if loss_fn is FIRST["hit, a sum"][2] else sum(sizes)) for size in sizes]
+    value, gradient = plain.penalty(module, x, y, PARTS, weights, 1e-2, loss_fn)
+    loss, whole = plain.value_and_gradient(module, x, y, loss_fn)
+    for form in ("full", "shared"):
+        options = {"alpha": 1e-2, "num_sub_batches": 4, "loss_fn": loss_fn, "gradient": form}
+        got = regularized_gradient(module, x, y, beta=2.0, **options)
+        assert got.loss.item() == pytest.approx(loss, rel=1e-9)
+        assert got.penalty.item() == pytest.approx(value, rel=1e-9)
+        expected = [g + 2.0 * r for g, r in zip(whole, gradient, strict=True)]
+        assert gradient_error(got.gradient, expected) < 1e-9
+    got, found = penalty_gradient(module, x, y, alpha=1e-2, num_sub_batches=4, loss_fn=loss_fn, passes="vmap")
+    assert got.item() == pytest.approx(value, rel=1e-9)
+    assert gradient_error(found, gradient) < 1e-9
+    expected = plain.hessian(module, x, y, loss_fn).square().sum().item()
+    norm = hessian_frobenius_norm(module, x, y, loss_fn=loss_fn, num_probes=10**6, chunk_size=2)
+    assert norm.value.item() == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("form", ["full", "shared"])
 @pytest.mark.parametrize("sample", [0, 5])
 def test_a_loss_that_is_not_finite_is_not_taken_for_one_without_labels(form, sample):
