@@ -42,21 +42,21 @@ class OtherParametersError(SteppedError):
     def __init__(self, module: LightningModule, parameters: list[nn.Parameter], new: nn.Parameter) -> None:
         super().__init__(
             f"{acting()} perturbs what the optimizers step, but `training_step` of {type(module).__name__} sets "
-            f"`requires_grad` of {_names(module).get(id(new), 'a parameter')!r} after it has begun; set it in "
+            f"`requires_grad` of {_names(module)[id(new)]!r} after it has begun; set it in "
             "`on_train_batch_start`."
         )
         self.parameters = parameters
 
 
 def require_as_before(trainer: Trainer, module: LightningModule, before: list[nn.Parameter]) -> None:
-    """Check behind a forward pass that the optimizers step no parameters but those of before it.
+    """Check behind a forward pass that the optimizers step no parameters of the module but those of before it.
 
     Raises:
         OtherParametersError: If they do.
     """
-    known = {id(p) for p in before}
+    known, names = {id(p) for p in before}, _names(module)
     now = stepped_parameters(trainer, module)
-    new = [p for p in now if id(p) not in known]
+    new = [p for p in now if id(p) in names and id(p) not in known]
     if new:
         raise OtherParametersError(module, now, new[0])
 
