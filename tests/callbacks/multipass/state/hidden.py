@@ -222,7 +222,7 @@ HIDDEN = {
     "generator in a cache": Change(lambda m: generator_of.cache_clear(), lambda m, b: b[0].add_(0.01 * generator_of("a").random()), lambda m: generator_of("a").getstate()),
     "generators spawned of numpy's": Change(lambda m: np.random.Generator(np.random.SFC64(0)), draw_of_spawned, lambda m: m.it.bit_generator.seed_seq.n_children_spawned),
     "numpy's bit generator": Change(lambda m: np.random.PCG64(0), lambda m, b: b[0].add_(float(np.random.Generator(m.it).normal())), lambda m: m.it.state["state"]),
-    "sampler with a generator": Change(lambda m: torch.utils.data.RandomSampler(range(6), generator=torch.Generator().manual_seed(0)), lambda m, b: b[0].add_(0.01 * list(m.it)[0]), lambda m: m.it.generator.get_state().tolist()),
+    "sampler with a generator": Change(lambda m: torch.utils.data.RandomSampler(range(6), generator=torch.Generator().manual_seed(0)), lambda m, b: b[0].add_(0.01 * list(m.it).pop()), lambda m: m.it.generator.get_state().tolist()),
     "loader with a generator": Change(lambda m: torch.utils.data.DataLoader(range(6), shuffle=True, generator=torch.Generator().manual_seed(0)), lambda m, b: b[0].add_(0.01 * next(iter(m.it))), lambda m: m.it.generator.get_state().tolist()),
     "generator of the operating system": Change(lambda m: random.SystemRandom(), call("random"), None),
     "quasi-random numbers": Change(lambda m: torch.quasirandom.SobolEngine(1), lambda m, b: b[0].add_(float(m.it.draw())), lambda m: m.it.num_generated),
