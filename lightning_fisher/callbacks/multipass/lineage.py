@@ -34,7 +34,7 @@ class GradientLineage(TorchDispatchMode):
         self._held: list[Any] = [p.grad for _, p in self._parameters]  # alive: addresses are not used again
         self._known = {_storage(gradient) for gradient in self._held}
         self._open = False
-        self._written: set[tuple[int, ...]] = set()  # places of gradients that something else was copied to
+        self._written: set[tuple[int, int, int]] = set()  # places of gradients that something else was copied to
 
     def begin(self) -> None:
         """Follow what happens from now on."""
@@ -96,5 +96,5 @@ def _storage(tensor: Any) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _place(tensor: Tensor) -> tuple[int, ...]:
-    return _storage(tensor), tensor.storage_offset(), tensor.numel()
+def _place(tensor: Tensor) -> tuple[int, int, int]:
+    return _storage(tensor), int(tensor.storage_offset()), tensor.numel()

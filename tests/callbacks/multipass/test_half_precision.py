@@ -120,3 +120,66 @@ def test_half_precision_beside_the_loss_is_none_of_our_business(fit):
             return F.cross_entropy(logits, batch[1])
 
     fit(Watches(seeded(mlp)), BATCHES, FisherRegularizer(num_sub_batches=4, start=0))
+
+
+class Reads(Classifier):
+    """What frozen half-precision layers and buffers make of the inputs, by autocast, goes into the network."""
+
+    def __init__(self, kind):
+        super().__init__(seeded(mlp))
+        self.kind = kind
+        make = {
+            "attention": lambda: nn.MultiheadAttention(6, 2, batch_first=True),
+            "embedding": lambda: nn.Embedding(6, 6),
+            "gru": lambda: nn.GRU(6, 6, batch_first=True),
+        }
+        self.layer = seeded(make.get(kind, nn.Identity)).bfloat16().requires_grad_(False)
+        torch.manual_seed(0)
+        self.register_buffer("texts", torch.randn(3, 3).bfloat16())
+
+    def forward(self, x):
+        rows = x[:, 0]
+        if self.kind == "attention":
+            return self.net(self.layer(rows, rows, rows)[0][:, None])
+        if self.kind == "embedding":
+            return self.net(self.layer(rows.argmax(2))[:, None])
+        if self.kind == "gru":
+            return self.net(self.layer(rows.to(self.layer.weight_ih_l0.dtype))[0][:, None])
+        logits = self.net(x)  # behind the weights: products with constants that autocast would round
+        if self.kind == "texts":
+            return 10 * F.normalize(logits, dim=1) @ F.normalize(self.texts, dim=1).T
+        return -torch.cdist(logits, self.texts)
+
+
+@pytest.mark.parametrize("kind", ["attention", "embedding", "gru", "texts", "prototypes"])
+def test_layers_and_buffers_that_rely_on_autocast(fit, memory_logger, kind):
+    """The penalty is that of float64, up to the rounding of what is frozen."""
+    penalties = []
+    for precision in ("bf16-mixed", "64-true"):
+        memory_logger.rows, module = {}, Reads(kind)
+        data = BATCHES[:1]
+        if precision == "64-true":
+            module, data = module.double(), [(x.double(), y) for x, y in data]
+        fit(module, data, FisherRegularizer(1.0, num_sub_batches=4, start=0), precision=precision, logger=memory_logger)
+        penalties.append(memory_logger.series("fisher/penalty")[0])
+    assert penalties[0] == pytest.approx(penalties[1], rel=3e-2)
+
+
+def test_a_loss_in_half_precision_is_said_to_round_the_logged_penalty(fit):
+    """Its gradient isn't rounded."""
+
+    class Rounds(Classifier):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch[0]), batch[1]).bfloat16()
+
+    weights = []
+    for cls in (Rounds, Classifier):
+        module = cls(seeded(mlp))
+        options = {"start": 0, "num_sub_batches": 4}
+        if cls is Rounds:
+            with pytest.warns(UserWarning, match=r"Rounds returns a loss in torch\.bfloat16: the penalty"):
+                fit(module, BATCHES[:1], FisherRegularizer(100.0, **options))
+        else:
+            fit(module, BATCHES[:1], FisherRegularizer(100.0, **options))
+        weights.append(module.net[1].weight.detach())
+    assert torch.allclose(*weights, rtol=1e-5, atol=1e-7)

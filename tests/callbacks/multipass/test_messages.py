@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_fisher import FisherRegularizer, SharpnessAware
 from lightning_fisher.callbacks.multipass.batches.part import PartError
 from lightning_fisher.exceptions import LightningFisherError
+from tests.callbacks.multipass.oracle import Plain, batches, loader
 from tests.callbacks.tiny import Classifier, image_batches, mlp, seeded
 
 BATCHES = image_batches([16] * 3)
@@ -108,3 +111,129 @@ def test_a_step_without_a_loss_is_no_failure_of_a_part(fit, returned, got, train
         fit(Returns(seeded(mlp)), BATCHES, FisherRegularizer(num_sub_batches=4, start=0), **trainer)
     assert isinstance(caught.value, TypeError)
     assert not isinstance(caught.value, PartError)
+
+
+class OwnError(Exception):
+    def __init__(self, code, *, detail):
+        super().__init__(f"{code}: {detail}\nmore")
+
+
+class NoText(Exception):
+    def __str__(self):
+        return self.nothing
+
+
+class NoSubclasses(Exception):
+    def __init_subclass__(cls):
+        raise RuntimeError("no subclasses")
+
+
+ERRORS = [
+    OwnError(3, detail="own"),
+    NoText(),
+    NoSubclasses("own"),
+    UnicodeDecodeError("utf8", b"x", 0, 1, "own"),
+    FileNotFoundError(2, "own", "labels.csv"),
+    StopIteration("own"),  # which would end the epoch
+    RuntimeError(),
+]
+
+
+class FailsInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, error, size):
+        ctx.error, ctx.size = error, size
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if len(gradient) < ctx.size:
+            raise ctx.error
+        return gradient, None, None
+
+
+class Raises(Plain):
+    """An error on parts of a batch, or (``size`` 99) on everything."""
+
+    def __init__(self, error, late=False, manual=False, size=16):
+        super().__init__()
+        self.error, self.late, self.automatic_optimization, self.size = error, late, not manual, size
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        if len(y) < self.size and not self.late:
+            raise self.error
+        logits = FailsInBackward.apply(self.net(x), self.error, self.size if self.late else 0)
+        if self.automatic_optimization:
+            return F.cross_entropy(logits, y)
+        self.optimizers().zero_grad()
+        self.manual_backward(F.cross_entropy(logits, y))
+        self.optimizers().step()
+        return None
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(("options", "trainer"), OPTIONS[1:3])
+def test_an_error_of_any_class_on_a_part(fit, error, options, trainer):
+    with pytest.raises(PartError, match=r"^FisherRegularizer needs .* on parts of a batch, but that of Raises fails"):
+        fit(Raises(error), batches(), FisherRegularizer(num_sub_batches=4, **options), **trainer)
+
+
+@pytest.mark.parametrize("manual", [False, True])
+@pytest.mark.parametrize("error", [ArithmeticError("own"), ValueError("own"), OwnError(3, detail="own")])
+def test_an_error_in_the_backward_pass(fit, error, manual):
+    """On a part; and the module's own, on the whole batch too."""
+    for start in (0, 99):
+        with pytest.raises(PartError, match="own"):
+            fit(Raises(error, True, manual), batches(), FisherRegularizer(num_sub_batches=4, start=start))
+    with pytest.raises(type(error), match="own") as caught:
+        fit(Raises(error, True, manual, 99), batches(), FisherRegularizer(num_sub_batches=4, start=0))
+    assert not isinstance(caught.value, PartError)
+
+
+def test_a_loss_of_several_numbers_is_the_modules_own_failure(fit):
+    class Several(Plain):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self.net(batch[0]), batch[1], reduction="none")
+
+    with pytest.raises(RuntimeError, match="only for scalar outputs") as caught:
+        fit(Several(), batches(), FisherRegularizer(num_sub_batches=4, start=0))
+    assert not isinstance(caught.value, PartError)
+
+
+def test_parts_without_a_gradient(fit):
+    class Detaches(Plain):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss if len(batch[1]) == 16 else loss.detach()
+
+    with pytest.raises(PartError, match="none of them gets a gradient"):
+        fit(Detaches(), batches(), FisherRegularizer(num_sub_batches=4, start=0))
+
+
+def test_parts_that_are_skipped(fit):
+    class Skips(Plain):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) if len(batch[1]) == 16 else None
+
+    with pytest.warns(UserWarning, match="Skips skips a part of a batch, but not the batch"):
+        fit(Skips(), batches(), FisherRegularizer(num_sub_batches=4, start=0))
+
+
+class Views(Plain):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0].view(16, -1)), batch[1])
+
+
+class Data(LightningDataModule):
+    def train_dataloader(self):
+        return loader()
+
+
+@pytest.mark.parametrize("more", [["--trainer.callbacks.start=0"], ["--trainer.fast_dev_run=true"]])
+@pytest.mark.filterwarnings("ignore:LightningCLI's args parameter")
+def test_a_failure_on_a_part_by_the_command_line(more, tmp_path):
+    arguments = "fit --trainer.accelerator=cpu --trainer.logger=false --trainer.enable_checkpointing=false"
+    callback = "--trainer.callbacks+=lightning_fisher.FisherRegularizer --trainer.callbacks.num_sub_batches=4"
+    with pytest.raises(PartError, match="that of Views fails there"):
+        LightningCLI(Views, Data, args=[*arguments.split(), *callback.split(), *more], save_config_callback=None)

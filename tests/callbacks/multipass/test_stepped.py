@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import nn
 
 from lightning_fisher import FisherRegularizer
+from lightning_fisher.callbacks.multipass.lineage import OverwrittenError
+from tests.callbacks.multipass.oracle import ALPHA, BETA, PARTS, Plain, assert_weights, batches, descend, same_bits
 from tests.callbacks.tiny import Classifier, Ledger, image_batches, mlp, seeded
 
 BATCHES = image_batches([16] * 4)
@@ -134,3 +137,232 @@ def test_hooks_on_what_the_optimizer_steps_are_kept(fit, options):
     fit(module, BATCHES, FisherRegularizer(1e6, num_sub_batches=4, **options))
     assert len(calls) == len(BATCHES)
     assert len(module.net[1].weight._post_accumulate_grad_hooks) == 1
+
+
+OPTIONS = {"alpha": ALPHA, "num_sub_batches": PARTS, "start": 0}
+
+
+def all_of(module):
+    return lambda number: module.net.parameters()
+
+
+class OnlyBiases(Plain):
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for name, p in self.named_parameters() if name.endswith("bias")], lr=0.1)
+
+
+class FreezesInTheStep(Plain):
+    """The first layer is trained on every other batch only, which the step itself decides."""
+
+    def training_step(self, batch, batch_idx):
+        self.net[0].requires_grad_(batch_idx % 2 == 0)
+        return super().training_step(batch, batch_idx)
+
+
+class FreezesBefore(Plain):
+    def on_train_batch_start(self, batch, batch_idx):
+        self.net[0].requires_grad_(batch_idx % 2 == 0)
+
+
+class AddsAGroup(Plain):
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net[2].parameters(), lr=0.1)
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if batch_idx == 2:
+            self.trainer.optimizers[0].add_param_group({"params": list(self.net[0].parameters())})
+
+
+class TakesOut(Plain):
+    def on_train_batch_start(self, batch, batch_idx):
+        if batch_idx == 2:
+            self.trainer.optimizers[0].param_groups[0]["params"] = list(self.net[2].parameters())
+
+
+def alternating(module):
+    return lambda number: module.net[2 if number % 2 else slice(0, 3)].parameters()
+
+
+STEPPED = {
+    OnlyBiases: lambda m: lambda number: [m.net[0].bias, m.net[2].bias],
+    FreezesInTheStep: alternating,
+    FreezesBefore: alternating,
+    AddsAGroup: lambda m: lambda number: m.net[slice(0, 3) if number >= 2 else 2].parameters(),
+    TakesOut: lambda m: lambda number: m.net[2 if number >= 2 else slice(0, 3)].parameters(),
+}
+
+
+@pytest.mark.parametrize("kind", STEPPED, ids=lambda kind: kind.__name__)
+def test_equals_the_oracle_over_what_is_stepped(fit, kind):
+    module = kind()
+    fit(module, batches(), FisherRegularizer(BETA, **OPTIONS))
+    expected = Plain()
+    assert_weights(module, descend(expected, STEPPED[kind](expected), batches()))
+
+
+def test_requires_grad_set_too_late_in_the_shared_form(fit):
+    with pytest.raises(ValueError, match=r"sets `requires_grad` of 'net\.0\.weight' after it has begun"):
+        fit(FreezesInTheStep(), batches(), FisherRegularizer(BETA, gradient="shared", **OPTIONS))
+
+
+class Masters(torch.optim.SGD):
+    """Steps on copies of the weights, which are its only parameters."""
+
+    def __init__(self, parameters, lr):
+        super().__init__([p.detach().clone().requires_grad_() for p in parameters], lr)
+
+
+class MastersInState(torch.optim.SGD):
+    """Copies beside the weights: what they get is in `.grad`."""
+
+    def step(self, closure=None):
+        loss = closure()
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                master = self.state[p].setdefault("master", p.clone())
+                p.copy_(master.sub_(0.1 * p.grad))
+        return loss
+
+
+class MainGradient(torch.optim.SGD):
+    """Steps on a field that hooks, or layers, fill."""
+
+    def step(self, closure=None):
+        loss = closure()
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                p.sub_(0.1 * vars(p).pop("summed", p.grad))
+        return loss
+
+
+def optimized_by(kind, prepare=lambda module: None):
+    class Module(Plain):
+        def configure_optimizers(self):
+            prepare(self)
+            return kind(self.parameters(), lr=0.1)
+
+    return Module()
+
+
+def gather_by_hooks(module):
+    for p in module.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: setattr(p, "summed", p.grad.clone()))
+
+
+class Fused(torch.autograd.Function):
+    """A linear map that keeps the gradient of its weight elsewhere."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x)
+        ctx.weight = weight
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        ctx.weight.summed = gradient.t() @ x
+        return gradient @ ctx.weight, None
+
+
+def fuse(module):
+    layer = module.net[0]
+    layer.forward = lambda x: Fused.apply(x, layer.weight) + layer.bias
+
+
+@pytest.mark.parametrize(
+    ("kind", "prepare"),
+    [(MastersInState, lambda module: None), (MainGradient, gather_by_hooks)],
+    ids=["state", "hooks"],
+)
+def test_optimizers_that_read_grad_in_their_own_way_equal_the_oracle(fit, kind, prepare):
+    module, expected = optimized_by(kind, prepare), Plain()
+    fit(module, batches(), FisherRegularizer(BETA, **OPTIONS))
+    assert_weights(module, descend(expected, all_of(expected), batches()))
+
+
+@pytest.mark.parametrize("start", [0, 99])
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (lambda: optimized_by(Masters), r"depends on 'net\.\d\.\w+', which no optimizer steps"),
+        (lambda: optimized_by(MainGradient, fuse), "leaves that of a parameter in `summed`"),
+        (lambda: optimized_by(lambda ps, lr: torch.optim.LBFGS(ps, line_search_fn="strong_wolfe")), "compares values"),
+    ],
+    ids=["copies", "fused", "line search"],
+)
+def test_what_the_penalty_would_not_reach_is_refused(fit, module, reason, start):
+    with pytest.raises(ValueError, match=reason) as caught:
+        fit(module(), batches(), FisherRegularizer(BETA, **OPTIONS | {"start": start}))
+    assert "\n" not in str(caught.value)
+
+
+class Overwrites(Plain):
+    """The mean of gradients of single samples in place of the gradient, at one of three places."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.place = place
+
+    def overwrite(self, place):
+        if place != self.place:
+            return
+        weights = {name: p.detach() for name, p in self.net.named_parameters()}
+
+        def loss(weights, x, y):
+            return F.cross_entropy(torch.func.functional_call(self.net, weights, (x[None],)), y[None])
+
+        found = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, *self.batch)
+        for name, p in self.net.named_parameters():
+            p.grad = found[name].mean(0)
+
+    def on_train_batch_start(self, batch, batch_idx):
+        self.batch = batch
+
+    def on_after_backward(self):
+        self.overwrite("after backward")
+
+    def on_before_optimizer_step(self, optimizer):
+        self.overwrite("before the step")
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, closure):
+        closure()
+        self.overwrite("in the step")
+        optimizer.step()
+
+
+@pytest.mark.parametrize("start", [0, 99])
+@pytest.mark.parametrize("place", ["after backward", "before the step", "in the step"])
+def test_gradients_that_are_overwritten_unread_are_refused(fit, place, start):
+    with pytest.raises(OverwrittenError, match=r"that of 'net\.0\.weight' is replaced after the backward pass"):
+        fit(Overwrites(place), batches(), FisherRegularizer(BETA, **OPTIONS | {"start": start}))
+
+
+def add_noise(p):
+    torch.manual_seed(0)
+    p.grad = p.grad + 0.01 * torch.randn_like(p)
+
+
+def by_numpy(p):
+    p.grad = torch.from_numpy(0.5 * p.grad.numpy())
+
+
+def average(p):
+    p.average = getattr(p, "average", torch.zeros(())) * 0.9 + p.grad
+    p.grad.copy_(p.average)
+
+
+def quantize(p):
+    p.grad.data = (p.grad * 127).round().to(torch.int8).to(p.dtype) / 127
+
+
+@pytest.mark.parametrize("change", [add_noise, by_numpy, average, quantize], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("start", [0, 99])
+def test_gradients_that_are_changed_are_not(fit, change, start):
+    class Changes(Plain):
+        def on_before_optimizer_step(self, optimizer):
+            for p in self.net.parameters():
+                change(p)
+
+    plain = fit(Changes(), batches())
+    assert same_bits(fit(Changes(), batches(), FisherRegularizer(1e-30, **OPTIONS | {"start": start})), plain)

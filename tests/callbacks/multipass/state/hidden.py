@@ -11,14 +11,18 @@ import itertools
 import logging
 import queue
 import random
+import sqlite3
 import sys
 import tempfile
 import threading
 import types
 
+import numpy as np
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
+from torchmetrics import MetricTracker
+from torchmetrics.classification import MulticlassAccuracy
 
 from tests.callbacks.multipass.state import far_away
 from tests.callbacks.multipass.state.changes import Change, call
@@ -48,6 +52,44 @@ class Described:
 def drawn(size):
     """No function of its argument alone."""
     return float(torch.rand(()))
+
+
+@functools.lru_cache
+def settings(name):
+    """Made once, and changed."""
+    return {"n": 0}
+
+
+@functools.cache
+def generator_of(name):
+    return random.Random(0)
+
+
+def database(module):
+    connection = sqlite3.connect(":memory:")
+    connection.execute("create table seen (n int)")
+    return connection
+
+
+def draw_of_spawned(module, batch):
+    batch[0].add_(float(module.it.spawn(1)[0].normal()))
+
+
+def draw_of_the_data(module, batch):
+    data = module.trainer.train_dataloader.dataset
+    data.draws = getattr(data, "draws", None) or random.Random(0)
+    batch[0].add_(0.01 * data.draws.random())
+
+
+class Entry:
+    __slots__ = ("before",)
+
+    def __init__(self, before):
+        self.before = before
+
+
+def length_of(entry):
+    return 0 if entry is None else 1 + length_of(entry.before)
 
 
 class Rated:
@@ -176,6 +218,18 @@ def add_parameter(module, batch):
 HIDDEN = {
     "generator's bound method": Change(lambda m: random.Random(0).random, lambda m, b: b[0].add_(m.it()), lambda m: m.it.__self__.getstate()),
     "list's bound method": Change(lambda m: [].append, lambda m, b: m.it(1), lambda m: len(m.it.__self__)),
+    "settings in a cache": Change(lambda m: settings.cache_clear(), lambda m, b: (settings("a").update(n=settings("a")["n"] + 1), b[0].add_(0.01 * settings("a")["n"])), lambda m: settings("a")["n"]),
+    "generator in a cache": Change(lambda m: generator_of.cache_clear(), lambda m, b: b[0].add_(0.01 * generator_of("a").random()), lambda m: generator_of("a").getstate()),
+    "generators spawned of numpy's": Change(lambda m: np.random.Generator(np.random.SFC64(0)), draw_of_spawned, lambda m: m.it.bit_generator.seed_seq.n_children_spawned),
+    "numpy's bit generator": Change(lambda m: np.random.PCG64(0), lambda m, b: b[0].add_(float(np.random.Generator(m.it).normal())), lambda m: m.it.state["state"]),
+    "sampler with a generator": Change(lambda m: torch.utils.data.RandomSampler(range(6), generator=torch.Generator().manual_seed(0)), lambda m, b: b[0].add_(0.01 * list(m.it).pop()), lambda m: m.it.generator.get_state().tolist()),
+    "loader with a generator": Change(lambda m: torch.utils.data.DataLoader(range(6), shuffle=True, generator=torch.Generator().manual_seed(0)), lambda m, b: b[0].add_(0.01 * next(iter(m.it))), lambda m: m.it.generator.get_state().tolist()),
+    "generator of the operating system": Change(lambda m: random.SystemRandom(), call("random"), None),
+    "quasi-random numbers": Change(lambda m: torch.quasirandom.SobolEngine(1), lambda m, b: b[0].add_(float(m.it.draw())), lambda m: m.it.num_generated),
+    "generator of the data": Change(lambda m: None, draw_of_the_data, lambda m: m.trainer.train_dataloader.dataset.draws.getstate()),
+    "linked list": Change(lambda m: None, lambda m, b: setattr(m, "it", Entry(m.it)), lambda m: length_of(m.it)),
+    "database": Change(database, lambda m, b: m.it.execute("insert into seen values (1)"), None, refused=True),
+    "tracker of metrics": Change(lambda m: MetricTracker(MulticlassAccuracy(3)), lambda m, b: (m.it.increment(), m.it.update(torch.zeros(len(b[1]), 3), b[1])), lambda m: (m.it.n_steps, len(m.it))),
     "values of a descriptor": Change(lambda m: Described(), lambda m, b: setattr(m.it, "n", m.it.n + 1), lambda m: m.it.n),
     "the one instance of a class": Change(lambda m: Registry.made.clear(), lambda m, b: (setattr(Registry(), "n", Registry().n + 1), b[0].add_(0.01 * Registry().n)), lambda m: Registry().n),
     "function with a cache": Change(lambda m: drawn.cache_clear(), lambda m, b: (b[0].add_(0.01 * drawn(len(b[0]))), setattr(m, "it", drawn.cache_info().currsize)), lambda m: m.it),

@@ -180,3 +180,129 @@ def test_schedule_free_optimizers_never_drop_and_that_is_said(fit, capsys):
     with pytest.warns(UserWarning, match="schedule-free optimizer has none"):
         fit(module, image_batches([4] * 2), FisherRegularizer(1.0, num_sub_batches=2))
     assert "never began" in capsys.readouterr().out
+
+
+class ByHand(Classifier):
+    """Manual optimization with two optimizers, whose rates are set after every batch."""
+
+    def __init__(self, how, rate):
+        super().__init__(seeded(mlp))
+        self.automatic_optimization, self.how, self.rate, self.done = False, how, rate, 0
+
+    def configure_optimizers(self):
+        optimizers = [torch.optim.SGD(self.net[i].parameters(), lr=FULL) for i in (1, 3)]
+        return optimizers[:1] if self.how in ("often", "accumulated") else optimizers
+
+    def training_step(self, batch, batch_idx):
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        if self.how == "past Lightning":
+            optimizers = self.trainer.optimizers
+        chosen = {"in turns": [optimizers[batch_idx % 2 if len(optimizers) > 1 else 0]], "by epoch": optimizers[:1]}
+        chosen["by epoch"] = [optimizers[self.current_epoch % len(optimizers)]]
+        for optimizer in chosen.get(self.how, optimizers):
+            for _ in range({"often": 4, "critic": 3}.get(self.how, 1)):
+                loss = super().training_step(batch, batch_idx)
+                if self.how != "accumulated" or batch_idx % 2 == 0:
+                    optimizer.zero_grad()
+                self.manual_backward(loss)
+                if self.how != "accumulated" or batch_idx % 2:
+                    optimizer.step()
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if self.how == "accumulated" and batch_idx % 2 == 0:
+            return
+        self.done += 1
+        for optimizer in self.trainer.optimizers:
+            optimizer.param_groups[0]["lr"] = self.rate(self.done)
+
+
+WAYS = ["together", "critic", "in turns", "by epoch", "often", "accumulated", "past Lightning"]
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.filterwarnings("ignore:.*accumulated in manual optimization")
+def test_a_warm_up_after_the_first_batch_in_manual_optimization_is_no_drop(fit, how):
+    regularizer = FisherRegularizer(1.0, num_sub_batches=2)
+    fit(ByHand(how, lambda done: FULL * min(1.0, (done + 1) / 6)), image_batches([4] * 4), regularizer, max_epochs=4)
+    assert regularizer.switch_epoch is None
+
+
+@pytest.mark.parametrize("how", ["together", "critic", "often", "past Lightning"])
+def test_a_drop_after_such_a_warm_up_counts_in_manual_optimization(fit, how):
+    regularizer = FisherRegularizer(1.0, num_sub_batches=2)
+    module = ByHand(how, lambda done: FULL * min(1.0, (done + 1) / 4) * (0.1 if done >= 9 else 1.0))
+    fit(module, image_batches([4] * 4), regularizer, max_epochs=4)
+    assert regularizer.switch_epoch == 2
+
+
+class AtHome(Classifier):
+    """A warm-up from the full rate in another place."""
+
+    def __init__(self, home, rate):
+        super().__init__(seeded(mlp), scheduler=lambda_lr(lambda step: 1.0), interval="step")
+        self.home, self.rate = home, rate
+
+    def set_rate(self):
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = FULL * self.rate(self.trainer.global_step)
+
+    def lr_scheduler_step(self, scheduler, metric):
+        self.set_rate()
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, closure):
+        def own():
+            loss = closure()
+            if self.home == "closure":
+                self.set_rate()
+            return loss
+
+        optimizer.step(closure=own)
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.home == "on_train_batch_start":
+            self.set_rate()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("home", ["closure", "lr_scheduler_step", "on_train_batch_start"])
+def test_a_warm_up_in_other_homes(fit, home, accumulate):
+    for rate, epoch in (lambda step: min(1.0, (step + 1) / 6), None), (lambda step: 0.1 ** (step >= 8), 2 * accumulate):
+        regularizer = FisherRegularizer(1.0, num_sub_batches=2)
+        fit(AtHome(home, rate), image_batches([4] * 4), regularizer, max_epochs=6, accumulate_grad_batches=accumulate)
+        assert regularizer.switch_epoch == epoch
+
+
+def linear(optimizer, steps=6):
+    return lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=steps)
+
+
+def constant_then_steps(optimizer):
+    low, steps = lr_scheduler.ConstantLR(optimizer, 0.1, 4), lr_scheduler.MultiStepLR(optimizer, [6])
+    return lr_scheduler.SequentialLR(optimizer, [low, steps], [4])
+
+
+CHAINS = {
+    "warm-up times a slow fall": (
+        lambda o: lr_scheduler.ChainedScheduler([linear(o), lr_scheduler.ExponentialLR(o, 0.995)]),
+        None,
+    ),
+    "warm-up times steps": (
+        lambda o: lr_scheduler.ChainedScheduler([lr_scheduler.ConstantLR(o, 0.2, 4), lr_scheduler.StepLR(o, 10, 0.1)]),
+        10,
+    ),
+    "warm-up, then steps": (constant_then_steps, 10),
+    "one cycle of three phases": (
+        lambda o: lr_scheduler.OneCycleLR(o, FULL, total_steps=40, three_phase=True, pct_start=0.4),
+        24,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_schedulers_of_schedulers(fit, name):
+    scheduler, expected = CHAINS[name]
+    regularizer = FisherRegularizer(1.0, num_sub_batches=2)
+    module = Classifier(seeded(mlp), scheduler=scheduler, interval="step")
+    fit(module, image_batches([4] * 10), regularizer, max_epochs=4)
+    assert regularizer.switch_step == expected
