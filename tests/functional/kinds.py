@@ -78,6 +78,16 @@ def frozen_encoder():
     return net(forward, (randn(N, 4, 8), padding), encoder=encoder, out=nn.Linear(8, 3))
 
 
+def two_ways():
+    """Computes something else where a function mode is on."""
+
+    def forward(self, x):
+        h = self.body(x)
+        return self.out(torch.tanh(h) if torch.overrides.has_torch_function((h,)) else torch.sigmoid(h))
+
+    return net(forward, randn(N, 6), **linear())
+
+
 # Rows chosen by data
 
 
@@ -283,6 +293,7 @@ KINDS = {
     "inputs changed through numpy": through_numpy,
     "a loss that changes outputs and targets": outputs_in_place,
     "a frozen encoder, normalized first": frozen_encoder,
+    "something else under a function mode": two_ways,
     "packed sequences": packed,
     "nested tensors inside": jagged,
     "an adaptive softmax in the loss": adaptive_softmax,
