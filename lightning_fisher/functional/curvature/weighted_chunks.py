@@ -88,7 +88,7 @@ class _Grouping:
             raise ValueError(
                 "Expected argument `loss_fn` to be a mean over samples where `chunk_size` is given, but its value on "
                 "two chunks together is no average of its values on each: it couples samples (a contrastive loss, or "
-                "one of batch statistics); leave `chunk_size` out."
+                "one of batch statistics), or has a term beside a sum over them; leave `chunk_size` out."
             )
         total = math.nan if weights.lost() or not weights.total else weights.total
         self.shares = [weight / total if weight else 0.0 for weight in weights.each]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from lightning_fisher.exceptions import first_line
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.graph import leaves
 from lightning_fisher.functional.evaluation.samples import refuse_closed, take
@@ -23,13 +24,34 @@ def copied(module: _Module) -> _Module:
 
     Features of the last pass, or the weights of ``torch.nn.utils.weight_norm``, are part of a graph, which
     `copy.deepcopy` alone refuses: they are copied without it.
+
+    Raises:
+        ValueError: If the module holds something else that can't be copied, a lock or an open file say.
     """
     memo: dict[int, Any] = {}
     for submodule in module.modules():
         for leaf in tree_flatten(list(vars(submodule).values()))[0]:
             if isinstance(leaf, Tensor) and not leaf.is_leaf:
                 memo[id(leaf)] = leaf.detach().clone()
-    return copy.deepcopy(module, memo)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:  # whatever an object makes of being copied
+        found = f"{first_line(error)}{_place(module)}"
+        raise ValueError(f"Expected a module that can be copied, but `copy.deepcopy` refuses it: {found}.") from error
+
+
+def _place(module: nn.Module) -> str:
+    """Which attribute can't be copied."""
+    for prefix, submodule in module.named_modules():
+        for name, value in vars(submodule).items():
+            if name in vars(nn.Module()):
+                continue
+            try:
+                copy.deepcopy(value)
+            except Exception:  # the same, or of a graph
+                if not isinstance(value, Tensor):
+                    return f" (attribute `{f'{prefix}.{name}' if prefix else name}`)"
+    return ""
 
 
 def require_separate_copy(module: nn.Module, inputs: Any) -> None:

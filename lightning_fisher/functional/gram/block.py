@@ -63,7 +63,7 @@ class _Block:
     def __init__(self, problem: Problem, plan: Plan) -> None:
         self._problem, self._plan = replace(problem, tolerance=plan.tolerance), plan
         self._new = not plan.trace
-        self._keep = True
+        self._keep = self._watched = True
         self._grams: dict[Group, Tensor] = {}
         self._passed: LayerwiseResult
         self._generator = torch.Generator().manual_seed(problem.count)
@@ -191,7 +191,7 @@ class _Block:
                 if not hooked and goes_one_by_one(self._problem, plan.general):
                     plan.general, plan.alone = set(range(len(self._problem.parameters))), trace_of_one(self._problem)
                 keep_plan(self._problem, plan)
-        return self._total() if self._problem.groups is None else self._by_group(), passed.gradients
+        return self._total() if self._problem.groups is None else self._by_group(), self._passed.gradients
 
     @property
     def _tolerance(self) -> float:
@@ -242,7 +242,9 @@ class _Block:
 
         for group in self._split(indices):
             parameters = [self._problem.parameters[i] for i in group]
-            self._grams[group] = row_gram(self._problem, parameters, self._passed.gradients.directions, check=check)
+            self._grams[group] = row_gram(
+                self._problem, parameters, self._passed.gradients.directions, check=check, watched=self._watched
+            )
 
     def _split(self, indices: Iterable[int]) -> list[Group]:
         """Positions of parameters that go row by row together: those of a group of the problem, or all."""
@@ -262,7 +264,8 @@ class _Block:
         inverse = torch.where(scales > 0, 1 / scales, 0.0)
         for group in self._split(indices):
             parameters = [self._problem.parameters[i] for i in group]
-            gram = row_gram(self._problem, parameters, tree_map(scaled, self._passed.gradients.directions))
+            directions = tree_map(scaled, self._passed.gradients.directions)
+            gram = row_gram(self._problem, parameters, directions, watched=self._watched)
             self._grams[group] = gram * torch.outer(inverse, inverse)
 
     def _verify(self, hooked: set[int]) -> None:
@@ -283,6 +286,25 @@ class _Block:
             settle(self._problem, "gradients of all samples together and one by one")
             self._plan.accepted = True
 
+    def _start_unwatched(self, hooked: set[int]) -> bool:
+        """Go row by row, without the recorder, if the module computes something else while that is watching.
+
+        As it does where it asks `torch.overrides.has_torch_function`; found out at every call.
+        """
+        if not self._watched:
+            return False
+        outputs = self._problem.outputs()
+        if outputs_difference(self._passed.outputs, outputs, self._problem.count) <= self._tolerance:
+            return False
+        everything = set(range(len(self._problem.parameters)))
+        self._plan.general, self._keep, self._watched = everything, False, False
+        gradients = self._problem.output_gradients(outputs)
+        self._passed = LayerwiseResult({}, None, gradients, detached(outputs), everything)
+        self._grams = {}
+        self._add_rows(everything - hooked)
+        self._add_hooked_rows(hooked)
+        return True
+
     def _differs(self, hooked: set[int], *, shuffled: bool) -> set[int]:
         """Positions of the parameters whose part differs from that of an ordinary pass."""
         grams = {group: gram for group, gram in self._grams.items() if not hooked & set(group)}
@@ -292,6 +314,8 @@ class _Block:
         comparison = compare(
             self._problem, grams, passed.outputs, passed.gradients.directions, self._generator, shuffled=shuffled
         )
+        if not comparison.outputs <= self._tolerance and self._start_unwatched(hooked):
+            return self._differs(hooked, shuffled=shuffled)
         self._report(comparison.outputs, "between the batch and parts of it")
         groups = comparison.groups or (list(grams) if comparison.total else [])
         return {position for group in groups for position in group}

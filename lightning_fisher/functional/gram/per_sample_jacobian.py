@@ -7,6 +7,7 @@ of repeating the passes for every block.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ def row_gram(
     *,
     chunk_size: int = 1,
     check: Callable[[Any, slice], None] | None = None,
+    watched: bool = True,
 ) -> Tensor:
     """Gram matrix of ``∇_w ⟨direction_j, z_j⟩`` over ``parameters``, at the problem's scale, sample j in its chunk.
 
@@ -58,6 +60,7 @@ def row_gram(
         directions: Output gradients, in the structure of the outputs.
         chunk_size: Consecutive samples run together; with batch statistics they are coupled.
         check: Called with the outputs of every chunk and the chunk.
+        watched: Refuse passes that enter autocast; by a function mode, which a module may notice.
 
     Returns:
         ``[N, N]``, float64.
@@ -68,7 +71,7 @@ def row_gram(
     for block in parameter_blocks(parameters, count, row_limit(problem)):
         rows = torch.zeros(count, sum(p.numel() for p in block), dtype=dtype, device=device)
         for chunk in chunks(count, chunk_size):
-            with RefuseAutocast({device.type}):
+            with RefuseAutocast({device.type}) if watched else nullcontext():
                 outputs = problem.take(chunk).outputs()
             if check is not None:
                 check(outputs, chunk)

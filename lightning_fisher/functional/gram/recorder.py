@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -279,7 +280,11 @@ _PLAIN = (int, float, bool, str, type(None))
 _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 _DIFFERENTIATING = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}
 _READING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, torch.to_dlpack}
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    """Whether `torch.func` or forward-mode differentiation is at work, which functions of our own aren't made for."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor) or forward_ad._current_level >= 0
 
 
 def call_of(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

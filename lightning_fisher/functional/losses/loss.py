@@ -8,7 +8,6 @@ backward pass only ever sees numbers of order one.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from lightning_fisher.functional.evaluation.finite import require_finite
+from lightning_fisher.functional.evaluation.module_copy import copied
 from lightning_fisher.functional.evaluation.outputs import as_returned
 from lightning_fisher.functional.evaluation.samples import fresh, take
 from lightning_fisher.functional.losses.separable import gradients_of, require_mean_of_samples, require_own_losses
@@ -226,7 +226,7 @@ def _custom_gradient(seen: Any, targets: Any, loss_fn: LossFn, outputs: Any) -> 
     Leaf by leaf; float64 where ``loss_fn`` can.
     """
     if isinstance(loss_fn, nn.Module):
-        loss_fn = copy.deepcopy(loss_fn).double()
+        loss_fn = copied(loss_fn).double()
     try:
         return _loss_gradient(seen, targets, loss_fn, double=True)
     except RuntimeError:  # a loss that carries float32 tensors of its own, class weights say
@@ -268,7 +268,10 @@ def _loss_gradient(outputs: Any, targets: Any, loss_fn: LossFn, *, double: bool)
     with torch.enable_grad():
         rebuilt, variables = as_variables(outputs, double=double)
         if not variables:
-            raise ValueError("Expected the module to return at least one floating-point tensor.")
+            raise ValueError(
+                "Expected the module to return at least one floating-point tensor, or a tuple, list, dict or dataclass "
+                f"with one, but got {', '.join(sorted({type(leaf).__name__ for leaf in flat})) or 'nothing'}."
+            )
         count, targets = variables[0].shape[0], in_double(targets, double)
 
         def losses_at(index: slice | Tensor) -> Tensor:

@@ -7,7 +7,6 @@ passes in evaluation mode that leave no trace.
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_fisher.functional.evaluation.differentiable import differentiable_evaluation
+from lightning_fisher.functional.evaluation.module_copy import copied
 from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.samples import call_module, fresh
 from lightning_fisher.functional.losses.loss import LossFn, as_variables, in_double, losses_of
@@ -69,7 +69,7 @@ class PartGradients:
     def __init__(self, module: nn.Module, loss_fn: LossFn) -> None:
         self._module = module
         self._loss_fn = loss_fn
-        self._doubled = copy.deepcopy(loss_fn) if isinstance(loss_fn, nn.Module) else loss_fn
+        self._doubled = copied(loss_fn) if isinstance(loss_fn, nn.Module) else loss_fn
         self._at_outputs = True
         self._compared = False
         self._in_double = True
@@ -134,8 +134,8 @@ class PartGradients:
                 with torch.enable_grad(), torch.random.fork_rng(devices=[]):
                     outputs, variables = as_variables(part.outputs, double=double)
                     loss_fn = self._doubled
-                    if isinstance(loss_fn, nn.Module):
-                        loss_fn = loss_fn.double() if double else copy.deepcopy(self._loss_fn)
+                    if isinstance(loss_fn, nn.Module) and isinstance(self._loss_fn, nn.Module):
+                        loss_fn = loss_fn.double() if double else copied(self._loss_fn)
                     loss = losses_of(fresh(outputs), in_double(part.targets, double), loss_fn)
                     if loss_parameters(outputs, part.targets, loss):  # of its own, or what the pass left in attributes
                         return None

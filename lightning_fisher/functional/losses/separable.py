@@ -32,11 +32,14 @@ def require_mean_of_samples(
     alone = _rows(gradients)
     tolerance = SAME.get(whole.dtype, SAME_FLOAT32)
     value, total, size = batch.detach().double(), losses.detach().double().sum(), losses.detach().double().abs().sum()
+    beside = False
     for factor in (1 / len(losses), 1.0):
         same_value = (value - factor * total).abs() <= tolerance * factor * size
         scale = torch.maximum(whole.norm(dim=1).max(), factor * alone.norm(dim=1).max())
-        if bool(same_value & ((whole - factor * alone).norm(dim=1) <= tolerance * scale).all()):
+        same_gradient = bool(((whole - factor * alone).norm(dim=1) <= tolerance * scale).all())
+        if same_gradient and bool(same_value):
             return
+        beside = beside or (same_gradient and bool(alone.any()))
     # Which of the two it is: each sample's gradient as in the batch, but for a factor?
     known = torch.isfinite(losses.detach())  # a sample without labels has no loss alone
     whole, alone = whole[known], alone[known]
@@ -47,13 +50,17 @@ def require_mean_of_samples(
         terms = factors * losses.detach()[known]
         averaged = (factors.sum() - 1).abs() <= tolerance
         collinear = collinear and bool(averaged & ((terms.sum() - value).abs() <= tolerance * terms.abs().sum()))
-    weighs = "weighs its samples differently (class weights, `ignore_index`, a mask?)"
+    if beside:
+        found = "has a term that doesn't depend on the outputs (a penalty on the weights beside a sum?)"
+    elif collinear:
+        found = "weighs its samples differently (class weights, `ignore_index`, a mask?)"
+    else:
+        found = "couples the samples"
     mean = float(total) / len(losses)
     raise ValueError(
         "Expected argument `loss_fn` to return the mean of losses of one sample each, but its value on the batch is "
-        f"{float(value):.6g} and the mean of its values on single samples {mean:.6g}: it "
-        f"{weighs if collinear else 'couples the samples'}, so that a sample's own loss is not defined; return one "
-        'loss a sample [N] (reduction="none").'
+        f"{float(value):.6g} and the mean of its values on single samples {mean:.6g}: it {found}, so that a sample's "
+        'own loss is not defined; return one loss a sample [N] (reduction="none").'
     )
 
 

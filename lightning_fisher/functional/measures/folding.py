@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
-from lightning_fisher.functional.evaluation.module_copy import copied, require_separate_copy
+from lightning_fisher.functional.evaluation.module_copy import copied, require_separate_copy, requires_float64
 from lightning_fisher.functional.evaluation.samples import num_samples, take
 
 FOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -66,7 +66,7 @@ def fold_batch_norm(module: nn.Module, inputs: Any) -> nn.Module:
         return folded
     require_separate_copy(module, inputs)
     few = take(inputs, slice(0, min(SAMPLES, num_samples(inputs))))
-    with differentiable_evaluation(folded), torch.no_grad():
+    with requires_float64(), differentiable_evaluation(folded), torch.no_grad():
         few = differentiable(few, folded)
         feeders = _feeders(folded, norms, few)
         expected = evaluate(folded, few)

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_fisher.exceptions import UndefinedMeasureError
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
-from lightning_fisher.functional.evaluation.module_copy import require_separate_copy
+from lightning_fisher.functional.evaluation.module_copy import require_separate_copy, requires_float64
 from lightning_fisher.functional.evaluation.samples import take
 from lightning_fisher.functional.measures.folding import fold_batch_norm
 
@@ -50,7 +50,7 @@ def path_norm(module: nn.Module, inputs: Any, margin: Tensor | float | None = No
     require_separate_copy(module, inputs)
     squared = fold_batch_norm(module, inputs)
     one = take(inputs, slice(0, 1))
-    with differentiable_evaluation(squared), torch.no_grad():
+    with requires_float64(), differentiable_evaluation(squared), torch.no_grad():
         for parameter in squared.parameters():
             parameter.square_()
         one = differentiable(one, squared)

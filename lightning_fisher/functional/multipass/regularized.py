@@ -181,7 +181,7 @@ def _require_parts(losses: PartLosses) -> None:
         raise ValueError(
             'Expected argument `loss_fn` to be a mean over samples with `gradient="shared"`, but its value on two '
             "sub-batches together is no average of its values on each: it couples samples (a contrastive loss, or one "
-            'of batch statistics); choose `gradient="full"`.'
+            'of batch statistics), or has a term beside a sum over them; choose `gradient="full"`.'
         )
 
 

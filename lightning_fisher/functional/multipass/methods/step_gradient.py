@@ -113,7 +113,8 @@ def multipass_gradient(
     if losses.weights.coupled:
         raise ValueError(
             "Expected argument `loss_fn` to be a mean over samples with `num_sub_batches` > 1, but its value on two "
-            "sub-batches together is no average of its values on each: it couples samples."
+            "sub-batches together is no average of its values on each: it couples samples, or has a term beside a sum "
+            "over them."
         )
     return of_penalty(module, trainable, found, found.gradient, weight)
 
