@@ -294,7 +294,7 @@ CHAINS = {
     "warm-up, then steps": (constant_then_steps, 10),
     "one cycle of three phases": (
         lambda o: lr_scheduler.OneCycleLR(o, FULL, total_steps=40, three_phase=True, pct_start=0.4),
-        24,
+        21,  # six steps behind the peak: 0.0704 after 0.0787
     ),
 }
 
