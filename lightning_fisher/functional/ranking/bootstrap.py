@@ -39,7 +39,8 @@ def bootstrap_interval(
     Runs with the same seed share their training set, its random labels or their initial weights, so they are not
     independent. With ``clusters``, whole clusters are drawn with replacement instead of pairs, each with all its
     runs (the cluster bootstrap; Davison & Hinkley 1997). The interval is then about new seeds in the same
-    settings. It needs several clusters: with fewer than about ten it tends to be too narrow.
+    settings. It needs many clusters: with fewer than about twenty it is too narrow, and of a rank correlation too
+    high.
 
     Args:
         statistic: `kendall_tau`, `spearman_rho`, or any function of two ``[r, n]`` tensors that returns ``[r]``.

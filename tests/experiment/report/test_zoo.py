@@ -147,7 +147,7 @@ def test_few_seeds_are_no_clusters(monkeypatch):
         return original(*args, clusters=clusters, **options)
 
     monkeypatch.setattr(judgment, "bootstrap_interval", watched)
-    for seeds, clustered in ((3, False), (6, True)):
+    for seeds, clustered in ((6, False), (20, True)):
         seen.clear()
         rows = make(seeds)
         judge(rows, "gamma", varied_options(rows))

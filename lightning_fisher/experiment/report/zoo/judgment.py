@@ -37,7 +37,10 @@ BASELINES = ("train_loss", "epochs", "parameter_norm")  # which say nothing abou
 JUDGED = (*METRICS, *HESSIAN_METRICS, *MEASURES, *BASELINES[:2])
 AGAINST = "test_error"
 FIT = 1.0  # per cent: networks with a larger training error are another question
-FEW_SEEDS = 5  # fewer are no clusters to draw from
+# Fewer are no clusters to draw from: a seed drawn twice counts the pairs within it too often, which are ordered better
+# than those between seeds. With 6 settings and 5 seeds the 95 % interval of τ covered 75 to 81 % in a simulation, that
+# over networks 90 to 96 %; with 20 seeds they are alike.
+FEW_SEEDS = 20
 RESAMPLES = 500  # of a bootstrap: two for each of some forty measures
 MATTERS = 3.0  # times the spread over seeds that an option moves the test error
 
