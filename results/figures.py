@@ -25,6 +25,7 @@ COPIES = {  # figures in the documentation
     "methods_cifar_small.png": "results/methods-cifar_small/methods.png",
     "methods_digits.png": "results/methods-digits/methods.png",
     "scenario_confusion_cifar_small.png": "results/scenario_confusion-cifar_small/metrics.png",
+    "scenario_confusion_cifar_small_new.png": "results/scenario_confusion-cifar_small-new/metrics.png",
     "scenario_confusion_digits.png": "results/scenario_confusion-digits/metrics.png",
     "step_forms_digits.png": "results/step_forms-digits/groups.png",
     "zoo_digits.png": "results/zoo-digits/zoo.png",
