@@ -25,7 +25,7 @@ from torchmetrics import MetricTracker
 from torchmetrics.classification import MulticlassAccuracy
 
 from tests.callbacks.multipass.state import far_away
-from tests.callbacks.multipass.state.changes import Change, call
+from tests.callbacks.multipass.state.changes import Change, call, data
 
 ids = itertools.count()
 depth = contextvars.ContextVar("depth", default=0)
@@ -76,9 +76,9 @@ def draw_of_spawned(module, batch):
 
 
 def draw_of_the_data(module, batch):
-    data = module.trainer.train_dataloader.dataset
-    data.draws = getattr(data, "draws", None) or random.Random(0)
-    batch[0].add_(0.01 * data.draws.random())
+    of_data = data(module)
+    of_data.draws = getattr(of_data, "draws", None) or random.Random(0)
+    batch[0].add_(0.01 * of_data.draws.random())
 
 
 class Entry:
@@ -226,7 +226,7 @@ HIDDEN = {
     "loader with a generator": Change(lambda m: torch.utils.data.DataLoader(range(6), shuffle=True, generator=torch.Generator().manual_seed(0)), lambda m, b: b[0].add_(0.01 * next(iter(m.it))), lambda m: m.it.generator.get_state().tolist()),
     "generator of the operating system": Change(lambda m: random.SystemRandom(), call("random"), None),
     "quasi-random numbers": Change(lambda m: torch.quasirandom.SobolEngine(1), lambda m, b: b[0].add_(float(m.it.draw())), lambda m: m.it.num_generated),
-    "generator of the data": Change(lambda m: None, draw_of_the_data, lambda m: m.trainer.train_dataloader.dataset.draws.getstate()),
+    "generator of the data": Change(lambda m: None, draw_of_the_data, lambda m: data(m).draws.getstate()),
     "linked list": Change(lambda m: None, lambda m, b: setattr(m, "it", Entry(m.it)), lambda m: length_of(m.it)),
     "database": Change(database, lambda m, b: m.it.execute("insert into seen values (1)"), None, refused=True),
     "tracker of metrics": Change(lambda m: MetricTracker(MulticlassAccuracy(3)), lambda m, b: (m.it.increment(), m.it.update(torch.zeros(len(b[1]), 3), b[1])), lambda m: (m.it.n_steps, len(m.it))),
