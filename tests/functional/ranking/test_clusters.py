@@ -55,3 +55,24 @@ def test_labels_are_one_a_run():
     x, y, _ = runs()
     with pytest.raises(ValueError, match="Expected argument `clusters` to have one value a run, 12, but got 3"):
         bootstrap_interval(kendall_tau, x, y, clusters=[0, 1, 2])
+
+
+def test_a_few_clusters_cover_too_little():
+    """Six settings, five seeds, both with an effect of their own: the true τ of many such runs judges the intervals."""
+    generator = torch.Generator().manual_seed(0)
+
+    def runs(seeds):
+        settings = torch.arange(6.0, dtype=torch.float64).repeat(seeds)
+        of_seeds = torch.randn(2, seeds, generator=generator, dtype=torch.float64).repeat_interleave(6, 1)
+        noise = torch.randn(2, 6 * seeds, generator=generator, dtype=torch.float64)
+        return 0.6 * settings + of_seeds[0] + noise[0], settings + of_seeds[1] + 0.5 * noise[1]
+
+    true = float(kendall_tau(*runs(400)))
+    labels = [seed for seed in range(5) for _ in range(6)]
+    covered = {"seeds": 0, "runs": 0}
+    for _ in range(60):
+        x, y = runs(5)
+        for name, clusters in (("seeds", labels), ("runs", None)):
+            interval = bootstrap_interval(kendall_tau, x, y, clusters=clusters, num_resamples=200)
+            covered[name] += float(interval.low) <= true <= float(interval.high)
+    assert covered["seeds"] < 0.85 * 60 < covered["runs"]  # of intervals at 95 %

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lightning_fisher.experiment.display import plot_style as style
-from lightning_fisher.experiment.report.zoo.judgment import BASELINES, VARIED, Effect, Judged, measure_label
+from lightning_fisher.experiment.report.zoo.judgment import VARIED, Effect, Judged, measure_name
 
 LIGHT = 0.55  # of |ψ|: from there on text is white
 
@@ -39,7 +39,7 @@ def plot_zoo(done: Sequence[Judged], found: Sequence[Effect], path: Path) -> Pat
             if not math.isnan(psi):
                 color = "white" if abs(psi) > LIGHT else "black"
                 left.text(column, line, style.signed(f"{psi:.2f}"), ha="center", va="center", fontsize=7, color=color)
-        names = [measure_label(one.key) + (" (baseline)" if one.key in BASELINES else "") for one in done]
+        names = [measure_name(one.key, "baseline") for one in done]
         left.set_yticks(range(len(done)), names)
         left.set_xticks(range(len(columns)), columns, rotation=50, ha="left", rotation_mode="anchor")
         left.xaxis.tick_top()

@@ -117,9 +117,9 @@ def measure_label(key: str) -> str:
     return QUANTITIES[key].name if key in QUANTITIES else key
 
 
-def measure_name(key: str) -> str:
+def measure_name(key: str, mark: str = "b") -> str:
     """The label, with a mark for a baseline."""
-    return measure_label(key) + (" (b)" if key in BASELINES else "")
+    return measure_label(key) + (f" ({mark})" if key in BASELINES else "")
 
 
 def that_fit(rows: Sequence[Row]) -> list[Row]:

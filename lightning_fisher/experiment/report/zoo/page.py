@@ -66,9 +66,9 @@ def effect_table(found: Sequence[Effect]) -> str:
         [
             VARIED[effect.option],
             str(effect.settings),
-            _number(effect.points),
-            _number(effect.spread),
-            _number(effect.ratio, "{:.1f}"),
+            number_cell(effect.points),
+            number_cell(effect.spread),
+            number_cell(effect.ratio, "{:.1f}"),
             "yes" if effect.matters else "no",
         ]
         for effect in found
@@ -82,9 +82,9 @@ def option_table(done: Sequence[Judged], found: Sequence[Effect]) -> str:
     decisive = [effect.option for effect in found if effect.matters]
     lines = []
     for judged in done:
-        cells = [_number(judged.per_option.get(effect.option, math.nan)) for effect in found]
+        cells = [number_cell(judged.per_option.get(effect.option, math.nan)) for effect in found]
         wrong = [VARIED[option] for option in decisive if judged.per_option.get(option, 0.0) < 0]
-        worst = _number(judged.worst(decisive))
+        worst = number_cell(judged.worst(decisive))
         lines.append([measure_name(judged.key), worst, *cells, ", ".join(wrong) or "–"])
     stars = [f"{VARIED[effect.option]}{' *' if effect.matters else ''}" for effect in found]
     table = markdown(["measure", "worst *", *stars, "points the wrong way over"], lines)
@@ -101,11 +101,11 @@ def overall_table(done: Sequence[Judged], rows: Sequence[Row]) -> str:
     lines = [
         [
             measure_name(judged.key),
-            _interval(judged.tau, judged.low, judged.high),
-            _number(judged.psi),
-            _number(judged.sign_error),
-            _number(judged.worst_sign_error),
-            _interval(judged.partial, judged.partial_low, judged.partial_high),
+            interval_cell(judged.tau, judged.low, judged.high),
+            number_cell(judged.psi),
+            number_cell(judged.sign_error),
+            number_cell(judged.worst_sign_error),
+            interval_cell(judged.partial, judged.partial_low, judged.partial_high),
             MISSING if judged.seconds is None else f"{judged.seconds:.2g}",
             str(judged.n),
         ]
@@ -120,9 +120,11 @@ def overall_table(done: Sequence[Judged], rows: Sequence[Row]) -> str:
     )
 
 
-def _number(number: float, form: str = "{:.2f}") -> str:
+def number_cell(number: float, form: str = "{:.2f}") -> str:
+    """A number in a table, or that there is none."""
     return MISSING if math.isnan(number) else form.format(number)
 
 
-def _interval(number: float, low: float, high: float) -> str:
-    return MISSING if math.isnan(number) else f"{number:.2f} [{_number(low)}, {_number(high)}]"
+def interval_cell(number: float, low: float, high: float) -> str:
+    """A number with its interval in a table, or that there is none."""
+    return MISSING if math.isnan(number) else f"{number:.2f} [{number_cell(low)}, {number_cell(high)}]"

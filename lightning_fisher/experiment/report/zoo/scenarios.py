@@ -21,6 +21,7 @@ from lightning_fisher.experiment.report.zoo.judgment import (
     that_fit,
     varied_options,
 )
+from lightning_fisher.experiment.report.zoo.page import interval_cell, number_cell
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,9 @@ def tau_table(found: Sequence[Scenario]) -> str:
     """τ of every measure in every scenario, with its interval, and the worst."""
     lines = []
     for key in by_worst(found):
-        least = worst(found, key)
-        cells = [_cell(one.judged.get(key)) for one in found]
-        lines.append([measure_name(key), *cells, MISSING if math.isnan(least) else f"{least:.2f}"])
+        judged = [one.judged.get(key) for one in found]
+        cells = [MISSING if j is None else interval_cell(j.tau, j.low, j.high) for j in judged]
+        lines.append([measure_name(key), *cells, number_cell(worst(found, key))])
     how = "over whole seeds" + (
         ""
         if all(one.seeds >= FEW_SEEDS for one in found)
@@ -138,20 +139,7 @@ def partial_table(found: Sequence[Scenario]) -> str:
     """The same, given the baselines."""
     lines = []
     for key in by_worst(found):
-        cells = []
-        for one in found:
-            judged = one.judged.get(key)
-            if judged is None or math.isnan(judged.partial):
-                cells.append(MISSING)
-            else:
-                cells.append(_interval(judged.partial, judged.partial_low, judged.partial_high))
+        judged = [one.judged.get(key) for one in found]
+        cells = [MISSING if j is None else interval_cell(j.partial, j.partial_low, j.partial_high) for j in judged]
         lines.append([measure_name(key), *cells])
     return markdown(["measure", *(one.name for one in found)], lines)
-
-
-def _cell(judged: Judged | None) -> str:
-    return MISSING if judged is None else _interval(judged.tau, judged.low, judged.high)
-
-
-def _interval(number: float, low: float, high: float) -> str:
-    return f"{number:.2f} [{low:.2f}, {high:.2f}]"

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lightning_fisher.experiment.display import plot_style as style
-from lightning_fisher.experiment.report.zoo.judgment import BASELINES, measure_label
+from lightning_fisher.experiment.report.zoo.judgment import measure_name
 from lightning_fisher.experiment.report.zoo.scenarios import Scenario, by_worst
 
 HEIGHT = 0.28  # inches: of a measure
@@ -45,9 +45,7 @@ def plot_scenarios(found: Sequence[Scenario], path: Path) -> Path:
                 )
             )  # fmt: skip
             labels.append(f"{one.name} (n = {one.fitted})")
-        axes.set_yticks(
-            range(len(keys)), [measure_label(key) + (" (baseline)" if key in BASELINES else "") for key in keys]
-        )
+        axes.set_yticks(range(len(keys)), [measure_name(key, "baseline") for key in keys])
         axes.set_ylim(len(keys) - 0.4, -0.6)
         axes.axvline(0, color=style.GRAY, linewidth=0.8)
         axes.set(xlim=(-1.02, 1.02), xlabel="Kendall $\\tau$ with the test error, 95 % interval")
