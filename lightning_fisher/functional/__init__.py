@@ -49,7 +49,13 @@ if TYPE_CHECKING:
     from lightning_fisher.functional.penalties.flat_minimum import flat_minimum_penalty
     from lightning_fisher.functional.penalties.jacobian import jacobian_penalty
     from lightning_fisher.functional.penalties.large_margin import large_margin_loss
-    from lightning_fisher.functional.ranking import Interval, bootstrap_interval, kendall_tau, spearman_rho
+    from lightning_fisher.functional.ranking import (
+        Interval,
+        bootstrap_interval,
+        jackknife_interval,
+        kendall_tau,
+        spearman_rho,
+    )
     from lightning_fisher.functional.ranking.granulated import GranulatedKendall, granulated_kendall
     from lightning_fisher.functional.ranking.partial import partial_kendall_tau
     from lightning_fisher.functional.ranking.sign_error import RobustSignError, SignError, robust_sign_error
@@ -89,6 +95,7 @@ __all__ = [
     "granulated_kendall",
     "hessian_frobenius_norm",
     "hessian_spectral_radius",
+    "jackknife_interval",
     "jacobian_penalty",
     "kendall_tau",
     "large_margin_loss",

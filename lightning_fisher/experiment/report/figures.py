@@ -222,7 +222,7 @@ def plot_ranking(
                 axis.set_title(style.signed(rf"$\tau$ = {tau.statistic:.2f} [{tau.low:.2f}, {tau.high:.2f}]"))
         handles, names = axes[0].get_legend_handles_labels()
         style.title(figure, f"Which metric orders {len(rows)} networks by their test error?")
-        note = r"One dot a network; Kendall's $\tau$ [95 % bootstrap interval]" if found else "One dot a network"
+        note = r"One dot a network; Kendall's $\tau$ [95 % interval]" if found else "One dot a network"
         shown = f"{note}\nMarks: {in_symbols(label) or option_name(x)}" if x else note
         style.legend(figure, handles if x else [], names if x else [], shown)
         return style.save(figure, path)

@@ -8,18 +8,18 @@ from typing import NamedTuple
 import torch
 
 from lightning_fisher.experiment.records.quantities import HESSIAN_METRICS, MEASURES, METRICS, QUANTITIES
+from lightning_fisher.experiment.report.rank_interval import LEVEL, rank_interval
 from lightning_fisher.experiment.report.rows import Row, value
 from lightning_fisher.experiment.report.tables import MISSING, markdown
-from lightning_fisher.functional.ranking import bootstrap_interval, kendall_tau, spearman_rho
+from lightning_fisher.functional.ranking import kendall_tau, spearman_rho
 
-LEVEL = 0.95
-LEAST = 6  # runs: of fewer, a rank correlation takes a handful of values, and its bootstrap interval may be a point
+LEAST = 6  # runs: of fewer, a rank correlation takes a handful of values, and its interval may be a point
 BASELINES = ("train_loss", "epochs")  # and the parameter norm, one of the measures
 RANKED = (*METRICS, *HESSIAN_METRICS, *MEASURES, *BASELINES)
 
 
 class Correlation(NamedTuple):
-    """A rank correlation with its bootstrap interval, over n runs."""
+    """A rank correlation with its interval, over n runs."""
 
     name: str
     statistic: float
@@ -39,18 +39,18 @@ def correlations(rows: Sequence[Row], metric: str, against: str = "test_error") 
         against: what it should order.
 
     Returns:
-        Both, each with its 95 % percentile bootstrap interval; empty with fewer than `LEAST` runs.
+        Both, each with its `rank_interval`; empty with fewer than `LEAST` runs.
     """
-    pairs = [(value(row, metric), value(row, against)) for row in rows]
-    pairs = [(x, y) for x, y in pairs if x is not None and y is not None]
-    if len(pairs) < LEAST:
+    have = [row for row in rows if value(row, metric) is not None and value(row, against) is not None]
+    if len(have) < LEAST:
         return []
-    x, y = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
+    x, y = (torch.tensor([value(row, key) for row in have], dtype=torch.float64) for key in (metric, against))
+    seeds = [row["seed"] for row in have]
     x = -x if QUANTITIES[metric].lower_is_better is False else x
     found = []
     for name, statistic in (("Kendall τ", kendall_tau), ("Spearman ρ", spearman_rho)):
-        interval = bootstrap_interval(statistic, x, y, level=LEVEL)
-        found.append(Correlation(name, float(statistic(x, y)), float(interval.low), float(interval.high), len(pairs)))
+        interval = rank_interval(statistic, x, y, seeds)
+        found.append(Correlation(name, float(statistic(x, y)), float(interval.low), float(interval.high), len(have)))
     return found
 
 

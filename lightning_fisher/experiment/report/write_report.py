@@ -24,6 +24,7 @@ from lightning_fisher.experiment.report.curves.table import curves_table
 from lightning_fisher.experiment.report.figures import plot_lines, plot_ranking, plot_scenario
 from lightning_fisher.experiment.report.method_figures import plot_groups, plot_pairs
 from lightning_fisher.experiment.report.paired_table import differences_table
+from lightning_fisher.experiment.report.rank_interval import said
 from lightning_fisher.experiment.report.rank_table import LEAST, all_correlations, ranking_table
 from lightning_fisher.experiment.report.rows import Row, grouped, numbers, require_known, value, varied
 from lightning_fisher.experiment.report.tables import TABLES, summary
@@ -112,8 +113,10 @@ def make(rows: Sequence[Row], folder: Path, form: dict[str, Any], runs: Sequence
         made.parts.append(("Paired differences from the baseline, mean [95 % t interval] over seeds", differences))
     ranking = all_correlations(rows) if kind in ("scenario", "ranking", "groups") else {}
     if ranking:
-        heading = "Rank correlation with the test error over runs, 95 % bootstrap intervals"
-        made.parts.append((heading, ranking_table(ranking)))
+        intervals = said([len({row["seed"] for row in rows})])
+        made.parts.append(
+            ("Rank correlation with the test error over runs", f"{ranking_table(ranking)}\n\n{intervals}")
+        )
     elif kind in ("scenario", "ranking"):
         made.parts.append(
             (

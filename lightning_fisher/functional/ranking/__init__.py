@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from lightning_fisher.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from lightning_fisher.functional.ranking.bootstrap import Interval, bootstrap_interval
+    from lightning_fisher.functional.ranking.bootstrap import bootstrap_interval
     from lightning_fisher.functional.ranking.correlation import kendall_tau, spearman_rho
     from lightning_fisher.functional.ranking.granulated import GranulatedKendall, granulated_kendall
+    from lightning_fisher.functional.ranking.jackknife import jackknife_interval
     from lightning_fisher.functional.ranking.partial import partial_kendall_tau
+    from lightning_fisher.functional.ranking.problem import Interval
     from lightning_fisher.functional.ranking.sign_error import RobustSignError, SignError, robust_sign_error
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "SignError",
     "bootstrap_interval",
     "granulated_kendall",
+    "jackknife_interval",
     "kendall_tau",
     "partial_kendall_tau",
     "robust_sign_error",

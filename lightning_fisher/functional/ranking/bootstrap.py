@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_fisher.arguments import require_integer
-from lightning_fisher.functional.ranking.correlation import require_paired
-from lightning_fisher.functional.ranking.settings import codes
+from lightning_fisher.functional.ranking.problem import Interval, Problem, Statistic, require_problem
 
-Statistic = Callable[..., Tensor]
 MAX_ELEMENTS = 2**24  # of the pairwise comparisons held at a time
-
-
-class Interval(NamedTuple):
-    """A confidence interval: two float64 scalars, ``nan`` where the statistic is undefined."""
-
-    low: Tensor
-    high: Tensor
 
 
 def bootstrap_interval(
@@ -40,7 +30,7 @@ def bootstrap_interval(
     independent. With ``clusters``, whole clusters are drawn with replacement instead of pairs, each with all its
     runs (the cluster bootstrap; Davison & Hinkley 1997). The interval is then about new seeds in the same
     settings. It needs many clusters: with fewer than about twenty it is too narrow, and of a rank correlation too
-    high.
+    high; `jackknife_interval` covers what it should with a few.
 
     Args:
         statistic: `kendall_tau`, `spearman_rho`, or any function of two ``[r, n]`` tensors that returns ``[r]``.
@@ -72,32 +62,19 @@ def bootstrap_interval(
         >>> float(interval.high)
         -1.0
     """
-    if not 0 < level < 1:
-        raise ValueError(f"Expected argument `level` to be between 0 and 1, but got {level}.")
     require_integer("num_resamples", num_resamples, 1)
-    x, y = require_paired(x, y)
-    if x.ndim != 1:
-        raise ValueError(f"Expected arguments `x` and `y` to have shape [n], but got {tuple(x.shape)}.")
-    if given is not None and (given.ndim != 2 or given.shape[1] != len(x)):
-        raise ValueError(f"Expected argument `given` to have shape [k, {len(x)}], but got {tuple(given.shape)}.")
-    labels = torch.arange(len(x)) if clusters is None else codes("clusters", clusters, len(x))
-
-    def evaluate(draws: Tensor) -> Tensor:
-        draws = draws.to(x.device)
-        controls = [] if given is None else [given[:, draws].transpose(0, 1)]
-        return statistic(x[draws], y[draws], *controls)
-
-    one_cluster = clusters is not None and len(labels.unique()) < 2
-    if one_cluster or bool(torch.isnan(evaluate(torch.arange(len(x)).unsqueeze(0))).any()):
-        return Interval(*x.new_full((2,), torch.nan))
-    values = torch.cat([evaluate(draws) for draws in _resamples(labels, num_resamples, seed)])
+    problem = require_problem(statistic, x, y, clusters, given, level)
+    one_cluster = clusters is not None and len(problem.labels.unique()) < 2
+    if one_cluster or bool(torch.isnan(problem.whole())):
+        return Interval(*problem.x.new_full((2,), torch.nan))
+    values = torch.cat([problem(draws) for draws in _resamples(problem, num_resamples, seed)])
     ends = values.new_tensor([(1 - level) / 2, (1 + level) / 2])
     return Interval(*torch.nanquantile(values, ends))
 
 
-def _resamples(labels: Tensor, num_resamples: int, seed: int) -> Iterator[Tensor]:
+def _resamples(problem: Problem, num_resamples: int, seed: int) -> Iterator[Tensor]:
     """Draws of whole clusters as indices ``[r, n′]``; resamples of equal length n′ come together."""
-    members = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
+    members = problem.members()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(members), (num_resamples, len(members)), generator=generator)
     sizes = torch.tensor([len(member) for member in members])[drawn].sum(1)

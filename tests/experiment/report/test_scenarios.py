@@ -10,7 +10,6 @@ import scipy.stats
 
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.report import write_report
-from lightning_fisher.experiment.report.zoo import judgment, scenarios
 from lightning_fisher.experiment.report.zoo.scenarios import (
     by_worst,
     scenarios_of,
@@ -19,11 +18,6 @@ from lightning_fisher.experiment.report.zoo.scenarios import (
 )
 
 OPTIONS = {"labels": "data.confusion_size", "batches": "model.batch_size"}
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr(judgment, "RESAMPLES", 40)
 
 
 def study(name, slope, seeds=5, train_error=0.0):
@@ -101,13 +95,10 @@ def test_what_are_no_scenarios_is_said():
         scenarios_of([*study("labels", 1.0), *study("batches", 1.0, train_error=50.0)])
 
 
-def test_the_report_has_tables_and_a_figure(tmp_path, monkeypatch):
+def test_the_report_has_tables_and_a_figure(tmp_path):
     rows = [*study("labels", 3.0), *study("batches", -2.0)]
     made = write_report.make(rows, tmp_path, write_report.plan(rows, "scenarios", None, None))
     text = made.text(markdown=True)
     assert "| random labels, n = 20 | batch size, n = 20 |" in " ".join(text.split())
-    assert "over whole seeds (over networks, where they have fewer than 20)." in text
-    monkeypatch.setattr(scenarios, "FEW_SEEDS", 5)
-    made = write_report.make(rows, tmp_path, write_report.plan(rows, "scenarios", None, None))
-    assert "over whole seeds." in made.text(markdown=True)
+    assert "Intervals, 95 %, are the jackknife's over seeds." in text
     assert (tmp_path / "scenarios.png").read_bytes()[:4] == b"\x89PNG"

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 
 from lightning_fisher.experiment.report import write_report
-from lightning_fisher.experiment.report.zoo import judgment
 from lightning_fisher.experiment.report.zoo.judgment import (
     effects,
     judge,
@@ -20,14 +20,10 @@ from lightning_fisher.experiment.report.zoo.judgment import (
     that_fit,
     varied_options,
 )
+from lightning_fisher.functional.ranking import bootstrap_interval, jackknife_interval, kendall_tau
 
 VERSIONS = {"torch": "2", "lightning": "2", "lightning_fisher": "0"}
 HARDWARE = {"devices": 1, "cpu": "x", "device": "cpu"}
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr(judgment, "RESAMPLES", 40)
 
 
 def make(seeds=6, noise=0.3):
@@ -138,20 +134,17 @@ def test_networks_that_do_not_fit_are_left_out():
     assert len(that_fit(rows)) == len(rows) - 5
 
 
-def test_few_seeds_are_no_clusters(monkeypatch):
-    seen = []
-    original = judgment.bootstrap_interval
-
-    def watched(*args, clusters=None, **options):
-        seen.append(clusters)
-        return original(*args, clusters=clusters, **options)
-
-    monkeypatch.setattr(judgment, "bootstrap_interval", watched)
-    for seeds, clustered in ((6, False), (20, True)):
-        seen.clear()
-        rows = make(seeds)
-        judge(rows, "gamma", varied_options(rows))
-        assert all((clusters is not None) is clustered for clusters in seen)
+def test_intervals_are_over_seeds_where_there_are_three():
+    rows = make()
+    options = varied_options(rows)
+    x = torch.tensor([row["gamma"] for row in rows], dtype=torch.float64)
+    y = torch.tensor([row["test_error"] for row in rows], dtype=torch.float64)
+    over_seeds = jackknife_interval(kendall_tau, x, y, clusters=[row["seed"] for row in rows])
+    assert (judge(rows, "gamma", options).low, judge(rows, "gamma", options).high) == over_seeds
+    for row in rows:
+        row["seed"] %= 2
+    over_networks = bootstrap_interval(kendall_tau, x, y, num_resamples=500)
+    assert (judge(rows, "gamma", options).low, judge(rows, "gamma", options).high) == over_networks
 
 
 def test_the_report(tmp_path):

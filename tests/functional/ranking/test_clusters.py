@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 
-from lightning_fisher.functional.ranking import bootstrap_interval, kendall_tau
+from lightning_fisher.functional.ranking import bootstrap_interval, jackknife_interval, kendall_tau, partial_kendall_tau
 
 
 def runs(sizes=(2, 3, 4, 3)):
@@ -57,22 +59,73 @@ def test_labels_are_one_a_run():
         bootstrap_interval(kendall_tau, x, y, clusters=[0, 1, 2])
 
 
-def test_a_few_clusters_cover_too_little():
-    """Six settings, five seeds, both with an effect of their own: the true τ of many such runs judges the intervals."""
+def test_jackknife_equals_a_loop_that_leaves_clusters_out():
+    x, y, clusters = runs()
+    kept = [[i for i, c in enumerate(clusters) if c != f"seed {k}"] for k in range(4)]
+    tau = scipy.stats.kendalltau(x.numpy(), y.numpy()).statistic
+    without = [scipy.stats.kendalltau(x[index].numpy(), y[index].numpy()).statistic for index in kept]
+    half = scipy.stats.t.ppf(0.9, 3) * np.sqrt(3 / 4 * sum((w - np.mean(without)) ** 2 for w in without))
+    interval = jackknife_interval(kendall_tau, x, y, clusters=clusters, level=0.8, bounds=(-9.0, 9.0))
+    np.testing.assert_allclose(interval, [tau - half, tau + half], atol=1e-12)
+    cut = jackknife_interval(kendall_tau, x, y, clusters=clusters, level=0.99, bounds=(tau - 0.01, 1.0))
+    assert float(cut.low) == pytest.approx(tau - 0.01)
+    assert cut.high <= 1.0
+
+
+def test_jackknife_of_the_mean_is_students_interval():
+    x = torch.randn(7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = jackknife_interval(lambda x, y: x.mean(-1), x, x, bounds=(-9.0, 9.0))
+    peer = scipy.stats.ttest_1samp(x.numpy(), 0.0).confidence_interval(0.95)
+    np.testing.assert_allclose(found, peer, atol=1e-12)
+
+
+def test_jackknife_leaves_the_controls_of_a_cluster_out_with_it():
+    x, y, clusters = runs((3, 3, 3))
+    given = torch.randn(2, 9, generator=torch.Generator().manual_seed(1))
+    interval = jackknife_interval(partial_kendall_tau, x, y, given=given, clusters=clusters, bounds=(-9.0, 9.0))
+    left = [[i for i in range(9) if i // 3 != k] for k in range(3)]
+    without = [float(partial_kendall_tau(x[i], y[i], given[:, i])) for i in left]
+    half = scipy.stats.t.ppf(0.975, 2) * np.sqrt(2 / 3 * sum((w - np.mean(without)) ** 2 for w in without))
+    assert float(interval.high - interval.low) == pytest.approx(2 * half, abs=1e-12)
+
+
+def test_jackknife_is_undefined_without_a_second_cluster_or_where_the_statistic_is():
+    x, y, clusters = runs()
+    assert all(end.isnan() for end in jackknife_interval(kendall_tau, x, y, clusters=[0] * len(x)))
+    alike = torch.tensor([float(label == "seed 1") for label in clusters])  # constant without seed 1
+    assert all(end.isnan() for end in jackknife_interval(kendall_tau, alike, y, clusters=clusters))
+
+
+@pytest.mark.parametrize("options", [{"level": 1.0}, {"bounds": (1.0, 1.0)}])
+def test_bad_options_of_the_jackknife_are_named(options):
+    x, y, _ = runs()
+    ((name, given),) = options.items()
+    with pytest.raises(ValueError, match=f"Expected argument `{name}` to be .*, but got {re.escape(str(given))}"):
+        jackknife_interval(kendall_tau, x, y, **options)
+
+
+@pytest.mark.parametrize(("seeds", "settings"), [(3, 6), (5, 6), (10, 4)])
+@pytest.mark.parametrize("effect", [0.0, 0.8, 2.0])
+def test_a_few_clusters_are_enough_for_the_jackknife(seeds, settings, effect):
+    """Settings and seeds with effects of their own: the mean τ of many such studies judges the intervals."""
     generator = torch.Generator().manual_seed(0)
 
-    def runs(seeds):
-        settings = torch.arange(6.0, dtype=torch.float64).repeat(seeds)
-        of_seeds = torch.randn(2, seeds, generator=generator, dtype=torch.float64).repeat_interleave(6, 1)
-        noise = torch.randn(2, 6 * seeds, generator=generator, dtype=torch.float64)
-        return 0.6 * settings + of_seeds[0] + noise[0], settings + of_seeds[1] + 0.5 * noise[1]
+    def studies(count):
+        of_settings = torch.arange(float(settings), dtype=torch.float64).repeat(seeds)
+        shape = (2, count, seeds)
+        of_seeds = torch.randn(shape, generator=generator, dtype=torch.float64).repeat_interleave(settings, 2)
+        noise = torch.randn(of_seeds.shape, generator=generator, dtype=torch.float64)
+        return effect * of_settings + of_seeds + noise
 
-    true = float(kendall_tau(*runs(400)))
-    labels = [seed for seed in range(5) for _ in range(6)]
-    covered = {"seeds": 0, "runs": 0}
-    for _ in range(60):
-        x, y = runs(5)
-        for name, clusters in (("seeds", labels), ("runs", None)):
-            interval = bootstrap_interval(kendall_tau, x, y, clusters=clusters, num_resamples=200)
+    true = float(kendall_tau(*studies(3000)).mean())
+    labels = [seed for seed in range(seeds) for _ in range(settings)]
+    covered = {"jackknife": 0, "bootstrap": 0}
+    for x, y in zip(*studies(150), strict=True):
+        intervals = {
+            "jackknife": jackknife_interval(kendall_tau, x, y, clusters=labels),
+            "bootstrap": bootstrap_interval(kendall_tau, x, y, clusters=labels, num_resamples=100),
+        }
+        for name, interval in intervals.items():
             covered[name] += float(interval.low) <= true <= float(interval.high)
-    assert covered["seeds"] < 0.85 * 60 < covered["runs"]  # of intervals at 95 %
+    assert covered["jackknife"] >= 0.9 * 150  # of intervals at 95 %
+    assert covered["jackknife"] > covered["bootstrap"]

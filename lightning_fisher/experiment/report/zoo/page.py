@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 from lightning_fisher.experiment.records.quantities import QUANTITIES
+from lightning_fisher.experiment.report.rank_interval import said
 from lightning_fisher.experiment.report.rows import Row, grouped
 from lightning_fisher.experiment.report.tables import MISSING, markdown
 from lightning_fisher.experiment.report.zoo.judgment import (
     BASELINES,
-    FEW_SEEDS,
     FIT,
     MATTERS,
     VARIED,
@@ -56,8 +56,7 @@ def networks(rows: Sequence[Row], fitted: Sequence[Row]) -> str:
         names = ", ".join(f"{len(members)} of {setting[0] or 'other'}" for setting, members in by.items())
         text += f" Left out: {names}."
     seeds = len({row["seed"] for row in fitted})
-    how = "whole seeds are drawn" if seeds >= FEW_SEEDS else f"networks are drawn: {seeds} seeds are too few to draw"
-    return f"{text} Bootstrap intervals cover 95 %; {how}."
+    return f"{text} Seeds: {seeds}. {said([seeds])}"
 
 
 def effect_table(found: Sequence[Effect]) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_fisher.exceptions import ConfigError
+from lightning_fisher.experiment.report.rank_interval import said
 from lightning_fisher.experiment.report.rows import Row
 from lightning_fisher.experiment.report.tables import MISSING, markdown
 from lightning_fisher.experiment.report.zoo.judgment import (
-    FEW_SEEDS,
     MATTERS,
     VARIED,
     Effect,
@@ -123,14 +123,9 @@ def tau_table(found: Sequence[Scenario]) -> str:
         judged = [one.judged.get(key) for one in found]
         cells = [MISSING if j is None else interval_cell(j.tau, j.low, j.high) for j in judged]
         lines.append([measure_name(key), *cells, number_cell(worst(found, key))])
-    how = "over whole seeds" + (
-        ""
-        if all(one.seeds >= FEW_SEEDS for one in found)
-        else f" (over networks, where they have fewer than {FEW_SEEDS})"
-    )
     return (
         f"{markdown(['measure', *(f'{one.name}, n = {one.fitted}' for one in found), 'worst'], lines)}\n\n"
-        f"Networks that fit; measures that say higher is better are turned. Bootstrap intervals cover 95 %, {how}. "
+        f"Networks that fit; measures that say higher is better are turned. {said([one.seeds for one in found])} "
         "(b): a baseline that says nothing about a minimum."
     )
 
