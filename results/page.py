@@ -21,10 +21,11 @@ from lightning_fisher.experiment.records.curve import read_history
 from lightning_fisher.experiment.records.result import require_rows
 from lightning_fisher.experiment.report.comparison.table import methods_table, of_kind
 from lightning_fisher.experiment.report.paired_difference import Difference, mean_difference
+from lightning_fisher.experiment.report.rank_interval import rank_interval
 from lightning_fisher.experiment.report.rows import Row, load_rows, numbers, value
 from lightning_fisher.experiment.report.zoo.judgment import Effect, Judged
 from lightning_fisher.experiment.report.zoo.page import parts
-from lightning_fisher.functional.ranking import bootstrap_interval, kendall_tau
+from lightning_fisher.functional.ranking import kendall_tau
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, DOCS = ROOT / "results", ROOT / "docs"
@@ -116,10 +117,9 @@ class Study:
         return f"{signed(form.format(min(found)))} to {signed(form.format(max(found)))}"
 
     def tau(self, key: str, against: str = "test_error") -> str:
-        """Kendall's τ with the test error and its 95 % bootstrap interval."""
-        pairs = [(value(row, key), value(row, against)) for row in self.rows]
-        x, y = (torch.tensor(column, dtype=torch.float64) for column in zip(*pairs, strict=True))
-        interval = bootstrap_interval(kendall_tau, x, y, level=0.95)
+        """Kendall's τ with the test error and its 95 % interval."""
+        x, y = (torch.tensor([value(row, one) for row in self.rows], dtype=torch.float64) for one in (key, against))
+        interval = rank_interval(kendall_tau, x, y, [row["seed"] for row in self.rows])
         return f"{_signed(kendall_tau(x, y))} [{_signed(interval.low)}, {_signed(interval.high)}]"
 
     def less(self, other: Study, key: str) -> Difference:
