@@ -21,7 +21,7 @@ from tqdm import tqdm
 from lightning_fisher.arguments import is_integer
 from lightning_fisher.callbacks.requirements import require_whole_weights
 from lightning_fisher.exceptions import first_line
-from lightning_fisher.functional.evaluation.module_state import preserved_random_state
+from lightning_fisher.functional.evaluation.state.random_state import preserved_random_state
 from lightning_fisher.metrics import FisherMetric
 
 DatasetSource = Dataset | Callable[[], Dataset]

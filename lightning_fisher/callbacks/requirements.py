@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_fisher.callbacks.multipass.stepped import stepped_parameters
 from lightning_fisher.exceptions import acting
-from lightning_fisher.functional.evaluation.module_state import refuse_renormalized_embeddings
+from lightning_fisher.functional.evaluation.state.layers import refuse_renormalized_embeddings
 
 # Where optimizers that don't step on `.grad` find their gradients: Opacus, BackPACK, fastDP, Megatron.
 _OTHER_GRADIENTS = ("grad_sample", "grad_batch", "private_grad", "main_grad")

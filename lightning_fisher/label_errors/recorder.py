@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from lightning_fisher.arguments import require_integer
 from lightning_fisher.functional import log_gradient_norms
 from lightning_fisher.functional.evaluation.differentiable import differentiable_evaluation
-from lightning_fisher.functional.evaluation.module_state import preserved_random_state
+from lightning_fisher.functional.evaluation.state.random_state import preserved_random_state
 from lightning_fisher.label_errors.scores import LabelScores
 
 

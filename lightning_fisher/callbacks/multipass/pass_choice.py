@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_fisher.exceptions import first_line
 from lightning_fisher.functional.evaluation.memory import available_memory
-from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot
+from lightning_fisher.functional.evaluation.state.random_state import RandomStateSnapshot
 from lightning_fisher.functional.multipass.execution import FIXED, Forms, check_passes, refused
 from lightning_fisher.functional.multipass.loop import Penalty
 from lightning_fisher.functional.multipass.vmap.stacked import StackedBatches, UnequalSizesError, VmapError

@@ -17,7 +17,7 @@ from torch import nn
 
 from lightning_fisher.callbacks.multipass.state.reach import is_users
 from lightning_fisher.callbacks.multipass.state.stand_ins import LostStateError
-from lightning_fisher.functional.evaluation.module_state import submodules
+from lightning_fisher.functional.evaluation.state.layers import submodules
 
 
 def logging_modules(module: nn.Module) -> list[nn.Module]:

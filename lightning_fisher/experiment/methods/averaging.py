@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from lightning_fisher.arguments import require_number
-from lightning_fisher.functional.evaluation.module_state import preserved_random_state
+from lightning_fisher.functional.evaluation.state.random_state import preserved_random_state
 from lightning_fisher.module import ImageClassifier
 
 

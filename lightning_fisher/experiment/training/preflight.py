@@ -22,7 +22,8 @@ from lightning_fisher.experiment.config.validation import check_data, check_epoc
 from lightning_fisher.experiment.methods import AveragedWeights
 from lightning_fisher.experiment.training.build import Run, made, make_callbacks, make_module
 from lightning_fisher.experiment.training.final_metrics import make_metrics
-from lightning_fisher.functional.evaluation.module_state import preserved_buffers, preserved_random_state
+from lightning_fisher.functional.evaluation.state.buffers import preserved_buffers
+from lightning_fisher.functional.evaluation.state.random_state import preserved_random_state
 from lightning_fisher.module import ImageClassifier
 
 # What libraries raise for arguments that do not fit.

@@ -15,9 +15,9 @@ from lightning_fisher.functional.curvature.weighted_chunks import weighted_chunk
 from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.differentiable import differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.graph import refuse_constant, refuse_single_derivatives, second_derivatives
-from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot
 from lightning_fisher.functional.evaluation.precision import require_full_precision
 from lightning_fisher.functional.evaluation.samples import chunks, num_samples, take
+from lightning_fisher.functional.evaluation.state.random_state import RandomStateSnapshot
 from lightning_fisher.functional.losses.denominator import PartWeights
 from lightning_fisher.functional.losses.loss import LossFn, losses_of
 from lightning_fisher.functional.losses.loss_parameters import loss_parameters, refuse_foreign_parameters

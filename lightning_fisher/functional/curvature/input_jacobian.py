@@ -23,8 +23,8 @@ from lightning_fisher.functional.evaluation.differentiable import (
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
 from lightning_fisher.functional.evaluation.graph import refuse_single_derivatives, second_derivatives
 from lightning_fisher.functional.evaluation.independence import refuse_coupled_gradients, refuse_dependent_outputs
-from lightning_fisher.functional.evaluation.module_state import frozen
 from lightning_fisher.functional.evaluation.samples import num_samples, take
+from lightning_fisher.functional.evaluation.state.modes import frozen
 
 Method = Literal["auto", "exact", "power"]
 Reduction = Literal["mean", "none"]

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_fisher.exceptions import InteractionError
+from lightning_fisher.functional.evaluation.graph import dense
 from lightning_fisher.functional.evaluation.independence import (
     random_order,
     refuse_random_outputs,
     require_same_outputs,
 )
-from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.samples import chunks, take, with_sample_dimension
 from lightning_fisher.functional.losses.denominator import PartWeights
 

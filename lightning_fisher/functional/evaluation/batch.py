@@ -8,11 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from lightning_fisher.functional.evaluation.module_state import (
-    evaluation_mode,
-    preserved_buffers,
-    preserved_random_state,
-)
 from lightning_fisher.functional.evaluation.samples import (
     call_module,
     device_of,
@@ -21,6 +16,9 @@ from lightning_fisher.functional.evaluation.samples import (
     refuse_closed,
     take,
 )
+from lightning_fisher.functional.evaluation.state.buffers import preserved_buffers
+from lightning_fisher.functional.evaluation.state.modes import evaluation_mode
+from lightning_fisher.functional.evaluation.state.random_state import preserved_random_state
 
 
 def own_batch(module: nn.Module, inputs: Any, targets: Any = None) -> tuple[Any, Any]:

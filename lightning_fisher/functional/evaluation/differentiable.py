@@ -13,14 +13,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from lightning_fisher.functional.evaluation.module_state import (
-    evaluation_mode,
-    preserved_buffers,
-    preserved_random_state,
-    standardizes_one,
-)
 from lightning_fisher.functional.evaluation.precision import device_types, full_precision
 from lightning_fisher.functional.evaluation.samples import call_module, ordinary, refuse_closed
+from lightning_fisher.functional.evaluation.state.buffers import preserved_buffers
+from lightning_fisher.functional.evaluation.state.layers import standardizes_one
+from lightning_fisher.functional.evaluation.state.modes import evaluation_mode
+from lightning_fisher.functional.evaluation.state.random_state import preserved_random_state
 
 FUSED = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.exceptions import NoGradientError, ReducedPrecisionError, SecondDerivativeError, first_line
-from lightning_fisher.functional.evaluation.module_state import dense
 
 _ONCE = re.compile(
     r"double.?backward|differentiate twice|derivative for .* not implemented"
@@ -20,6 +19,11 @@ _ONCE = re.compile(
     re.IGNORECASE,
 )
 REDUCED = (torch.float16, torch.bfloat16)
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """The gradient as a dense tensor, also where a layer gives a sparse one."""
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()
 
 
 def nodes(tensor: Tensor, stop: Iterable[Any] = ()) -> Iterator[Any]:

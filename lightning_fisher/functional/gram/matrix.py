@@ -13,12 +13,6 @@ from lightning_fisher.functional.evaluation.batch import own_batch
 from lightning_fisher.functional.evaluation.finite import require_finite, samples_of_a_batch
 from lightning_fisher.functional.evaluation.graph import refuse_constant
 from lightning_fisher.functional.evaluation.memory import available_memory
-from lightning_fisher.functional.evaluation.module_state import (
-    evaluation_mode,
-    preserved_buffers,
-    preserved_random_state,
-    refuse_renormalized_embeddings,
-)
 from lightning_fisher.functional.evaluation.precision import (
     SAME,
     device_types,
@@ -27,6 +21,10 @@ from lightning_fisher.functional.evaluation.precision import (
     require_full_precision,
 )
 from lightning_fisher.functional.evaluation.samples import chunks
+from lightning_fisher.functional.evaluation.state.buffers import preserved_buffers
+from lightning_fisher.functional.evaluation.state.layers import refuse_renormalized_embeddings
+from lightning_fisher.functional.evaluation.state.modes import evaluation_mode
+from lightning_fisher.functional.evaluation.state.random_state import preserved_random_state
 from lightning_fisher.functional.gram.block import block_gram
 from lightning_fisher.functional.gram.interception import plain_kernels
 from lightning_fisher.functional.gram.per_sample_jacobian import collect_outputs, row_gram, rows_fit

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
+from lightning_fisher.functional.evaluation.graph import dense
 from lightning_fisher.functional.evaluation.memory import available_memory
-from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.precision import RefuseAutocast
 from lightning_fisher.functional.evaluation.samples import chunks, leading_size, take
 from lightning_fisher.functional.gram.problem import Problem

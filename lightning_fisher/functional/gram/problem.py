@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.functional.evaluation.module_state import BufferSnapshot
 from lightning_fisher.functional.evaluation.outputs import without
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples, take, with_sample_dimension
+from lightning_fisher.functional.evaluation.state.buffers import BufferSnapshot
 from lightning_fisher.functional.gram.rules.parameter_scale import Scale, squared_norms
 from lightning_fisher.functional.losses.loss import LossFn, OutputGradients, output_gradients
 

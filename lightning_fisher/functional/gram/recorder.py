@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
-from lightning_fisher.functional.evaluation.module_state import standardizes_one
 from lightning_fisher.functional.evaluation.precision import RefuseAutocast
+from lightning_fisher.functional.evaluation.state.layers import standardizes_one
 from lightning_fisher.functional.gram.rules.base import Arguments, Rule
 from lightning_fisher.functional.gram.rules.custom import CustomRule
 from lightning_fisher.functional.gram.rules.normalization import fixed_batch_norm

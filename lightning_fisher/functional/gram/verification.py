@@ -19,10 +19,12 @@ from torch.utils._pytree import tree_flatten
 
 from lightning_fisher.exceptions import InteractionError, NonlinearBackwardError, first_line
 from lightning_fisher.functional.evaluation.finite import require_finite
+from lightning_fisher.functional.evaluation.graph import dense
 from lightning_fisher.functional.evaluation.module_copy import in_float64
-from lightning_fisher.functional.evaluation.module_state import Attributes, BufferSnapshot, dense
 from lightning_fisher.functional.evaluation.precision import SAME
 from lightning_fisher.functional.evaluation.samples import ordinary, take
+from lightning_fisher.functional.evaluation.state.attributes import Attributes
+from lightning_fisher.functional.evaluation.state.buffers import BufferSnapshot
 from lightning_fisher.functional.gram.layout import outputs_difference
 from lightning_fisher.functional.gram.operations import Operations
 from lightning_fisher.functional.gram.per_sample_jacobian import differentiable_pairs, output_gradient_rows

@@ -12,13 +12,11 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from lightning_fisher.exceptions import LightningFisherError
 from lightning_fisher.functional.evaluation.graph import leaves
-from lightning_fisher.functional.evaluation.module_state import (
-    evaluation_mode,
-    preserved_buffers,
-    preserved_random_state,
-)
 from lightning_fisher.functional.evaluation.outputs import without
 from lightning_fisher.functional.evaluation.samples import call_module, fresh, num_samples, take
+from lightning_fisher.functional.evaluation.state.buffers import preserved_buffers
+from lightning_fisher.functional.evaluation.state.modes import evaluation_mode
+from lightning_fisher.functional.evaluation.state.random_state import preserved_random_state
 from lightning_fisher.functional.losses.loss import LossFn, as_variables, losses_of, output_gradients
 from lightning_fisher.functional.losses.separable import SAME_FLOAT32
 

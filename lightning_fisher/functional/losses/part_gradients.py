@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_fisher.functional.evaluation.differentiable import differentiable_evaluation
+from lightning_fisher.functional.evaluation.graph import dense
 from lightning_fisher.functional.evaluation.module_copy import copied
-from lightning_fisher.functional.evaluation.module_state import dense
 from lightning_fisher.functional.evaluation.samples import call_module, fresh
 from lightning_fisher.functional.losses.loss import LossFn, as_variables, in_double, losses_of
 from lightning_fisher.functional.losses.loss_parameters import loss_parameters

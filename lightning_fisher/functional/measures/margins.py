@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 from lightning_fisher.exceptions import UndefinedMeasureError
 from lightning_fisher.functional.evaluation.differentiable import differentiable, differentiable_evaluation, evaluate
 from lightning_fisher.functional.evaluation.independence import refuse_coupled_gradients, refuse_dependent_outputs
-from lightning_fisher.functional.evaluation.module_state import frozen
 from lightning_fisher.functional.evaluation.samples import take
+from lightning_fisher.functional.evaluation.state.modes import frozen
 from lightning_fisher.functional.measures.logits import last_linear_layer, require_logits
 
 

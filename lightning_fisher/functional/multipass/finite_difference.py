@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_integer, require_number
 from lightning_fisher.functional.evaluation.batch import own_batch
-from lightning_fisher.functional.evaluation.module_state import preserved_attributes
 from lightning_fisher.functional.evaluation.samples import has_tensors, num_samples, split
+from lightning_fisher.functional.evaluation.state.attributes import preserved_attributes
 from lightning_fisher.functional.losses.loss import LossFn
 from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.execution import FIXED, check_passes

@@ -8,12 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_fisher.functional.evaluation.module_state import (
-    preserved_attributes,
-    preserved_buffers,
-    preserved_random_state,
-)
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples
+from lightning_fisher.functional.evaluation.state.attributes import preserved_attributes
+from lightning_fisher.functional.evaluation.state.buffers import preserved_buffers
+from lightning_fisher.functional.evaluation.state.random_state import preserved_random_state
 from lightning_fisher.functional.losses.denominator import PartWeights
 from lightning_fisher.functional.losses.loss import LossFn, losses_of
 from lightning_fisher.functional.losses.loss_parameters import loss_parameters, refuse_foreign_parameters

@@ -15,15 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_fisher.functional.evaluation.graph import refuse_reduced_precision, require_dependence
-from lightning_fisher.functional.evaluation.module_state import (
-    Attributes,
-    BufferSnapshot,
-    RandomStateSnapshot,
-    dense,
-    refuse_renormalized_embeddings,
-)
+from lightning_fisher.functional.evaluation.graph import dense, refuse_reduced_precision, require_dependence
 from lightning_fisher.functional.evaluation.precision import device_types, full_precision, require_full_precision
+from lightning_fisher.functional.evaluation.state.attributes import Attributes
+from lightning_fisher.functional.evaluation.state.buffers import BufferSnapshot
+from lightning_fisher.functional.evaluation.state.layers import refuse_renormalized_embeddings
+from lightning_fisher.functional.evaluation.state.random_state import RandomStateSnapshot
 from lightning_fisher.functional.multipass.gradients import Gradient, accumulate, ascent, difference, norm, scaled
 
 Loss = Callable[[], Tensor]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_fisher.arguments import require_choice, require_number
 from lightning_fisher.functional.evaluation.batch import own_batch
-from lightning_fisher.functional.evaluation.module_state import dense
+from lightning_fisher.functional.evaluation.graph import dense
 from lightning_fisher.functional.evaluation.samples import call_module, num_samples, split
 from lightning_fisher.functional.losses.loss import LossFn, losses_of
 from lightning_fisher.functional.multipass.difference import FiniteDifference

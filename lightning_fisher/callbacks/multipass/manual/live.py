@@ -24,7 +24,7 @@ from lightning_fisher.callbacks.multipass.manual.patches import optimizer_method
 from lightning_fisher.callbacks.multipass.manual.shadow import Shadows
 from lightning_fisher.callbacks.multipass.state.hooks import module_hooks_watched
 from lightning_fisher.exceptions import LightningFisherError, acting
-from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot
+from lightning_fisher.functional.evaluation.state.random_state import RandomStateSnapshot
 
 OnLoss = Callable[["LiveStep", Tensor, int, list[int]], Tensor]
 

@@ -40,7 +40,7 @@ from lightning_fisher.callbacks.multipass.state.sizes import (
     is_small,
 )
 from lightning_fisher.callbacks.multipass.state.stand_ins import stand_in
-from lightning_fisher.functional.evaluation.module_state import submodules
+from lightning_fisher.functional.evaluation.state.layers import submodules
 
 _LIBRARIES = {
     *("lightning", "pytorch_lightning", "lightning_fabric", "lightning_fisher", "torchmetrics"),

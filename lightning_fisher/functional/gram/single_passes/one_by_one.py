@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from lightning_fisher.functional.evaluation.module_state import dense
+from lightning_fisher.functional.evaluation.graph import dense
 from lightning_fisher.functional.evaluation.precision import RefuseAutocast
 from lightning_fisher.functional.evaluation.samples import split
 from lightning_fisher.functional.gram.per_sample_jacobian import COLUMNS, differentiable_pairs, rows_fit

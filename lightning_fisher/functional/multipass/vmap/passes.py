@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from lightning_fisher.functional.evaluation.graph import refuse_reduced_precision
-from lightning_fisher.functional.evaluation.module_state import RandomStateSnapshot
+from lightning_fisher.functional.evaluation.state.random_state import RandomStateSnapshot
 from lightning_fisher.functional.multipass.vmap.stacked import StackedBatches, VmapError
 
 

@@ -10,17 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.functional.evaluation.graph import require_dependence
-from lightning_fisher.functional.evaluation.module_state import (
-    Attributes,
-    BufferSnapshot,
-    RandomStateSnapshot,
-    refuse_renormalized_embeddings,
-)
 from lightning_fisher.functional.evaluation.precision import (
     device_types,
     full_precision,
     require_full_precision,
 )
+from lightning_fisher.functional.evaluation.state.attributes import Attributes
+from lightning_fisher.functional.evaluation.state.buffers import BufferSnapshot
+from lightning_fisher.functional.evaluation.state.layers import refuse_renormalized_embeddings
+from lightning_fisher.functional.evaluation.state.random_state import RandomStateSnapshot
 from lightning_fisher.functional.multipass.difference import FiniteDifference
 from lightning_fisher.functional.multipass.divergence import DivergenceAccumulator
 from lightning_fisher.functional.multipass.gradients import finite_or_left_out

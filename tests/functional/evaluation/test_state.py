@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_fisher.functional.evaluation.module_state import BufferSnapshot, RandomStateSnapshot, submodules
+from lightning_fisher.functional.evaluation.state.buffers import BufferSnapshot
+from lightning_fisher.functional.evaluation.state.layers import submodules
+from lightning_fisher.functional.evaluation.state.random_state import RandomStateSnapshot
 
 
 class Module(nn.Module):

@@ -1,0 +1,1 @@
+"""Leave a module unchanged: modes, buffers, attributes, random state."""
