@@ -25,12 +25,13 @@ COPIES = {  # figures in the documentation
     "methods_cifar_small.png": "results/methods-cifar_small/methods.png",
     "methods_digits.png": "results/methods-digits/methods.png",
     "scenario_confusion_cifar_small.png": "results/scenario_confusion-cifar_small/metrics.png",
-    "scenario_confusion_cifar_small_new.png": "results/scenario_confusion-cifar_small-new/metrics.png",
+    "scenario_confusion_cifar_small_new.png": "results/scenarios-cifar_small/scenario_confusion/metrics.png",
     "scenario_confusion_digits.png": "results/scenario_confusion-digits/metrics.png",
     "step_forms_digits.png": "results/step_forms-digits/groups.png",
     "zoo_digits.png": "results/zoo-digits/zoo.png",
     "benchmarks_cpu.png": "benchmarks/results/cpu.png",
 }
+KINDS = {"scenarios-cifar_small": "scenarios"}  # of reports that are not those of one study
 
 
 def demonstration() -> None:
@@ -41,9 +42,10 @@ def demonstration() -> None:
 
 def main(names: list[str]) -> None:
     """Write the reports of some studies, all without a name, and the copies."""
-    for folder in sorted(RESULTS.iterdir()):
-        if folder.is_dir() and any(folder.glob("*.png")) and (not names or folder.name in names):
-            report(folder)
+    for folder in sorted(written.parent for written in RESULTS.rglob("report.md")):
+        name = str(folder.relative_to(RESULTS))
+        if any(folder.glob("*.png")) and (not names or name in names):
+            report(folder, kind=KINDS.get(name))
     demonstration()
     for name, source in COPIES.items():
         shutil.copyfile(ROOT / source, IMAGES / name)

@@ -25,6 +25,7 @@ from lightning_fisher.experiment.report.rank_interval import rank_interval
 from lightning_fisher.experiment.report.rows import Row, load_rows, numbers, value
 from lightning_fisher.experiment.report.zoo.judgment import Effect, Judged
 from lightning_fisher.experiment.report.zoo.page import parts
+from lightning_fisher.experiment.report.zoo.scenarios import Scenario, by_worst, scenarios_of, scenarios_parts, worst
 from lightning_fisher.functional.ranking import kendall_tau
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,6 +87,11 @@ class Study:
     def zoo(self) -> Zoo:
         """What the judge of a zoo says."""
         return Zoo(self.rows)
+
+    @cached_property
+    def scenarios(self) -> Scenarios:
+        """What the judge says of several scenarios beside each other."""
+        return Scenarios(self.rows)
 
     @property
     def n(self) -> int:
@@ -201,6 +207,38 @@ class Zoo:
 
     def _of(self, key: str) -> Judged:
         return next(one for one in self.judged if one.key == key)
+
+
+class Scenarios:
+    """The judgments of several scenarios, and their tables.
+
+    Args:
+        rows: of the networks of all of them.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.found = scenarios_of(rows)
+        self.tables = {heading: signed_table(text) for heading, text in scenarios_parts(self.found)}
+
+    def __getitem__(self, heading: str) -> str:
+        return self.tables[heading]
+
+    def of(self, name: str) -> Scenario:
+        """The scenario in which this varies."""
+        return next(one for one in self.found if one.name == name)
+
+    def tau(self, name: str, key: str) -> str:
+        """τ of a measure in a scenario, with its interval."""
+        one = self.of(name).judged[key]
+        return f"{_signed(one.tau)} [{_signed(one.low)}, {_signed(one.high)}]"
+
+    def worst(self, key: str) -> str:
+        """The smallest τ of a measure."""
+        return _signed(worst(self.found, key))
+
+    def at_least(self, tau: float) -> list[str]:
+        """The measures with this τ in every scenario, the best worst case first."""
+        return [key for key in by_worst(self.found) if worst(self.found, key) >= tau]
 
 
 def signed_table(text: str) -> str:
