@@ -35,6 +35,7 @@ PAGES = {  # templates and the pages that they fill
     for template, page in {
         "results": "results",
         "random_labels": "results-random-labels",
+        "scenarios": "results-scenarios",
         "batch_augmentation": "results-batch-augmentation",
         "wrong_labels": "results-wrong-labels",
         "gamma": "results-gamma",
@@ -222,6 +223,11 @@ class Scenarios:
 
     def __getitem__(self, heading: str) -> str:
         return self.tables[heading]
+
+    @property
+    def judged(self) -> int:
+        """How many measures were judged in every scenario."""
+        return len(self.at_least(-1.0))
 
     def of(self, name: str) -> Scenario:
         """The scenario in which this varies."""

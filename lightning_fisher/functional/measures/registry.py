@@ -161,17 +161,17 @@ MEASURES: dict[str, Measure] = {
         Measure(
             "gamma_layer", _log_det, ("rescaled_layer",), False, WHOLE_LAYERS | {"logits"},
             "ln|Σ_l ‖W_l‖_F² G_l|, logits rescaled", "own", "that of gamma_rescaled: the same pass",
-            "weak over augmentations in a prototype", form=True,
+            "weak over augmentations", form=True,
         ),
         Measure(
             "gamma_filter", _log_det, ("rescaled_filter",), False, WHOLE_LAYERS | {"logits"},
             "ln|G|, gradients times ‖w_unit‖₂, logits rescaled", "own", A_GRAM,
-            "the wrong way over augmentations in a prototype", form=True,
+            "nothing, or the wrong way, over augmentations", form=True,
         ),
         Measure(
             "gamma_element", _log_det, ("rescaled_element",), False, EVERYTHING,
             "ln|G|, gradients times |w|, logits rescaled", "own", A_GRAM + ", from per-sample gradients",
-            "the wrong way over augmentations in a prototype", form=True,
+            "nothing, or the wrong way, over augmentations", form=True,
         ),
         Measure(
             "sensitivity", _sensitivity, ("rescaled",), False, NOTHING, "Σ_j ln G_jj, logits rescaled", "own", A_GRAM,
@@ -184,7 +184,7 @@ MEASURES: dict[str, Measure] = {
         ),
         Measure(
             "direction", _direction, ("rescaled",), False, NOTHING, "ln|C|, logits rescaled", "own", A_GRAM,
-            "the wrong way over batch sizes in a prototype", form=True,
+            "the wrong way over batch sizes and augmentations", form=True,
         ),
         Measure(
             "frobenius_norm", frobenius_norm, ("gram",), False, NOTHING, "‖ξ‖_F² / N²", "Wu et al. 2017", A_GRAM,
