@@ -65,6 +65,13 @@ def require_problem(
 
     Raises:
         ValueError: If the shapes differ, are not ``[n]``, or the level is not between 0 and 1.
+
+    Example:
+        >>> import torch
+        >>> from lightning_fisher.functional.ranking import kendall_tau
+        >>> runs = require_problem(kendall_tau, torch.arange(4), torch.arange(4), ["a", "a", "b", "b"], None, 0.95)
+        >>> float(runs.whole()), [members.tolist() for members in runs.members()]
+        (1.0, [[0, 1], [2, 3]])
     """
     if not 0 < level < 1:
         raise ValueError(f"Expected argument `level` to be between 0 and 1, but got {level}.")
