@@ -66,13 +66,13 @@ def jackknife_interval(
     if not low < high:
         raise ValueError(f"Expected argument `bounds` to be two numbers in ascending order, but got {bounds}.")
     problem = require_problem(statistic, x, y, clusters, given, level)
-    members = problem.members()
-    count = len(members)
+    groups = problem.labels.unique()
+    count = len(groups)
     undefined = Interval(*problem.x.new_full((2,), torch.nan))
     if count < 2:
         return undefined
     estimate = problem.whole()
-    without = torch.stack([problem(torch.nonzero(problem.labels != g).mT)[0] for g in problem.labels.unique()])
+    without = torch.stack([problem(torch.nonzero(problem.labels != g).mT)[0] for g in groups])
     if bool(torch.isnan(without).any() | torch.isnan(estimate)):
         return undefined
     variance = (count - 1) / count * (without - without.mean()).square().sum()
