@@ -17,6 +17,7 @@ from lightning_fisher.experiment.zoo.measuring import add_measures
 from lightning_fisher.experiment.zoo.weights import FILE_NAME, find_weights, load_weights
 from lightning_fisher.functional import fisher_log_det
 from lightning_fisher.functional.measures import distance_from_initialization
+from lightning_fisher.metrics import MeasureMetric
 from lightning_fisher.models import resnet
 
 TINY = Path(__file__).parents[1] / "data" / "zoo_tiny"  # made by the study's command with tiny networks
@@ -131,6 +132,38 @@ def test_measures_are_added_to_rows_and_only_where_they_lack(tiny):
         assert [(one["measures"], one["subsets"]) for one in added] == [(["gamma_layer"], 2)]
     assert files[2].read_bytes() == unchanged
     assert add_measures(tiny, ["gamma_layer"], lines.append) == 0
+
+
+def test_measures_on_the_first_subsets_only(tiny):
+    """The value on them is that of a metric that has seen nothing else."""
+    (one, *_) = networks(tiny)
+    for path in sorted(path for path in tiny.iterdir() if path.is_dir())[1:]:
+        shutil.rmtree(path)
+    assert add_measures(tiny, ["hessian_trace"], lambda line: None, subsets=1) == 1
+    (row,) = [json.loads(file.read_text()) for file in tiny.rglob("result.json")]
+    alone, both = (MeasureMetric(["hessian_trace"], logit_norm=row["config"]["metric.logit_norm"]) for _ in "ab")
+    for inputs, labels in one.subsets[:1]:
+        alone.update(one.net, inputs, labels)
+    for inputs, labels in one.subsets:
+        both.update(one.net, inputs, labels)
+    assert row["hessian_trace"] == pytest.approx(float(alone.compute()["hessian_trace"]), rel=1e-6)
+    assert row["hessian_trace"] != pytest.approx(float(both.compute()["hessian_trace"]), rel=1e-3)
+    assert row["measured_later"][0]["subsets"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--measure", "hessian_trace", "--subsets", 0), "option `--subsets` to be at least 1, but got 0"),
+        (("--subsets", 1), "option `--subsets` with `--measure`, but got 1 without it"),
+        (("--measure", "hessian_trace", "--subsets", "few"), "argument --subsets: invalid int value: 'few'"),
+    ],
+)
+def test_a_bad_number_of_subsets_is_one_line(tiny, arguments, line):
+    done = run(tiny, *arguments)
+    assert done.returncode == 1
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_distance_is_from_the_weights_that_the_seed_gives(tiny):

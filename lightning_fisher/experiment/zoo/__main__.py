@@ -22,13 +22,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--measure", nargs="+", metavar="NAME", help="add measures to the rows: names, or a group (all)"
     )
+    parser.add_argument("--subsets", type=int, metavar="N", help="with --measure: on the first N subsets only")
     given = parser.parse_args(arguments)
     try:
         if given.measure is not None:
             from lightning_fisher.experiment.zoo.measuring import add_measures
 
-            add_measures(given.folder, given.measure, partial(print, flush=True))
+            add_measures(given.folder, given.measure, partial(print, flush=True), subsets=given.subsets)
             return 0
+        if given.subsets is not None:
+            raise ConfigError(f"Expected option `--subsets` with `--measure`, but got {given.subsets} without it.")
         return _run(given.folder, given.train, pack_them=given.pack)
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on.", file=sys.stderr)

@@ -25,7 +25,9 @@ from lightning_fisher.metrics import MeasureMetric
 LATER = "measured_later"  # in a row: what was added to it, by which code
 
 
-def add_measures(folder: str | Path, measures: Sequence[str], say: Callable[[str], object] = print) -> int:
+def add_measures(
+    folder: str | Path, measures: Sequence[str], say: Callable[[str], object] = print, *, subsets: int | None = None
+) -> int:
     """Compute measures that rows lack, from the networks' weights, and write them into the rows.
 
     They are computed on the subsets of the row's other measures. A row is written as soon as its network is measured:
@@ -36,14 +38,18 @@ def add_measures(folder: str | Path, measures: Sequence[str], say: Callable[[str
         folder: as for :func:`~lightning_fisher.experiment.zoo.networks`.
         measures: names of measures, or of groups.
         say: is called with a line a network.
+        subsets: of the row's other measures, how many of the first to compute them on, at least 1; all with None. The
+            same ones for every network, so few of them suffice to order networks, at a fraction of the cost.
 
     Returns:
         The number of rows that were changed.
 
     Raises:
-        ConfigError: if a measure is unknown, there is no row, weights are missing, or the configs aren't those of the
-            rows.
+        ConfigError: if a measure is unknown, ``subsets`` isn't positive, there is no row, weights are missing, or the
+            configs aren't those of the rows.
     """
+    if subsets is not None and subsets < 1:
+        raise ConfigError(f"Expected option `--subsets` to be at least 1, but got {subsets}.")
     try:
         wanted = [measure.name for measure in select_measures(measures)]
     except ValueError as error:
@@ -53,23 +59,24 @@ def add_measures(folder: str | Path, measures: Sequence[str], say: Callable[[str
     say(f"{len(found)} networks, {len(found) - len(missing)} with all of {len(wanted)} measures")
     started = time.monotonic()
     for done, (run, row, lacks) in enumerate(missing, start=1):
-        write_row(run, measured(Path(folder), run, row, lacks))
+        write_row(run, measured(Path(folder), run, row, lacks, subsets))
         left = (time.monotonic() - started) / done * (len(missing) - done)
         say(f"{run.name}: {len(lacks)} measures; {done} of {len(missing)}, about {duration(left)} left")
     return len(missing)
 
 
-def measured(folder: Path, run: Path, row: Row, names: Sequence[str]) -> Row:
-    """The row of a network with further measures, and what computed them."""
+def measured(folder: Path, run: Path, row: Row, names: Sequence[str], subsets: int | None = None) -> Row:
+    """The row of a network with further measures on its first ``subsets`` subsets, and what computed them."""
     cfg = config_of(row)
     network = load_network(folder, run, row)
     metric = MeasureMetric(list(names), initial=initial_weights(cfg), logit_norm=cfg.metric.logit_norm)
-    for inputs, labels in network.subsets:
+    taken = network.subsets[:subsets]
+    for inputs, labels in taken:
         metric.update(network.net, inputs, labels)
     values = {name: float(value) for name, value in metric.compute().items()}
     record = {
         "measures": list(names),
-        "subsets": len(network.subsets),
+        "subsets": len(taken),
         "versions": provenance.versions(),
         **provenance.git_commit(),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -44,8 +44,14 @@ def make(seeds=6, noise=0.3):
                 "input_margin": -error,  # orders everything, higher is better
                 "path_norm": width + 0.0,  # the wrong way over widths
                 "parameter_norm": random.random(),
-                "measure_seconds": {"gamma_layer": 0.5},
-                "config": {"data.confusion_size": labels, "model.net.width": width, "model.batch_size": batch},
+                "measure_seconds": {"gamma_layer": 0.5, "path_norm": 0.6},
+                "measured_later": [{"measures": ["path_norm"], "subsets": 2}],
+                "config": {
+                    "data.confusion_size": labels,
+                    "model.net.width": width,
+                    "model.batch_size": batch,
+                    "metric.num_subsets": 5,
+                },
                 "choices": {"variation": "base"},
                 "overrides": [f"data.confusion_size={labels}", f"seed={seed}"],
                 "study": {"name": "zoo", "report": "zoo"},
@@ -96,7 +102,8 @@ def test_measures_that_order_one_option_only():
     labels, wrong = judge(rows, "gamma_layer", options), judge(rows, "path_norm", options)
     assert labels.per_option["data.confusion_size"] == 1.0
     assert abs(labels.per_option["model.net.width"]) < 0.4
-    assert labels.seconds == 0.5
+    assert labels.seconds == pytest.approx(0.1)  # of one of the five subsets of the run
+    assert wrong.seconds == pytest.approx(0.3)  # of one of the two that it was added on later
     assert wrong.per_option["model.net.width"] == -1.0
     assert wrong.per_option["data.confusion_size"] == 0.0  # ties count as none
     assert wrong.worst_sign_error == 1.0

@@ -83,7 +83,7 @@ class Judged:
         partial: τ given training loss, epochs and parameter norm.
         partial_low: lower end of its interval.
         partial_high: upper end.
-        seconds: that it took for a network; None where it was not timed.
+        seconds: that it took for a subset of a network, on average; None where it was not timed.
     """
 
     key: str
@@ -217,5 +217,12 @@ def _controls(rows: Sequence[Row], key: str) -> Tensor | None:
 
 
 def _seconds(rows: Sequence[Row], key: str) -> float | None:
-    times = [row["measure_seconds"][key] for row in rows if key in row.get("measure_seconds", {})]
+    """Of a subset: a row may have some measures on fewer subsets than others."""
+    times = [row["measure_seconds"][key] / _subsets(row, key) for row in rows if key in row.get("measure_seconds", {})]
     return fmean(times) if times else None
+
+
+def _subsets(row: Row, key: str) -> int:
+    """How many subsets a measure was computed on: those of the run, or of what added it later."""
+    later = [added["subsets"] for added in row.get("measured_later", []) if key in added["measures"]]
+    return later[-1] if later else int(row["config"]["metric.num_subsets"])

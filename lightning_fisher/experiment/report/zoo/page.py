@@ -114,8 +114,9 @@ def overall_table(done: Sequence[Judged], rows: Sequence[Row]) -> str:
     headings = ["measure", "Kendall τ", "Ψ", "sign error", "its worst", "partial τ", "s", "n"]
     return (
         f"{markdown(headings, lines)}\n\nSign errors over pairs of settings that differ in one option (0.5: a coin), "
-        f"every pair of networks with the same weight. Partial τ: given {controls}. s: seconds for a network; what "
-        "several measures share counts for the first of them, γ̂ and the metrics of Sec. 7.1 are not timed apart."
+        f"every pair of networks with the same weight. Partial τ: given {controls}. s: seconds for a subset of a "
+        "network; what several measures share counts for the first of them, γ̂ and the metrics of Sec. 7.1 are not "
+        "timed apart."
     )
 
 
