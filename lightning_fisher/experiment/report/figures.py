@@ -20,6 +20,7 @@ from lightning_fisher.experiment.records.option_names import option_name, value_
 from lightning_fisher.experiment.records.quantities import METRICS, QUANTITIES
 from lightning_fisher.experiment.report.rank_table import Correlation, all_correlations
 from lightning_fisher.experiment.report.rows import Row, grouped, numbers, spread
+from lightning_fisher.experiment.report.tables import interval_cell
 
 ZERO = 0.7  # decades that a zero stands before the least positive value of a logarithmic axis
 MOST_BANDS = 3  # of a panel: more of them hide each other
@@ -219,7 +220,7 @@ def plot_ranking(
                 axis.set_ylabel(QUANTITIES["test_error"].axis)
             if key in found:
                 tau = found[key][0]
-                axis.set_title(style.signed(rf"$\tau$ = {tau.statistic:.2f} [{tau.low:.2f}, {tau.high:.2f}]"))
+                axis.set_title(style.signed(rf"$\tau$ = {interval_cell(tau.statistic, tau.low, tau.high)}"))
         handles, names = axes[0].get_legend_handles_labels()
         style.title(figure, f"Which metric orders {len(rows)} networks by their test error?")
         note = r"One dot a network; Kendall's $\tau$ [95 % interval]" if found else "One dot a network"

@@ -10,7 +10,7 @@ import torch
 from lightning_fisher.experiment.records.quantities import HESSIAN_METRICS, MEASURES, METRICS, QUANTITIES
 from lightning_fisher.experiment.report.rank_interval import LEVEL, rank_interval
 from lightning_fisher.experiment.report.rows import Row, value
-from lightning_fisher.experiment.report.tables import MISSING, markdown
+from lightning_fisher.experiment.report.tables import interval_cell, markdown
 from lightning_fisher.functional.ranking import kendall_tau, spearman_rho
 
 LEAST = 6  # runs: of fewer, a rank correlation takes a handful of values, and its interval may be a point
@@ -76,9 +76,7 @@ def ranking_table(found: Mapping[str, Sequence[Correlation]]) -> str:
     """
     lines = []
     for key, both in found.items():
-        cells = [
-            f"{c.statistic:.2f} [{c.low:.2f}, {c.high:.2f}]" if c.statistic == c.statistic else MISSING for c in both
-        ]
+        cells = [interval_cell(one.statistic, one.low, one.high) for one in both]
         lines.append([QUANTITIES[key].name, *cells, str(both[0].n)])
     percent = f"{100 * LEVEL:.0f} %"
     return markdown(["metric", f"Kendall τ [{percent}]", f"Spearman ρ [{percent}]", "runs"], lines)

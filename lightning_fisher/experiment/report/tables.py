@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,6 +42,16 @@ def show(found: Spread | Reported | None, form: str = "{:.2f}") -> str:
     if found is None:
         return MISSING
     return form.format(found.mean) + (f" ± {form.format(found.std)}" if found.std is not None else "")
+
+
+def number_cell(number: float, form: str = "{:.2f}") -> str:
+    """A number in a table, or that there is none."""
+    return MISSING if math.isnan(number) else form.format(number)
+
+
+def interval_cell(number: float, low: float, high: float) -> str:
+    """A number with its interval in a table, or that there is none."""
+    return MISSING if math.isnan(number) else f"{number:.2f} [{number_cell(low)}, {number_cell(high)}]"
 
 
 def cell(rows: Sequence[Row], key: str, form: str = "{:.2f}") -> str:

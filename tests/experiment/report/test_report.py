@@ -130,6 +130,20 @@ def test_the_measures_that_order_best_stand_first(tmp_path: Path) -> None:
     assert ranked == ["output margin", "path norm", "γ̂"]  # of which margins: larger is better
 
 
+def test_ends_of_an_interval_that_there_are_not_are_dashes(tmp_path: Path) -> None:
+    """Without the third seed the path norm is constant and orders nothing, so the jackknife gives no interval."""
+    norms = (1.0, 1.0, 1.0, 1.0, 2.0, 3.0)
+    study = {"name": "scenario", "report": "scenario", "x": "data.confusion_size"}
+    rows = [row(test_error=1.0 + i, path_norm=n, seed=i // 2, study=study) for i, n in enumerate(norms)]
+    (line,) = [one for one in ranking_table(all_correlations(rows)).splitlines() if "path norm" in one]
+    tau = stats.kendalltau(norms, range(6)).statistic
+    assert line.split("|")[2].strip() == f"{tau:.2f} [–, –]"
+    write(tmp_path, rows)
+    made = report(tmp_path)
+    assert "nan" not in (tmp_path / "report.md").read_text()
+    assert made.figures[0].read_bytes().startswith(PNG)
+
+
 def test_few_combinations_of_options_are_lines_and_many_are_groups(tmp_path: Path) -> None:
     study = {"name": "differences", "report": "groups", "x": "reg.alpha", "by": "reg.difference"}
 

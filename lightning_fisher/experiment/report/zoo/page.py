@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lightning_fisher.experiment.records.quantities import QUANTITIES
 from lightning_fisher.experiment.report.rank_interval import said
 from lightning_fisher.experiment.report.rows import Row, grouped
-from lightning_fisher.experiment.report.tables import MISSING, markdown
+from lightning_fisher.experiment.report.tables import MISSING, interval_cell, markdown, number_cell
 from lightning_fisher.experiment.report.zoo.judgment import (
     BASELINES,
     FIT,
@@ -118,13 +118,3 @@ def overall_table(done: Sequence[Judged], rows: Sequence[Row]) -> str:
         "network; what several measures share counts for the first of them, γ̂ and the metrics of Sec. 7.1 are not "
         "timed apart."
     )
-
-
-def number_cell(number: float, form: str = "{:.2f}") -> str:
-    """A number in a table, or that there is none."""
-    return MISSING if math.isnan(number) else form.format(number)
-
-
-def interval_cell(number: float, low: float, high: float) -> str:
-    """A number with its interval in a table, or that there is none."""
-    return MISSING if math.isnan(number) else f"{number:.2f} [{number_cell(low)}, {number_cell(high)}]"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.report.rank_interval import said
 from lightning_fisher.experiment.report.rows import Row
-from lightning_fisher.experiment.report.tables import MISSING, markdown
+from lightning_fisher.experiment.report.tables import MISSING, interval_cell, markdown, number_cell
 from lightning_fisher.experiment.report.zoo.judgment import (
     MATTERS,
     VARIED,
@@ -21,7 +21,6 @@ from lightning_fisher.experiment.report.zoo.judgment import (
     that_fit,
     varied_options,
 )
-from lightning_fisher.experiment.report.zoo.page import interval_cell, number_cell
 
 
 @dataclass(frozen=True)
