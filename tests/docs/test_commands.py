@@ -46,6 +46,7 @@ ELSEWHERE = [  # what no test here runs, and where it is run
     re.escape(REPORT),
     r"python -m lightning_fisher\.experiment\.zoo .*",  # tests/experiment/test_zoo.py
     r"python -m lightning_fisher\.experiment\.report \S+ --as scenarios",  # tests/experiment/report/test_scenarios.py
+    r"python results/cifar10_archive\.py data cifar10\.npz",  # tests/docs/test_cifar10_archive.py
     r"python run\.py -m experiment=\w+ size=(cifar_small|paper10k).*",  # hours: composed by the tests of the configs
 ]
 
