@@ -33,7 +33,7 @@ from lightning_fisher.experiment.config.files import check_files
 from lightning_fisher.experiment.config.job import Job
 from lightning_fisher.experiment.config.resolvers import register_resolvers
 from lightning_fisher.experiment.config.score_request import checkpoints, is_scoring, quoted_paths
-from lightning_fisher.experiment.config.swept_configs import of_swept_configs, refuse_lists
+from lightning_fisher.experiment.config.swept_configs import of_swept_configs, refuse_lists, refuse_repeated
 from lightning_fisher.experiment.records import run_folders
 from lightning_fisher.experiment.sweep import jobs
 from lightning_fisher.experiment.sweep.interruption import last_words
@@ -198,6 +198,7 @@ def main() -> None:
         try:
             _check_flags()
             refuse_lists(sys.argv[1:])
+            refuse_repeated(sys.argv[1:])
             if not CONFIG_DIR.is_dir():
                 raise ConfigError(f"Expected the configs in {CONFIG_DIR}: install the package again.")
             run()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.compose import CONFIG_DIR, CONFIG_NAME, config_groups
 from lightning_fisher.experiment.config.yaml_comments import read_config
@@ -55,6 +59,33 @@ def refuse_lists(arguments: Sequence[str]) -> None:
             raise ConfigError(
                 f"Expected option `{key}` to be one of its configs, but got `{value}`: -m {key}={value.strip('[]')} "
                 "runs one job for each."
+            )
+
+
+def refuse_repeated(arguments: Sequence[str]) -> None:
+    """Refuse an option that a sweep has twice: the last one would decide, and every job run as often as the first says.
+
+    Args:
+        arguments: of the command.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if not {"-m", "--multirun"} & set(arguments):
+        return
+    parser, seen = OverridesParser.create(), dict[str, Override]()
+    for argument in arguments:
+        if argument.startswith("-"):
+            continue
+        try:
+            override = parser.parse_override(argument)
+        except OverrideParseException:
+            continue  # Hydra says what is wrong with it
+        first = seen.setdefault(override.key_or_group, override)
+        if first is not override and (first.is_sweep_override() or override.is_sweep_override()):
+            raise ConfigError(
+                f"Expected option `{override.key_or_group}` once in a sweep, but got `{first.input_line}` and "
+                f"`{override.input_line}`."
             )
 
 

@@ -47,6 +47,8 @@ SWEEPS: list[Mistake] = [
     (["reg=[fisher,sam]"], ["`reg`", "one of its configs", "`[fisher,sam]`", "-m reg=fisher,sam"]),
     (["-m", "seed=0,1", "model=resnet8,nope"], ["`model`", "`nope`"]),
     (["-m", "reg.betta=1,2"], ["`reg.betta`", "`reg.beta`"]),
+    (["-m", "seed=0,1", "seed=2"], ["`seed`", "once in a sweep", "`seed=0,1` and `seed=2`"]),
+    (["-m", "reg=fisher", "++seed=2", "reg=none,sam"], ["`reg`", "once in a sweep", "`reg=fisher` and `reg=none,sam`"]),
     (["-m", "hydra/launcher=nope"], ["`hydra/launcher`", "basic", "`nope`"]),
 ]
 SUGGESTIONS: list[Mistake] = [
