@@ -129,8 +129,8 @@ def to_markdown(card: Card, figures: list[Path]) -> str:
         f"# Metric card: {card.subject.name}",
         "\n".join(f"- {sentence}" for sentence in about(card)),
         markdown(HEADINGS, table(card)),
-        "Compare at equal subset size only. Networks of one architecture: by the first metric, γ̂ at equal outputs by "
-        "weights, which doesn't follow the training loss as γ̂ does; by γ̂ at like training losses only.",
+        "Compare at equal subset size only, networks of one architecture: by the first two metrics, which don't follow "
+        "the training loss as γ̂ does; by γ̂ at like training losses only.",
         "## Spectrum",
         spectrum,
         " ".join(reading(card)),
