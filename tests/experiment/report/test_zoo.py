@@ -20,6 +20,7 @@ from lightning_fisher.experiment.report.zoo.judgment import (
     that_fit,
     varied_options,
 )
+from lightning_fisher.experiment.report.zoo.page import option_table
 from lightning_fisher.functional.ranking import bootstrap_interval, jackknife_interval, kendall_tau
 
 VERSIONS = {"torch": "2", "lightning": "2", "lightning_fisher": "0"}
@@ -108,6 +109,49 @@ def test_measures_that_order_one_option_only():
     assert wrong.per_option["data.confusion_size"] == 0.0  # ties count as none
     assert wrong.worst_sign_error == 1.0
     assert wrong.worst(["data.confusion_size", "model.net.width"]) == -1.0
+
+
+def naive_psi(rows, key, option):
+    """By loops: within a group only the option differs; pairs with equal values of it aren't compared."""
+    others = [name for name in ("data.confusion_size", "model.batch_size", "model.net.width") if name != option]
+    groups = {}
+    for row in rows:
+        groups.setdefault(tuple(row["config"][name] for name in others), []).append(row)
+    means = []
+    for members in groups.values():
+        pairs = [
+            np.sign(a[key] - b[key]) * np.sign(a["test_error"] - b["test_error"])
+            for a, b in itertools.combinations(members, 2)
+            if a["config"][option] != b["config"][option]
+        ]
+        means.append(np.mean(pairs))
+    return float(np.mean(means))
+
+
+@pytest.mark.parametrize("option", ["data.confusion_size", "model.batch_size"])
+def test_the_interval_of_psi_is_the_jackknife_over_seeds(option):
+    rows = make(seeds=4, noise=2.0)
+    judged = judge(rows, "train_loss", varied_options(rows))
+    whole = naive_psi(rows, "train_loss", option)
+    without = np.array([naive_psi([row for row in rows if row["seed"] != s], "train_loss", option) for s in range(4)])
+    half = scipy.stats.t.ppf(0.975, 3) * math.sqrt(3 / 4 * ((without - without.mean()) ** 2).sum())
+    assert judged.per_option[option] == pytest.approx(whole, abs=1e-12)
+    assert judged.per_option_ends[option] == pytest.approx((max(whole - half, -1), min(whole + half, 1)), abs=1e-9)
+
+
+def test_the_worst_has_its_interval_in_the_table_where_seeds_are_enough():
+    rows = make(noise=2.0)
+    options = varied_options(rows)
+    found = effects(rows, options)
+    decisive = [effect.option for effect in found if effect.matters]
+    judged = judge(rows, "train_loss", options)
+    low, high = judged.per_option_ends[judged.worst_option(decisive)]
+    text = option_table([judged], found)
+    assert f"| {judged.worst(decisive):.2f} [{low:.2f}, {high:.2f}] |" in text
+    assert "the interval of the worst" in text
+    two = [row for row in rows if row["seed"] < 2]
+    assert math.isnan(judge(two, "train_loss", options).per_option_ends[decisive[0]][0])
+    assert "[" not in option_table([judge(two, "train_loss", options)], found)
 
 
 def test_the_best_worst_case_comes_first():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from lightning_fisher.arguments import is_number
 from lightning_fisher.experiment.records.quantities import HESSIAN_METRICS, MEASURES, METRICS, QUANTITIES
-from lightning_fisher.experiment.report.rank_interval import rank_interval
+from lightning_fisher.experiment.report.rank_interval import LEAST_SEEDS, rank_interval
 from lightning_fisher.experiment.report.rows import Row, grouped, value
 from lightning_fisher.functional.ranking import (
     granulated_kendall,
+    jackknife_interval,
     kendall_tau,
     partial_kendall_tau,
     robust_sign_error,
@@ -78,6 +80,7 @@ class Judged:
         high: upper end.
         psi: granulated coefficient Ψ, the mean of ``per_option``.
         per_option: ψ of networks that differ in one option alone.
+        per_option_ends: ends of the intervals of those, nan with fewer than `LEAST_SEEDS` seeds.
         sign_error: mean over pairs of settings that differ in one option; 0.5 is a coin.
         worst_sign_error: of the worst pair of settings.
         partial: τ given training loss, epochs and parameter norm.
@@ -93,6 +96,7 @@ class Judged:
     high: float
     psi: float
     per_option: dict[str, float]
+    per_option_ends: dict[str, tuple[float, float]]
     sign_error: float
     worst_sign_error: float
     partial: float
@@ -102,8 +106,13 @@ class Judged:
 
     def worst(self, options: Sequence[str]) -> float:
         """The smallest ψ among some options; nan without any."""
-        found = [self.per_option[option] for option in options if not math.isnan(self.per_option.get(option, math.nan))]
-        return min(found, default=math.nan)
+        option = self.worst_option(options)
+        return math.nan if option is None else self.per_option[option]
+
+    def worst_option(self, options: Sequence[str]) -> str | None:
+        """The one with the smallest ψ; None without any."""
+        there = [option for option in options if not math.isnan(self.per_option.get(option, math.nan))]
+        return min(there, key=self.per_option.__getitem__, default=None)
 
 
 def measure_label(key: str) -> str:
@@ -180,9 +189,33 @@ def judge(
     errors = robust_sign_error(x, y, named, min_ess=1).overall
     return Judged(
         key, len(has), float(kendall_tau(x, y)), float(interval.low), float(interval.high), float(granulated.value),
-        {option: float(psi) for option, psi in granulated.per_option.items()}, float(errors.mean), float(errors.worst),
-        partial, partial_low, partial_high, _seconds(has, key),
+        {option: float(psi) for option, psi in granulated.per_option.items()}, _psi_ends(x, y, named, seeds),
+        float(errors.mean), float(errors.worst), partial, partial_low, partial_high, _seconds(has, key),
     )  # fmt: skip
+
+
+def _psi_ends(
+    x: Tensor, y: Tensor, named: Mapping[str, Sequence[str]], seeds: Sequence[int]
+) -> dict[str, tuple[float, float]]:
+    """Ends of the intervals of ψ, an option each: the jackknife's over seeds, as for τ."""
+    if len(set(seeds)) < LEAST_SEEDS:
+        return dict.fromkeys(named, (math.nan, math.nan))
+
+    @cache
+    def of(places: tuple[int, ...]) -> dict[str, Tensor]:
+        taken = list(places)
+        return granulated_kendall(x[taken], y[taken], {o: [v[i] for i in taken] for o, v in named.items()}).per_option
+
+    places = torch.arange(len(x), dtype=torch.float64)
+    found = {}
+    for option in named:
+
+        def psi(which: Tensor, _: Tensor, option: str = option) -> Tensor:
+            return torch.stack([of(tuple(map(int, one)))[option] for one in which])
+
+        ends = jackknife_interval(psi, places, y, clusters=seeds)
+        found[option] = (float(ends.low), float(ends.high))
+    return found
 
 
 def judge_all(rows: Sequence[Row], options: Sequence[str]) -> list[Judged]:

@@ -83,16 +83,25 @@ def option_table(done: Sequence[Judged], found: Sequence[Effect]) -> str:
     for judged in done:
         cells = [number_cell(judged.per_option.get(effect.option, math.nan)) for effect in found]
         wrong = [VARIED[option] for option in decisive if judged.per_option.get(option, 0.0) < 0]
-        worst = number_cell(judged.worst(decisive))
-        lines.append([measure_name(judged.key), worst, *cells, ", ".join(wrong) or "–"])
+        lines.append([measure_name(judged.key), _worst_cell(judged, decisive), *cells, ", ".join(wrong) or "–"])
+    with_ends = any(not math.isnan(low) for judged in done for low, _ in judged.per_option_ends.values())
+    of_worst = " In brackets: the interval of the worst." if with_ends else ""
     stars = [f"{VARIED[effect.option]}{' *' if effect.matters else ''}" for effect in found]
     table = markdown(["measure", "worst *", *stars, "points the wrong way over"], lines)
     return (
         f"{table}\n\nψ: Kendall's τ of networks that differ in one option alone, mean over the groups (1: always the "
         "right order, 0: a coin, −1: always the wrong one); measures that say higher is better are turned. "
         f"*: the option moves the test error by at least {MATTERS:g} times its spread over seeds; where it doesn't, "
-        "there is little to order. (b): a baseline that says nothing about a minimum."
+        f"there is little to order. (b): a baseline that says nothing about a minimum.{of_worst}"
     )
+
+
+def _worst_cell(judged: Judged, decisive: Sequence[str]) -> str:
+    """The worst ψ, with its interval where there are seeds enough for one."""
+    option = judged.worst_option(decisive)
+    if option is None or math.isnan(judged.per_option_ends[option][0]):
+        return number_cell(judged.worst(decisive))
+    return interval_cell(judged.per_option[option], *judged.per_option_ends[option])
 
 
 def overall_table(done: Sequence[Judged], rows: Sequence[Row]) -> str:
