@@ -29,6 +29,7 @@ COPIES = {  # figures in the documentation
     "scenario_confusion_digits.png": "results/scenario_confusion-digits/metrics.png",
     "scenarios_cifar_small.png": "results/scenarios-cifar_small/scenarios.png",
     "step_forms_digits.png": "results/step_forms-digits/groups.png",
+    "zoo_cifar_small.png": "results/zoo-cifar_small/zoo.png",
     "zoo_digits.png": "results/zoo-digits/zoo.png",
     "benchmarks_cpu.png": "benchmarks/results/cpu.png",
 }

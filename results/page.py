@@ -23,7 +23,7 @@ from lightning_fisher.experiment.report.comparison.table import methods_table, o
 from lightning_fisher.experiment.report.paired_difference import Difference, mean_difference
 from lightning_fisher.experiment.report.rank_interval import rank_interval
 from lightning_fisher.experiment.report.rows import Row, load_rows, numbers, value
-from lightning_fisher.experiment.report.zoo.judgment import Effect, Judged
+from lightning_fisher.experiment.report.zoo.judgment import Effect, Judged, measure_name
 from lightning_fisher.experiment.report.zoo.page import parts
 from lightning_fisher.experiment.report.zoo.scenarios import Scenario, by_worst, scenarios_of, scenarios_parts, worst
 from lightning_fisher.functional.ranking import kendall_tau
@@ -98,6 +98,11 @@ class Study:
     def n(self) -> int:
         """How many."""
         return len(self.rows)
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds."""
+        return len({row["seed"] for row in self.rows})
 
     @property
     def modified(self) -> int:
@@ -192,6 +197,35 @@ class Zoo:
     def perfect(self, option: str) -> int:
         """How many measures order the networks that differ in an option alone without a mistake."""
         return sum(round(one.per_option[option], 2) == 1.0 for one in self.judged)
+
+    @property
+    def matter(self) -> list[str]:
+        """The options that move the test error enough for networks to be ordered."""
+        return [effect.option for effect in self.effects if effect.matters]
+
+    @property
+    def right(self) -> list[str]:
+        """The measures that point the right way over every option that matters, the best worst case first."""
+        return [one.key for one in self.judged if one.worst(self.matter) > 0]
+
+    def right_over(self, option: str) -> list[str]:
+        """The measures that point the right way over an option."""
+        return [one.key for one in self.judged if one.per_option[option] > 0]
+
+    def seen(self, option: str | None = None) -> list[str]:
+        """The measures that are seen to point the right way over an option, or over all that matter: by intervals."""
+        options = self.matter if option is None else [option]
+        return [one.key for one in self.judged if all(one.per_option_ends[name][0] > 0 for name in options)]
+
+    def names(self, keys: Sequence[str]) -> str:
+        """The names of measures."""
+        return ", ".join(measure_name(key) for key in keys) if keys else "none"
+
+    def psi_ends(self, key: str, option: str) -> str:
+        """ψ of a measure over one option, with its interval."""
+        one = self._of(key)
+        low, high = one.per_option_ends[option]
+        return f"{_signed(one.per_option[option])} [{_signed(low)}, {_signed(high)}]"
 
     def effect(self, option: str) -> Effect:
         """What an option does."""

@@ -97,3 +97,23 @@ def test_the_measures_that_cards_put_first_are_those_seen_to_be_right_in_all_thr
     judged = set.intersection(*(set(one.judged) for one in found))
     right = {key for key in judged if all(one.judged[key].low > 0 for one in found)}
     assert right == set(FIRST)
+
+
+def test_what_is_said_of_the_zoo_on_cifar10_in_words():
+    """What matters, what fails over augmentations, what is right over both, what is best over all networks."""
+    zoo = made.study("zoo-cifar_small").zoo
+    labels, augmentation = "data.confusion_size", "data.augmentation"
+    of = {one.key: one for one in zoo.judged}
+    assert zoo.matter == [labels, augmentation]
+    follow = ("train_loss", "gamma", "frobenius_norm", "spectral_radius", "fisher_rao_norm", "relative_flatness")
+    fail = ("robustness", "evidence_log_det", "epochs", "parameter_norm", "path_norm", "distance_from_initialization")
+    assert all(of[key].per_option[augmentation] < 0 for key in (*follow, *fail, "gamma_direction", "gamma_element"))
+    scenarios = made.study("scenarios-cifar_small").scenarios.found
+    right = [key for key in zoo.right if all(one.judged[key].tau > 0 for one in scenarios)]
+    assert right == ["gamma_equal_outputs"]
+    low, high = of["gamma_equal_outputs"].per_option_ends[labels]
+    assert low < 0 < high
+    forms = {"gamma_layer", "gamma_element", "gamma_filter", "layer_sensitivity"}
+    assert {one.key for one in sorted(zoo.judged, key=lambda one: -one.tau)[:5]} == {*forms, "input_margin"}
+    assert all(of[key].partial_low > 0 for key in forms)
+    assert max(of[key].tau for key in ("gradient_signal_to_noise", "gradient_noise_scale", "feature_margin")) < 0.1
