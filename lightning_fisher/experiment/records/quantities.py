@@ -161,7 +161,7 @@ QUANTITIES = _table(
 # Sec. 7.1, and what γ̂ is made of.
 PARTS = ("gamma_residual", "gamma_sensitivity", "gamma_magnitude", "gamma_direction")
 METRICS = ("gamma", *PARTS, "robustness", "frobenius_norm", "spectral_radius")
-# What cards put first: the measures that pointed the right way in all three scenarios (docs/results-scenarios.md), first
-# the one that does so in the zoo, too (docs/zoo-results.md).
+# What cards put first: the measures that pointed the right way in all three scenarios (docs/results-scenarios.md), and
+# of those the one first that does so in the zoo, too (docs/zoo-results.md).
 FIRST = ("gamma_equal_outputs", "layer_sensitivity")
 HESSIAN_METRICS = ("hessian_frobenius_norm", "hessian_spectral_radius")
