@@ -212,10 +212,10 @@ class Zoo:
         """The measures that point the right way over an option."""
         return [one.key for one in self.judged if one.per_option[option] > 0]
 
-    def seen(self, option: str | None = None) -> list[str]:
-        """The measures that are seen to point the right way over an option, or over all that matter: by intervals."""
-        options = self.matter if option is None else [option]
-        return [one.key for one in self.judged if all(one.per_option_ends[name][0] > 0 for name in options)]
+    @property
+    def seen(self) -> list[str]:
+        """Those of them that are seen to, by their intervals."""
+        return [one.key for one in self.judged if all(one.per_option_ends[name][0] > 0 for name in self.matter)]
 
     def names(self, keys: Sequence[str]) -> str:
         """The names of measures."""

@@ -89,6 +89,16 @@ def test_a_row_of_other_configs_is_refused(tiny):
         next(networks(tiny))
 
 
+def test_an_archive_that_is_not_there_is_named(tiny):
+    """It is part of the hash, but nothing was changed: the file is what lacks."""
+    file = sorted(tiny.rglob("result.json"))[0]
+    row = json.loads(file.read_text())
+    row["overrides"] += ["data=arrays", "data.path=nowhere.npz", "data.num_classes=10"]
+    file.write_text(json.dumps(row))
+    with pytest.raises(ConfigError, match=r"`data.path` to be an .npz file .* but there is no file 'nowhere.npz'"):
+        next(networks(tiny))
+
+
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="at least one complete run"):
         next(networks(tmp_path))

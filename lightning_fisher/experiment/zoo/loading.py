@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.compose import CONFIG_DIR, CONFIG_NAME
 from lightning_fisher.experiment.config.config_hash import config_hash, earlier_hash, hash_by_place
+from lightning_fisher.experiment.config.files import check_files
 from lightning_fisher.experiment.config.resolvers import register_resolvers
 from lightning_fisher.experiment.records.result import require_rows
 from lightning_fisher.experiment.report.rows import Row
@@ -80,12 +81,13 @@ def config_of(row: Row) -> DictConfig:
     """Compose the config of a row.
 
     Raises:
-        ConfigError: if it is another than the row was made with.
+        ConfigError: if it is another than the row was made with, or its images aren't there.
     """
     register_resolvers()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         cfg = compose(CONFIG_NAME, overrides=row["overrides"])
     if all(row["config_hash"] != made(cfg) for made in (config_hash, earlier_hash, hash_by_place)):
+        check_files(cfg)  # an archive counts by its content: without it the hash is another one
         raise ConfigError(
             f"Expected the configs that the row {row['config_hash']} was made with, but they were changed since: take "
             "the version of its commit."

@@ -38,8 +38,7 @@ def add_measures(
         folder: as for :func:`~lightning_fisher.experiment.zoo.networks`.
         measures: names of measures, or of groups.
         say: is called with a line a network.
-        subsets: of the row's other measures, how many of the first to compute them on, at least 1; all with None. The
-            same ones for every network, so few of them suffice to order networks, at a fraction of the cost.
+        subsets: of the row's other measures, how many of the first to compute them on, at least 1; all with None.
 
     Returns:
         The number of rows that were changed.
