@@ -40,7 +40,7 @@ def sorted_rows(self, x):
 def routed(self, x):
     """A mixture of experts: each sees only the samples routed to it."""
     first = x[:, :1] > 0
-    out = torch.zeros(len(x), 8, dtype=x.dtype)
+    out = torch.zeros(len(x), 8, dtype=x.dtype, device=x.device)
     out[first[:, 0]] = self.left(x[first[:, 0]])
     out[~first[:, 0]] = self.right(x[~first[:, 0]])
     return self.out(torch.tanh(out))

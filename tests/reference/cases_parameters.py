@@ -58,7 +58,7 @@ def codebook_of_n_rows(self, x):
 
 
 def constant_gate(self, x):
-    return self.out(x * torch.sigmoid(self.gate(torch.ones(1, 4, dtype=x.dtype))))
+    return self.out(x * torch.sigmoid(self.gate(torch.ones(1, 4, dtype=x.dtype, device=x.device))))
 
 
 def detached_branch(self, x):

@@ -21,7 +21,7 @@ def time_first_encoder():
 
 
 def packed(self, x, lengths):
-    sequence = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    sequence = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
     return self.out(self.recurrent(sequence)[1][-1])
 
 
@@ -35,7 +35,7 @@ def masked(self, x, ended):
 
 
 def causal(self, x):
-    later = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=x.dtype).triu(1)
+    later = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=x.dtype, device=x.device).triu(1)
     return self.out(self.attention(x, x, x, attn_mask=later)[0].mean(1))
 
 

@@ -117,7 +117,7 @@ class PositionalTransformer(nn.Module):
         self.head = nn.Linear(features, classes)
 
     def forward(self, tokens):
-        x = self.token(tokens) + self.position(torch.arange(tokens.shape[1]))
+        x = self.token(tokens) + self.position(torch.arange(tokens.shape[1], device=tokens.device))
         return self.head(torch.tanh(self.layer(x)).mean(dim=1))
 
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from lightning_fisher.functional.evaluation.precision import device_types, full_precision
+from lightning_fisher.functional.evaluation.recurrence import differentiable_recurrence
 from lightning_fisher.functional.evaluation.samples import call_module, ordinary, refuse_closed
 from lightning_fisher.functional.evaluation.state.buffers import preserved_buffers
 from lightning_fisher.functional.evaluation.state.layers import standardizes_one
@@ -36,6 +37,7 @@ def differentiable_evaluation(module: nn.Module) -> Iterator[None]:
         preserved_buffers(module),
         preserved_random_state(devices),
         full_precision(device_types(module)),
+        differentiable_recurrence(module),
         sdpa_kernel(SDPBackend.MATH),
         torch.compiler.set_stance("force_eager"),
         torch.inference_mode(False),

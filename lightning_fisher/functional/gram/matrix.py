@@ -20,6 +20,7 @@ from lightning_fisher.functional.evaluation.precision import (
     made_with,
     require_full_precision,
 )
+from lightning_fisher.functional.evaluation.recurrence import differentiable_recurrence
 from lightning_fisher.functional.evaluation.samples import chunks
 from lightning_fisher.functional.evaluation.state.buffers import preserved_buffers
 from lightning_fisher.functional.evaluation.state.layers import refuse_renormalized_embeddings
@@ -197,6 +198,7 @@ def scaled_gram(
         torch.enable_grad(),
         torch.compiler.set_stance("force_eager"),
         full_precision(device_types(module)),
+        differentiable_recurrence(module),
         preserved_random_state({p.device for p in parameters}),
         preserved_buffers(module) as state,
         evaluation_mode(module, batch_statistics=batch_norm == "batch"),

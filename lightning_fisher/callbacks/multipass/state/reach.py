@@ -12,6 +12,8 @@ import functools
 import sys
 import types
 from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from lightning_fisher.callbacks.multipass.state import places
@@ -45,8 +47,26 @@ def _is_local(top: str) -> bool:
     module = sys.modules.get(top)
     if module is None:
         return True
-    places = [getattr(module, "__file__", None) or "", *getattr(module, "__path__", ())]
-    return not any(folder in str(place) for place in places for folder in _INSTALLED)
+    where = [str(place) for place in (getattr(module, "__file__", None) or "", *getattr(module, "__path__", ()))]
+    if any(folder in place for place in where for folder in _INSTALLED):
+        return False
+    return not any(top in _installed_in(folder) for folder in {_root_of(place) for place in where if place})
+
+
+def _root_of(place: str) -> str:
+    """The folder that is searched for a top-level package or module, of the place of it."""
+    path = Path(place)
+    return str((path.parent if path.name == "__init__.py" else path).parent)
+
+
+@functools.cache
+def _installed_in(folder: str) -> set[str]:
+    """Top-level names of what was installed into a folder of any name (``pip install --target``), by its records.
+
+    Code that merely lies there, beside installed packages, is in none; nor is a checkout that is installed as such.
+    """
+    installed = [d for d in metadata.distributions(path=[folder]) if d.read_text("RECORD")]  # not a checkout's own
+    return {file.parts[0].removesuffix(".py") for d in installed for file in d.files or ()}
 
 
 def of_class(kind: type, name: str, own: str) -> Iterator[Found]:
@@ -59,7 +79,7 @@ def of_class(kind: type, name: str, own: str) -> Iterator[Found]:
     """
     held = {
         key: inside
-        for key, inside in vars(kind).items()
+        for key, inside in list(vars(kind).items())
         if not key.startswith("__") and not isinstance(inside, (*CODE, types.FunctionType, functools.partial))
     }
     data = {key: inside for key, inside in held.items() if not hasattr(type(inside), "__get__")}
@@ -82,11 +102,11 @@ def of_function(function: types.FunctionType, name: str) -> Iterator[Found]:
         yield f"{name}.{variable}", cell, None
     if function.__defaults__:
         yield name, function.__defaults__, places.attribute(function, "__defaults__")
-    for key, value in (function.__kwdefaults__ or {}).items():
+    for key, value in list((function.__kwdefaults__ or {}).items()):
         yield f"{name}.{key}", value, places.entry(function.__kwdefaults__, key)
     if function.__dict__:
         yield Namespace(function.__dict__)
-        for key, value in function.__dict__.items():
+        for key, value in list(function.__dict__.items()):
             yield f"{name}.{key}", value, places.entry(function.__dict__, key)
     read, written, imported = global_variables(function)
     names = function.__globals__
@@ -104,7 +124,7 @@ def of_function(function: types.FunctionType, name: str) -> Iterator[Found]:
 def of_namespace(module: types.ModuleType) -> Iterator[Found]:
     """The variables of a module of the user's that his functions name: a record, and values."""
     names = vars(module)
-    own = [name for name, value in names.items() if not name.startswith("__") and not isinstance(value, CODE)]
+    own = [name for name, value in list(names.items()) if not name.startswith("__") and not isinstance(value, CODE)]
     yield Namespace(names, only=own)
     for name in own:
         yield f"{module.__name__}.{name}", names[name], places.entry(names, name)
@@ -149,7 +169,7 @@ def cells(function: types.FunctionType) -> Iterator[tuple[str, types.CellType]]:
 
 def functions_of(kind: type) -> Iterator[tuple[str, types.FunctionType]]:
     """The methods that a class defines itself."""
-    for name, value in vars(kind).items():
+    for name, value in list(vars(kind).items()):  # what is found may import, or fill in, something
         if isinstance(value, property):
             yield from ((name, f) for f in (value.fget, value.fset) if isinstance(f, types.FunctionType))
             continue

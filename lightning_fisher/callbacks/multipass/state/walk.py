@@ -100,10 +100,10 @@ class Walk:
     def _shallow(self, other: Any) -> None:
         attributes = vars(other)
         self.records.append(Namespace(attributes))
-        for key, value in attributes.items():
+        for key, value in list(attributes.items()):
             if is_generator(value):
                 self._visit(value, f"{type(other).__name__}.{key}")
-        held = [(f"{type(other).__name__}.{key}", value) for key, value in attributes.items() if is_filled(value)]
+        held = [(f"{type(other).__name__}.{key}", value) for key, value in list(attributes.items()) if is_filled(value)]
         for name, value in held:
             if is_small(value):
                 self._data(value, name)
@@ -137,7 +137,7 @@ class Walk:
             self._tables.add_buffers(module)
             own = [*module._parameters.items(), *module._buffers.items()]
             self.tensors += [(f"{name}.{key}", tensor) for key, tensor in own if tensor is not None]
-            for key, child in module._modules.items():
+            for key, child in list(module._modules.items()):
                 if child is not None:
                     self._module(child, f"{name}.{key}", hidden=True)
         if isinstance(module, Metric):
@@ -146,12 +146,12 @@ class Walk:
         own_names = Namespace(attributes, apart=OF_MODULES)
         if type(module).__module__.startswith("torch.nn."):
             self._layers.add(own_names)
-            for key, value in attributes.items():
+            for key, value in list(attributes.items()):
                 if key not in OF_MODULES and type(value) in (list, dict):  # the names in a ParameterDict
                     self._visit(value, f"{name}.{key}")
             return
         self.records.append(own_names)
-        for key, value in attributes.items():
+        for key, value in list(attributes.items()):
             if key not in OF_MODULES and type(value) not in PLAIN:
                 self._visit(value, f"{name}.{key}", places.entry(attributes, key))
         for kind in type(module).__mro__:
@@ -245,7 +245,7 @@ class Walk:
             self.records.append(record)
         small = owner is None or len(owner) <= DEEP
         if small or self._thorough or id(owner) in self._deep:
-            for key, value in items:
+            for key, value in list(items):  # reading an attribute may fill in others
                 if type(value) not in PLAIN and (small or self._thorough or not isinstance(value, Tensor)):
                     place = None if owner is None or isinstance(owner, set) else places.entry(owner, key)
                     self._visit(value, f"{name}[{key!r}]", place)
@@ -273,7 +273,7 @@ class Walk:
         attributes = vars(optimizer)
         self.records.append(Namespace(attributes))
         if not type(optimizer).__module__.startswith("torch.optim"):  # statistics that hooks on layers gather, say
-            for key, inside in attributes.items():
+            for key, inside in list(attributes.items()):
                 if key not in _OF_OPTIMIZERS:
                     self._visit(inside, f"{name}.{key}", places.entry(attributes, key))
 
@@ -333,7 +333,7 @@ class Walk:
         for child, inside in slots.items():
             if inside is not MISSING:
                 self._visit(inside, f"{name}.{child}", places.attribute(value, child))
-        for child, inside in (attributes or {}).items():
+        for child, inside in list((attributes or {}).items()):
             if type(inside) not in PLAIN:
                 self._visit(inside, f"{name}.{child}", places.entry(attributes, child))
         if reach.is_users(module, self._own):

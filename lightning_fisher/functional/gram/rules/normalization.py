@@ -101,14 +101,15 @@ class BatchNorm(ChannelNorm):
         found: _Found | None = arguments.get("found")
         everything = found is not None and found.wanted and G.shape == arguments["input"].shape and G.is_contiguous()
         weight = arguments["weight"]
+        saved = A.new_empty(0) if A.is_cuda else None  # of statistics of the batch, which the kernel there asks for
         grads = torch.ops.aten.native_batch_norm_backward(
             G.reshape(1, images * channels, -1),
             A.reshape(1, images * channels, -1),
             weight.repeat(images) if everything and weight is not None else None,
             mean.repeat(images),
             variance.repeat(images),
-            None,
-            None,
+            saved,
+            saved,
             False,
             arguments["eps"],
             [everything, True, everything],
