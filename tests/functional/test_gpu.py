@@ -39,7 +39,8 @@ def test_gram_matrix(case):
     expected = exact_gram(jacobian(module, inputs, targets, loss_fn=case.loss_fn))
     got = gram_matrix(there(module), there(inputs), there(targets), loss_fn=case.loss_fn)
     assert got.device.type == DEVICE.type
-    assert gram_error(got.cpu(), expected) < 1e-8
+    # Torch's weight normalization takes its norms in float32 there, in the network's own forward pass too.
+    assert gram_error(got.cpu(), expected) < (1e-6 if case.name.startswith("weight_norm") else 1e-8)
 
 
 def images(count):

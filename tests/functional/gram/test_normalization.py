@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_fisher.functional.gram.rules.normalization import fixed_batch_norm
+from lightning_fisher.functional.gram.rules.normalization import _sums, fixed_batch_norm
 
 SHAPES = [(5, 3), (5, 3, 7), (5, 3, 4, 6), (5, 3, 2, 3, 4)]
 
@@ -78,3 +78,18 @@ def test_statistics_of_the_batch_are_left_to_the_framework():
     torch.testing.assert_close(found.mean(0), torch.zeros(3, dtype=torch.float64))
     assert not torch.equal(mean, torch.zeros(3, dtype=torch.float64))
     torch.testing.assert_close(fixed_batch_norm(inputs, None, None, training=True), found)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 1), (5, 3, 7), (4, 3, 20)])
+def test_sums_of_a_gpu(shape):
+    """The gradient of the weight for each sample, as autograd finds it one by one."""
+    torch.manual_seed(0)
+    inputs, gradients = torch.randn(2, *shape, dtype=torch.float64)
+    mean, variance = torch.randn(3, dtype=torch.float64), torch.rand(3, dtype=torch.float64)
+    expected = []
+    for x, g in zip(inputs, gradients, strict=True):
+        weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
+        F.batch_norm(x[None], mean, variance, weight, eps=1e-3).backward(g[None])
+        expected.append(weight.grad)
+    found = _sums(inputs, gradients, mean, variance, 1e-3)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-12, atol=1e-12)

@@ -98,18 +98,22 @@ class BatchNorm(ChannelNorm):
             )
         owned = A.shape[1] if A.ndim > arguments["input"].ndim else 1
         images = count * owned
+        if (
+            A.device.type != "cpu"
+        ):  # whose kernels want a weight, or statistics of the batch, by the layout of the input
+            by_channel = (tensor.reshape(images, channels, -1) for tensor in (A, G))
+            return _sums(*by_channel, mean, variance, arguments["eps"]).view(count, owned, channels).sum(1)
         found: _Found | None = arguments.get("found")
         everything = found is not None and found.wanted and G.shape == arguments["input"].shape and G.is_contiguous()
         weight = arguments["weight"]
-        saved = A.new_empty(0) if A.is_cuda else None  # of statistics of the batch, which the kernel there asks for
         grads = torch.ops.aten.native_batch_norm_backward(
             G.reshape(1, images * channels, -1),
             A.reshape(1, images * channels, -1),
             weight.repeat(images) if everything and weight is not None else None,
             mean.repeat(images),
             variance.repeat(images),
-            saved,
-            saved,
+            None,
+            None,
             False,
             arguments["eps"],
             [everything, True, everything],
@@ -129,6 +133,11 @@ def _channel_sum(values: Tensor, ndim: int) -> Tensor:
     extra = values.ndim - ndim
     values = values.flatten(2 + extra).sum(-1) if values.ndim > 2 + extra else values
     return values.sum(1) if extra else values
+
+
+def _sums(A: Tensor, G: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """``Σ G x̂`` of ``[N, C, L]`` in plain operations, which a GPU runs at once."""
+    return ((A - mean[:, None]) * G).sum(2) * (variance + eps).rsqrt()
 
 
 def _channels_last_sums(A: Tensor, G: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
