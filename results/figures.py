@@ -26,6 +26,8 @@ COPIES = {  # figures in the documentation
     "methods_digits.png": "results/methods-digits/methods.png",
     "scenario_confusion_cifar_small.png": "results/scenario_confusion-cifar_small/metrics.png",
     "scenario_confusion_cifar_small_new.png": "results/scenarios-cifar_small/scenario_confusion/metrics.png",
+    "scenario_confusion_paper10k.png": "results/scenario_confusion-paper10k/metrics.png",
+    "scenario_confusion_paper10k_ranking.png": "results/scenario_confusion-paper10k/ranking.png",
     "scenario_confusion_digits.png": "results/scenario_confusion-digits/metrics.png",
     "scenarios_cifar_small.png": "results/scenarios-cifar_small/scenarios.png",
     "step_forms_digits.png": "results/step_forms-digits/groups.png",

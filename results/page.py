@@ -23,7 +23,15 @@ from lightning_fisher.experiment.report.comparison.table import methods_table, o
 from lightning_fisher.experiment.report.paired_difference import Difference, mean_difference
 from lightning_fisher.experiment.report.rank_interval import rank_interval
 from lightning_fisher.experiment.report.rows import Row, load_rows, numbers, value
-from lightning_fisher.experiment.report.zoo.judgment import Effect, Judged, measure_name
+from lightning_fisher.experiment.report.tables import MISSING, interval_cell, markdown, number_cell
+from lightning_fisher.experiment.report.zoo.judgment import (
+    Effect,
+    Judged,
+    judge_all,
+    measure_name,
+    that_fit,
+    varied_options,
+)
 from lightning_fisher.experiment.report.zoo.page import parts
 from lightning_fisher.experiment.report.zoo.scenarios import Scenario, by_worst, scenarios_of, scenarios_parts, worst
 from lightning_fisher.functional.ranking import kendall_tau
@@ -74,6 +82,46 @@ class Study:
     def fitting(self) -> Study:
         """Those that fit their training set."""
         return Study([row for row in self.rows if row["train_error"] <= FIT])
+
+    @property
+    def settled(self) -> Study:
+        """Those that the judge of a zoo takes: with a training error of at most one per cent."""
+        return Study(that_fit(self.rows))
+
+    @cached_property
+    def judged(self) -> dict[str, Judged]:
+        """What the judge says of every measure over all rows, whether the networks fit or not."""
+        return {one.key: one for one in judge_all(self.rows, varied_options(self.rows))}
+
+    @property
+    def measures(self) -> str:
+        """Every measure over the networks that fit, and over all."""
+        fitted = self.settled.judged
+        lines = [
+            [
+                measure_name(one.key),
+                number_cell(fitted[one.key].tau),
+                interval_cell(one.tau, one.low, one.high),
+                number_cell(one.partial),
+                MISSING if one.seconds is None else f"{one.seconds:.2g}",
+            ]
+            for one in self.judged.values()
+        ]
+        headings = ["measure", f"τ, the {self.settled.n} that fit", f"τ, all {self.n}", "partial τ, all", "s"]
+        return signed_table(markdown(headings, lines))
+
+    def judged_tau(self, key: str) -> str:
+        """τ of a measure over all rows, with its interval; measures that say higher is better are turned."""
+        one = self.judged[key]
+        return f"{_signed(one.tau)} [{_signed(one.low)}, {_signed(one.high)}]"
+
+    def partial(self, key: str) -> str:
+        """Its partial τ, given training loss, epochs and parameter norm."""
+        return _signed(self.judged[key].partial)
+
+    def only_tau(self, key: str) -> str:
+        """Its τ, where seeds are too few for an interval."""
+        return _signed(self.judged[key].tau)
 
     def kind(self, kind: str) -> Study:
         """Of a comparison of methods: the trials (``choose``), or the seeds at equal ``epochs`` or ``evaluations``."""
@@ -126,7 +174,8 @@ class Study:
     def range(self, key: str, form: str = "{:.2f}") -> str:
         """Least to largest."""
         found = self.values(key)
-        return f"{signed(form.format(min(found)))} to {signed(form.format(max(found)))}"
+        low, high = (signed(form.format(end)) for end in (min(found), max(found)))
+        return low if low == high else f"{low} to {high}"
 
     def tau(self, key: str, against: str = "test_error") -> str:
         """Kendall's τ with the test error and its 95 % interval."""

@@ -117,3 +117,22 @@ def test_what_is_said_of_the_zoo_on_cifar10_in_words():
     assert {one.key for one in sorted(zoo.judged, key=lambda one: -one.tau)[:5]} == {*forms, "input_margin"}
     assert all(of[key].partial_low > 0 for key in forms)
     assert max(of[key].tau for key in ("gradient_signal_to_noise", "gradient_noise_scale", "feature_margin")) < 0.1
+
+
+def test_what_is_said_of_the_papers_size_in_words():
+    """Which networks fit, that the rate of the others never dropped, and which measures point the wrong way."""
+    paper = made.study("scenario_confusion-paper10k")
+    fitted = {row["config"]["data.confusion_size"] for row in paper.settled.rows}
+    others = [row for row in paper.rows if row["train_error"] > 1.0]
+    assert (paper.n, paper.seeds, paper.settled.n, paper.modified, fitted) == (12, 3, 6, 0, {0, 1000})
+    assert {(row["plateaus"], row["epochs"]) for row in others} == {(0, 200)}
+    assert all("H200" in row["hardware"]["device"] for row in paper.rows)
+    by_hand = [(row["gamma"], row["train_loss"], row["test_error"]) for row in rows("scenario_confusion-paper10k")]
+    gamma, loss, error = zip(*by_hand, strict=True)
+    assert paper.judged["gamma"].tau == pytest.approx(stats.kendalltau(gamma, error).statistic)
+    assert paper.judged["train_loss"].tau == pytest.approx(stats.kendalltau(loss, error).statistic)
+    assert paper.judged["train_loss"].tau > paper.judged["gamma"].tau
+    assert paper.judged["gamma"].partial < 0
+    noise = {"average_sharpness_l2", "gradient_noise_scale", "gradient_signal_to_noise"}
+    assert {one.key for one in paper.judged.values() if one.tau < 0} == {"gamma_sensitivity", *noise}
+    assert len(made.study("scenario_confusion-paper10k-cpu").rows) == 3
