@@ -171,6 +171,13 @@ class Study:
         """The mean."""
         return signed(form.format(statistics.fmean(self.values(key))))
 
+    def least(self, key: str, over: str) -> Any:
+        """The value of an option for which the mean of a quantity is least."""
+        found: dict[Any, list[float]] = {}
+        for row in self.rows:
+            found.setdefault(value(row, over), []).append(value(row, key))
+        return min(found, key=lambda one: statistics.fmean(found[one]))
+
     def range(self, key: str, form: str = "{:.2f}") -> str:
         """Least to largest."""
         found = self.values(key)
@@ -237,6 +244,10 @@ class Zoo:
 
     def __getitem__(self, heading: str) -> str:
         return self.tables[heading]
+
+    def n(self, key: str) -> int:
+        """How many networks have a measure."""
+        return self._of(key).n
 
     def psi(self, key: str, option: str | None = None) -> str:
         """Ψ of a measure, or ψ over one option."""

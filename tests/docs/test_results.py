@@ -100,21 +100,27 @@ def test_the_measures_that_cards_put_first_are_those_seen_to_be_right_in_all_thr
 
 
 def test_what_is_said_of_the_zoo_on_cifar10_in_words():
-    """What matters, what fails over augmentations, what is right over both, what is best over all networks."""
+    """What matters, what fails over augmentations, what is right over all three, what is best over all networks."""
     zoo = made.study("zoo-cifar_small").zoo
-    labels, augmentation = "data.confusion_size", "data.augmentation"
+    labels, augmentation, regularizer = "data.confusion_size", "data.augmentation", "reg"
     of = {one.key: one for one in zoo.judged}
-    assert zoo.matter == [labels, augmentation]
-    follow = ("train_loss", "gamma", "frobenius_norm", "spectral_radius", "fisher_rao_norm", "relative_flatness")
-    fail = ("robustness", "evidence_log_det", "epochs", "parameter_norm", "path_norm", "distance_from_initialization")
-    assert all(of[key].per_option[augmentation] < 0 for key in (*follow, *fail, "gamma_direction", "gamma_element"))
+    assert zoo.matter == [labels, augmentation, regularizer]
+    assert zoo.seen == ["gamma_equal_outputs"]
     scenarios = made.study("scenarios-cifar_small").scenarios.found
     right = [key for key in zoo.right if all(one.judged[key].tau > 0 for one in scenarios)]
-    assert right == ["gamma_equal_outputs"]
-    low, high = of["gamma_equal_outputs"].per_option_ends[labels]
-    assert low < 0 < high
+    assert {"gamma_equal_outputs", "layer_sensitivity"} <= set(right)
+    assert "average_sharpness_l2" not in right  # the best worst case here
+    assert max(zoo.judged, key=lambda one: one.worst(zoo.matter)).key == "average_sharpness_l2"
+    follow = ("train_loss", "gamma", "frobenius_norm", "spectral_radius", "fisher_rao_norm", "relative_flatness")
+    fail = ("robustness", "evidence_log_det", "epochs", "parameter_norm", "path_norm", "distance_from_initialization")
+    heavy = ("hessian_trace", "weighted_hessian_trace", "hessian_spectral_radius", "pac_bayes_flatness")
+    wrong = (*follow, *fail, *heavy, "pac_bayes_magnitude_flatness", "gamma_direction", "gamma_element")
+    assert all(of[key].per_option[augmentation] < 0 for key in wrong)
+    assert all(of[key].per_option[regularizer] > 0.5 for key in heavy[:3])
+    assert {one.n for one in zoo.judged} == {72, 168}
     forms = {"gamma_layer", "gamma_element", "gamma_filter", "layer_sensitivity"}
-    assert {one.key for one in sorted(zoo.judged, key=lambda one: -one.tau)[:5]} == {*forms, "input_margin"}
+    of_all = [one for one in zoo.judged if one.n == 168]
+    assert {one.key for one in sorted(of_all, key=lambda one: -one.tau)[:5]} == {*forms, "input_margin"}
     assert all(of[key].partial_low > 0 for key in forms)
     assert max(of[key].tau for key in ("gradient_signal_to_noise", "gradient_noise_scale", "feature_margin")) < 0.1
 

@@ -39,7 +39,8 @@ def plot_zoo(done: Sequence[Judged], found: Sequence[Effect], path: Path) -> Pat
             if not math.isnan(psi):
                 color = "white" if abs(psi) > LIGHT else "black"
                 left.text(column, line, style.signed(f"{psi:.2f}"), ha="center", va="center", fontsize=7, color=color)
-        names = [measure_name(one.key, "baseline") for one in done]
+        fewer = [f", n = {one.n}" if one.n < max(other.n for other in done) else "" for one in done]
+        names = [measure_name(one.key, "baseline") + mark for one, mark in zip(done, fewer, strict=True)]
         left.set_yticks(range(len(done)), names)
         left.set_xticks(range(len(columns)), columns, rotation=50, ha="left", rotation_mode="anchor")
         left.xaxis.tick_top()
