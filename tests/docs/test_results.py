@@ -142,3 +142,17 @@ def test_what_is_said_of_the_papers_size_in_words():
     noise = {"average_sharpness_l2", "gradient_noise_scale", "gradient_signal_to_noise"}
     assert {one.key for one in paper.judged.values() if one.tau < 0} == {"gamma_sensitivity", *noise}
     assert len(made.study("scenario_confusion-paper10k-cpu").rows) == 3
+
+
+def test_the_weight_chosen_on_validation_images_by_hand():
+    """The least mean validation error, and the paired difference in test error there."""
+    validated = made.study("label_noise_beta-digits-validation")
+    errors = {}
+    for row in rows("label_noise_beta-digits-validation"):
+        errors.setdefault(row["config"]["reg.beta"], []).append((row["seed"], row["val_error"], row["test_error"]))
+    assert {tuple(sorted(seed for seed, *_ in found)) for found in errors.values()} == {tuple(range(validated.seeds))}
+    chosen = min(errors, key=lambda beta: sum(error for _, error, _ in errors[beta]))
+    assert validated.least("val_error", "reg.beta") == chosen == 1000
+    pairs = zip(sorted(errors[chosen]), sorted(errors[0]), strict=True)
+    gain = validated(reg__beta=chosen).less(validated(reg__beta=0), "test_error").mean
+    assert gain == pytest.approx(sum(one[2] - other[2] for one, other in pairs) / validated.seeds)
