@@ -99,8 +99,9 @@ class BatchNorm(ChannelNorm):
         owned = A.shape[1] if A.ndim > arguments["input"].ndim else 1
         images = count * owned
         if A.device.type != "cpu":  # whose kernels want a weight or saved statistics, by the layout of the input
-            by_channel = (tensor.reshape(images, channels, -1) for tensor in (A, G))
-            return _sums(*by_channel, mean, variance, arguments["eps"]).view(count, owned, channels).sum(1)
+            inputs, gradients = (tensor.reshape(images, channels, -1) for tensor in (A, G))
+            sums = _sums(inputs, gradients, mean, variance, arguments["eps"])
+            return sums.view(count, owned, channels).sum(1)
         found: _Found | None = arguments.get("found")
         everything = found is not None and found.wanted and G.shape == arguments["input"].shape and G.is_contiguous()
         weight = arguments["weight"]
