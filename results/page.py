@@ -112,8 +112,7 @@ class Study:
 
     def judged_tau(self, key: str) -> str:
         """τ of a measure over all rows, with its interval; measures that say higher is better are turned."""
-        one = self.judged[key]
-        return f"{_signed(one.tau)} [{_signed(one.low)}, {_signed(one.high)}]"
+        return _tau(self.judged[key])
 
     def partial(self, key: str) -> str:
         """Its partial τ, given training loss, epochs and parameter norm."""
@@ -297,8 +296,7 @@ class Zoo:
 
     def tau(self, key: str) -> str:
         """τ of a measure over all networks, with its interval."""
-        one = self._of(key)
-        return f"{_signed(one.tau)} [{_signed(one.low)}, {_signed(one.high)}]"
+        return _tau(self._of(key))
 
     def _of(self, key: str) -> Judged:
         return next(one for one in self.judged if one.key == key)
@@ -329,8 +327,7 @@ class Scenarios:
 
     def tau(self, name: str, key: str) -> str:
         """τ of a measure in a scenario, with its interval."""
-        one = self.of(name).judged[key]
-        return f"{_signed(one.tau)} [{_signed(one.low)}, {_signed(one.high)}]"
+        return _tau(self.of(name).judged[key])
 
     def worst(self, key: str) -> str:
         """The smallest τ of a measure."""
@@ -349,6 +346,11 @@ def signed_table(text: str) -> str:
 def signed(text: str) -> str:
     """A typographic minus."""
     return text.replace("-", "−")
+
+
+def _tau(one: Judged) -> str:
+    """τ of a measure with its interval."""
+    return f"{_signed(one.tau)} [{_signed(one.low)}, {_signed(one.high)}]"
 
 
 def _form(number: float, form: str) -> str:

@@ -106,6 +106,9 @@ def test_what_is_said_of_the_zoo_on_cifar10_in_words():
     of = {one.key: one for one in zoo.judged}
     assert zoo.matter == [labels, augmentation, regularizer]
     assert zoo.seen == ["gamma_equal_outputs"]
+    low, high = of["layer_sensitivity"].per_option_ends[augmentation]
+    assert low < 0 < high  # neither way
+    assert min(of["layer_sensitivity"].per_option_ends[option][0] for option in (labels, regularizer)) > 0.5
     scenarios = made.study("scenarios-cifar_small").scenarios.found
     right = [key for key in zoo.right if all(one.judged[key].tau > 0 for one in scenarios)]
     assert {"gamma_equal_outputs", "layer_sensitivity"} <= set(right)
@@ -142,6 +145,8 @@ def test_what_is_said_of_the_papers_size_in_words():
     noise = {"average_sharpness_l2", "gradient_noise_scale", "gradient_signal_to_noise"}
     assert {one.key for one in paper.judged.values() if one.tau < 0} == {"gamma_sensitivity", *noise}
     assert len(made.study("scenario_confusion-paper10k-cpu").rows) == 3
+    seconds = [row["seconds_per_epoch"] for row in rows("scenario_confusion-paper10k", data__confusion_size=0)]
+    assert f"an epoch took {sum(seconds) / 3:.1f} s" in (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
 
 
 def test_the_weight_chosen_on_validation_images_by_hand():
