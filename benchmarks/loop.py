@@ -22,7 +22,7 @@ from benchmarks.lockstep import Lockstep
 from benchmarks.networks import Network, make
 from benchmarks.process import time_apart
 from benchmarks.timing import rows_of
-from lightning_fisher import FisherRegularizer
+from lightning_fisher import FisherRegularizer, SharpnessAware
 from lightning_fisher.callbacks.random_state import RandomState
 from lightning_fisher.data import AUGMENTATIONS
 from lightning_fisher.datamodule import ImageDataModule
@@ -139,6 +139,8 @@ LOOPS: dict[str, Callable[[Path], tuple[list[Callback], dict[str, Any]]]] = {
     "Lightning": lambda folder: ([], {}),
     "Lightning + waiting FisherRegularizer": lambda folder: ([FisherRegularizer()], {}),
     "Lightning + FisherRegularizer, logger, checkpoints": _with_everything,
+    "Lightning + SharpnessAware": lambda folder: ([SharpnessAware()], {}),
+    'Lightning + SharpnessAware(precision="trainer")': lambda folder: ([SharpnessAware(precision="trainer")], {}),
 }
 """Callbacks and options of the Trainer, which write to a folder."""
 

@@ -51,7 +51,8 @@ class FisherPenalty(MultiPassCallback):
         derivative: ``"finite_difference"`` or ``"double_backward"``; the latter needs layers that can be differentiated
             twice, and doesn't share ``G`` among processes: with several, each has a sub-batch of its own.
         start: See `MultiPassCallback`; by default from the first step on: the authors find that it acts early.
-        **options: The other options of `MultiPassCallback`, but ``gradient``, which is ``"full"``.
+        **options: The other options of `MultiPassCallback`, but ``gradient`` and ``precision``,
+            which are ``"full"``.
 
     Raises:
         ValueError: If an argument doesn't fit; before training, if the module or the Trainer's set-up isn't supported.
@@ -63,6 +64,7 @@ class FisherPenalty(MultiPassCallback):
     """
 
     prefix = "fisher_penalty"
+    differentiates = True
 
     def __init__(
         self,

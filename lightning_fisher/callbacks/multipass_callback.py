@@ -51,9 +51,9 @@ class MultiPassCallback(Callback):
     the parameters that the optimizers step. At ``weight=0`` training is bit for bit what it is without the callback;
     before the switch, too, but for what can't be put back (listed in docs/callback.md, "What cannot be put back").
 
-    All passes of the method run in float32 or better with autocast and TF32 off. With ``gradient="shared"`` the pass
-    at ``w`` is the training pass; with ``"full"`` the training pass is one more, in the Trainer's precision. With
-    gradient accumulation every batch has perturbations of its own.
+    All passes of the method run in float32 or better with autocast and TF32 off, unless `precision` says otherwise.
+    With ``gradient="shared"`` the pass at ``w`` is the training pass; with ``"full"`` the training pass is one more, in
+    the Trainer's precision. With gradient accumulation every batch has perturbations of its own.
 
     What is added to a step is finite or nothing: where the penalty or an entry of its gradient is infinite or
     undefined, the process leaves its share out, the logged penalty is ``nan``, and the step is the plain one.
@@ -78,7 +78,7 @@ class MultiPassCallback(Callback):
         gradient: Where the gradient of ``L`` comes from. ``"full"``: a pass of the whole batch. ``"shared"``: the mean
             of the gradients at ``w``, which saves that pass. The same where samples don't interact; with M > 1,
             batch-norm normalizes each sub-batch by itself (ghost batch-norm) and moves its running statistics M times
-            a step. `training_step` then runs once a sub-batch, in float32 whatever the Trainer's precision; what it
+            a step. `training_step` then runs once a sub-batch, in the method's precision (below); what it
             logs is logged once, as the mean over the sub-batches, and what it returns is merged (`merge_outputs`).
             Numbers, moving averages (modules whose weights the step moves, with their buffers; lists and dictionaries
             of tensors that are all replaced) and weights that the step itself changes count once a step, lists, arrays,
@@ -97,6 +97,11 @@ class MultiPassCallback(Callback):
             gradient, by their order in `configure_optimizers`, from 0; ``None``: those of all.
         manual_accumulation: Manual optimization: n where the step accumulates the gradients of n batches and divides
             each loss by n; the penalty is then that of the undivided loss, and divided by n too.
+        passes: ``"loop"``: one sub-batch after the other. ``"vmap"`` and ``"auto"``: for `FisherRegularizer`.
+        precision: Of the method's passes. ``"full"``: float32 or better, whatever the Trainer's, as methods need whose
+            steps are so short that a rounded difference is noise. ``"trainer"``: the Trainer's, so ``"bf16-mixed"`` or
+            TF32 where they are set: faster, for steps as long as SAM's; what is logged is rounded. Not with
+            ``"16-mixed"``, whose loss scaling these passes would need.
 
     Attributes:
         active: Whether the phase with the penalty has begun.
@@ -110,6 +115,7 @@ class MultiPassCallback(Callback):
 
     prefix = "multipass"  # of logged names
     weight_name = "weight"  # of the argument
+    differentiates = False  # whether the steps are so short that the passes have to be in full precision
     divergence = False  # whether `logged` reads the spread of the gradients
     own_loss: OwnLoss | None = None  # `(module, sub-batch, memory) → loss` of the extra passes, in place of the step's
 
@@ -130,6 +136,7 @@ class MultiPassCallback(Callback):
         optimizers: list[int] | None = None,
         manual_accumulation: int = 1,
         passes: Literal["auto", "loop", "vmap"] = "loop",
+        precision: Literal["full", "trainer"] = "full",
     ) -> None:
         self.options = StepOptions(
             num_sub_batches=num_sub_batches,
@@ -141,7 +148,13 @@ class MultiPassCallback(Callback):
             losses=losses,
             optimizers=optimizers,
             manual_accumulation=manual_accumulation,
+            precision=precision,
         )
+        if self.differentiates and not self.options.precise:
+            raise ValueError(
+                f'Expected argument `precision` to be "full" for {type(self).__name__}, whose finite difference is '
+                f"noise in less, but got {precision!r}."
+            )
         require_integer("every_n_steps", every_n_steps, least=1)
         require_non_negative(self.weight_name, weight)
         check_schedule(self.weight_name, weight_schedule, ramp_epochs)
@@ -153,7 +166,7 @@ class MultiPassCallback(Callback):
         self.weight = float(weight)
         self.num_sub_batches = num_sub_batches
         self.split_fn, self.gradient, self.perturbed = split_fn, gradient, perturbed
-        self.passes, self.scaling = passes, scaling
+        self.passes, self.scaling, self.precision = passes, scaling, precision
         self.start = Start(start)
         self.weight_schedule = weight_schedule
         self.ramp_epochs = float(ramp_epochs)
@@ -246,6 +259,7 @@ class MultiPassCallback(Callback):
             )
         require_supported(trainer, pl_module)
         self.options.require_module(pl_module)
+        self.options.require_trainer(trainer)
         self.options.require_processes(trainer.world_size)
         world, automatic = trainer.world_size, pl_module.automatic_optimization
         if isinstance(self._step, AutomaticStep) is not automatic or self._step.world_size != world:

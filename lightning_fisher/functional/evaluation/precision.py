@@ -87,6 +87,15 @@ def _readable(read: Callable[[], Any]) -> Any:
 
 
 @contextmanager
+def autocast_off(device_types: Iterable[str] = ()) -> Iterator[None]:
+    """Switch autocast off on ``"cpu"`` and these device types."""
+    with ExitStack() as stack:
+        for device_type in {"cpu", *device_types}:
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield
+
+
+@contextmanager
 def full_precision(device_types: Iterable[str] = ()) -> Iterator[None]:
     """Switch autocast, TF32 and reduced float32 matrix products off; restore every setting on the way out.
 
@@ -94,9 +103,7 @@ def full_precision(device_types: Iterable[str] = ()) -> Iterator[None]:
         device_types: Device types (``"cuda"``, ``"mps"``, …) besides ``"cpu"`` on which autocast is disabled.
     """
     switches = _Float32Switches()
-    with ExitStack() as stack:
-        for device_type in {"cpu", *device_types}:
-            stack.enter_context(torch.autocast(device_type, enabled=False))
+    with autocast_off(device_types):
         try:
             switches.off()
             yield

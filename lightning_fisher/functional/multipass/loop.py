@@ -44,6 +44,7 @@ class Context(NamedTuple):
         share: Takes the gradient at ``w`` of this process and returns that of all that share the sub-batch.
         divergence: Whether the spread of the gradients is wanted.
         attributes: Whether what modules keep in attributes is looked after, see `Passes`.
+        precise: Whether the passes run in float32 or better, see `Passes`.
     """
 
     names: Sequence[str] = ()
@@ -51,6 +52,7 @@ class Context(NamedTuple):
     share: Callable[[Evaluation], Evaluation] | None = None
     divergence: bool = True
     attributes: bool = False
+    precise: bool = True
 
 
 def penalty_of_losses(
@@ -100,7 +102,15 @@ def penalty_of_losses(
     assert method is not None
     context = context or Context()
     live = loss_shares is not None
-    passes = Passes(module, parameters, "the penalty", live=live, surround=extra_pass, attributes=context.attributes)
+    passes = Passes(
+        module,
+        parameters,
+        "the penalty",
+        live=live,
+        surround=extra_pass,
+        attributes=context.attributes,
+        precise=context.precise,
+    )
     sums = _Sums(passes, context.divergence)
     with passes:
         for i, (loss, weight) in enumerate(zip(losses, weights, strict=True)):

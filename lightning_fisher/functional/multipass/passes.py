@@ -16,7 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_fisher.functional.evaluation.graph import dense, refuse_reduced_precision, require_dependence
-from lightning_fisher.functional.evaluation.precision import device_types, full_precision, require_full_precision
+from lightning_fisher.functional.evaluation.precision import (
+    autocast_off,
+    device_types,
+    full_precision,
+    require_full_precision,
+)
 from lightning_fisher.functional.evaluation.state.attributes import Attributes
 from lightning_fisher.functional.evaluation.state.buffers import BufferSnapshot
 from lightning_fisher.functional.evaluation.state.layers import refuse_renormalized_embeddings
@@ -60,7 +65,7 @@ class Evaluation:
 
 
 class Passes:
-    """Context in which losses are evaluated at ``w`` and at points near it, in float32 or better.
+    """Context in which losses are evaluated at ``w`` and at points near it, by default in float32 or better.
 
     Weights are as before afterwards, bit for bit, also after an error (buffers and random state too, then).
 
@@ -73,6 +78,8 @@ class Passes:
         surround: Entered around every pass that isn't a training pass: restores what else the losses touch.
         attributes: Whether what the modules keep in attributes is looked after like their buffers; a ``surround`` may
             do that already.
+        precise: Whether the passes run in float32 or better, with autocast and TF32 off; otherwise as the caller has
+            set them.
 
     Raises:
         ValueError: If a parameter is narrower than float32, complex or sparse, or a pass would change weights.
@@ -87,12 +94,13 @@ class Passes:
         live: bool,
         surround: Surround = nullcontext,
         attributes: bool = False,
+        precise: bool = True,
     ) -> None:
         self.parameters = list(parameters)
         require_full_precision(self.parameters, what)
         refuse_renormalized_embeddings(module)
         self._module, self._live, self._surround = module, live, surround
-        self._keeps = attributes
+        self._keeps, self._precise = attributes, precise
         self._devices = {p.device for p in self.parameters}
         self._types = device_types(module)
         self._first = True
@@ -105,7 +113,8 @@ class Passes:
         self._masks, self._buffers, self._held = self._start
         self._now: tuple[RandomStateSnapshot, BufferSnapshot, Attributes] | None = self._start
         self._settings.enter_context(torch.compiler.set_stance("force_eager"))
-        self._settings.enter_context(full_precision(self._types))
+        if self._precise:
+            self._settings.enter_context(full_precision(self._types))
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: Any) -> None:
@@ -123,7 +132,7 @@ class Passes:
             perturbed: Whether `there` will be called for it.
 
         Raises:
-            ValueError: If the loss depends on none of the parameters, or runs in half precision.
+            ValueError: If the loss depends on none of the parameters, or runs in half precision though it mustn't.
         """
         # Nobody else's code runs since the last pass at another point, after which all was put back.
         now, self._now = self._now, None
@@ -179,15 +188,25 @@ class Passes:
             return self._evaluate(loss)
 
     def _evaluate(self, loss: Loss) -> Evaluation:
-        value = loss()
-        if self._first:  # it shows in which precision all of them run
+        value = self._value(loss)
+        if self._first and self._precise:  # it shows in which precision all of them run
             refuse_reduced_precision(value)
         self._first = False
         # The loss may have frozen some of them by now, or be a constant.
         variables = [p for p in self.parameters if p.requires_grad and value.requires_grad]
-        found = iter(torch.autograd.grad(value, variables, allow_unused=True) if variables else ())
+        with nullcontext() if self._precise else autocast_off(self._types):  # as the backward pass of a training
+            found = iter(torch.autograd.grad(value, variables, allow_unused=True) if variables else ())
         gradients = (next(found) if variables and p.requires_grad else None for p in self.parameters)
         return Evaluation(value.detach(), tuple(None if g is None else dense(g) for g in gradients))
+
+    def _value(self, loss: Loss) -> Tensor:
+        if self._precise:
+            return loss()
+        torch.clear_autocast_cache()  # it holds copies in half precision of the weights as they were
+        try:
+            return loss()
+        finally:
+            torch.clear_autocast_cache()
 
     def _put_back(self) -> None:
         with torch.no_grad():

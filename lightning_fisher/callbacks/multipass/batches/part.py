@@ -56,16 +56,17 @@ class PartOfBatch:
     Args:
         trainer: The trainer.
         passes: What earlier steps have shown.
+        precise: Whether the passes are in float32 or better, whatever the Trainer's precision.
     """
 
-    def __init__(self, trainer: Trainer, passes: ExtraPasses) -> None:
+    def __init__(self, trainer: Trainer, passes: ExtraPasses, precise: bool = True) -> None:
         self._passes = passes
-        self._trainer = trainer
-        self._mixed = "mixed" in str(trainer.precision)
+        self._trainer, self._precise = trainer, precise
+        self._promotes = precise and "mixed" in str(trainer.precision)
 
     def run(self, training_step: Callable[[Any], Any], piece: Any) -> Any:
         """What the step returns for a copy of the piece."""
-        promote = self._mixed and (self._passes.thorough > 0 or self._passes.promote)
+        promote = self._promotes and (self._passes.thorough > 0 or self._passes.promote)
         mode = Promotion() if promote else nullcontext()
         try:
             with mode:
@@ -75,8 +76,8 @@ class PartOfBatch:
                 self._passes.promote |= mode.needed
 
     def checked(self, loss: Tensor) -> Tensor:
-        """The loss, which depends on the weights through float32 and float64 only; looked at in the first steps."""
-        if self._passes.thorough > 0:
+        """The loss, which depends on the weights as precisely as it is to; looked at in the first steps."""
+        if self._precise and self._passes.thorough > 0:
             refuse_half_precision(loss)
             if loss.dtype in HALF and not self._passes.rounded:
                 self._passes.rounded = True

@@ -55,6 +55,7 @@ class LiveStep:
         training_step: Runs its step on a batch.
         passes: What earlier steps have shown of its state.
         memory: And of its optimizers.
+        precise: See `PartOfBatch`.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class LiveStep:
         training_step: Callable[[Any], Any],
         passes: ExtraPasses,
         memory: StepMemory,
+        precise: bool = True,
     ) -> None:
         self._trainer, self._module, self._training_step = trainer, module, training_step
         self._memory, self._passes = memory, passes
@@ -77,7 +79,7 @@ class LiveStep:
         self._recorder = Recorder(trainer, self.shadows)
         self._schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._scouted: list[tuple[str, int]] | None = None
-        self.part = PartOfBatch(trainer, passes)
+        self.part = PartOfBatch(trainer, passes, precise)
 
     @property
     def modules(self) -> list[nn.Module]:

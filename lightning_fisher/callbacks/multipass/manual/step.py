@@ -70,7 +70,7 @@ class ManualStep(MultiPassStep):
                 carried = weight * damping(options.scaling, pieces.scale) / options.manual_accumulation
                 return carry_gradient(loss, carried, parameters, penalty.gradient)
 
-            live = LiveStep(trainer, module, own, self.known, self._memory)
+            live = LiveStep(trainer, module, own, self.known, self._memory, options.precise)
             try:
                 if not self.known.succeeded:
                     live.scout(pieces.pieces[0])

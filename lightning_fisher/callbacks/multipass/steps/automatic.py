@@ -161,7 +161,8 @@ class AutomaticStep(MultiPassStep):
         choice: PassChoice,
     ) -> Penalty | None:
         """The penalty of these parameters."""
-        state, part = StepState(trainer, module, parameters, self.known), PartOfBatch(trainer, self.known)
+        state = StepState(trainer, module, parameters, self.known)
+        part = PartOfBatch(trainer, self.known, self.options.precise)
         _, weights = self.weights(pieces)
         kept = [i for i, part in enumerate(pieces.parts) if part.perturbed]
         self._modules, first = state.modules, True
@@ -221,7 +222,8 @@ class AutomaticStep(MultiPassStep):
     ) -> tuple[Penalty, Any] | None:
         """The penalty with the gradient of the loss, and what the sub-batches' steps returned, merged."""
         shares, weights = self.weights(pieces)
-        state, part = StepState(trainer, module, parameters, self.known), PartOfBatch(trainer, self.known)
+        state = StepState(trainer, module, parameters, self.known)
+        part = PartOfBatch(trainer, self.known, self.options.precise)
         logs = CollectedLogs(module)
         if backward_tables(state.modules):
             raise ModuleHookError(

@@ -133,6 +133,7 @@ class MultiPassStep:
             [seed_of(trainer, first + i) for i in kept],
             partial(mean_over_processes, parameters) if shared else None,
             self.definition.divergence,
+            precise=self.options.precise,
         )
 
     def log(self, trainer: Trainer, module: LightningModule, penalty: Penalty, shown: float, suffix: str = "") -> None:

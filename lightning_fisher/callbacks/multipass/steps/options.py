@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_fisher.arguments import require_choice, require_integer
@@ -18,6 +18,8 @@ from lightning_fisher.functional.multipass.regularized import GRADIENTS, check_p
 from lightning_fisher.functional.multipass.sub_batches import check_perturbed
 
 _MANUAL = {"losses": None, "optimizers": None, "manual_accumulation": 1}  # options of manual optimization only
+
+PRECISIONS = ("full", "trainer")
 
 OwnLoss = Callable[[LightningModule, Any, dict[str, Any]], Tensor]
 
@@ -62,6 +64,7 @@ class StepOptions:
     perturbed: int | None = None
     passes: str = "loop"
     scaling: str = "linear"
+    precision: str = "full"
     losses: Sequence[int] | None = None
     optimizers: Sequence[int] | None = None
     manual_accumulation: int = 1
@@ -72,12 +75,31 @@ class StepOptions:
         check_passes(self.passes)
         check_passes_of(self.gradient, self.passes)
         check_scaling(self.scaling)
+        require_choice("precision", self.precision, PRECISIONS)
         check_perturbed(self.perturbed, self.num_sub_batches)
         if self.split_fn is not None and not callable(self.split_fn):
             raise ValueError(f"Expected argument `split_fn` to be callable or None, but got {self.split_fn!r}.")
         for name in ("losses", "optimizers"):
             require_numbers(name, getattr(self, name))
         require_integer("manual_accumulation", self.manual_accumulation, least=1)
+
+    @property
+    def precise(self) -> bool:
+        """Whether the passes are in float32 or better, whatever the Trainer's precision."""
+        return self.precision == "full"
+
+    def require_trainer(self, trainer: Trainer) -> None:
+        """Check that the passes can be in the Trainer's precision, where they are to be.
+
+        Raises:
+            ValueError: With the argument, what is allowed and the value received.
+        """
+        if not self.precise and getattr(trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError(
+                'Expected argument `precision` to be "full" where the Trainer scales losses, which the passes at '
+                f'w + e don\'t, but got {self.precision!r} with Trainer(precision="{trainer.precision}"); choose '
+                '"bf16-mixed".'
+            )
 
     def require_module(self, module: LightningModule) -> None:
         """Check what only one kind of optimization has.
