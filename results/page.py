@@ -126,6 +126,10 @@ class Study:
         """Of a comparison of methods: the trials (``choose``), or the seeds at equal ``epochs`` or ``evaluations``."""
         return Study(of_kind(self.rows, kind))
 
+    def variation(self, name: str) -> Study:
+        """Of a zoo: the networks of a variation."""
+        return Study([row for row in self.rows if f"variation={name}" in row["overrides"]])
+
     @property
     def methods(self) -> str:
         """The tables of a comparison of methods, as its report has them."""

@@ -19,7 +19,7 @@ class FisherMetric(GramMetric):
     are ``Σ_j 2 ln‖∇ℓ_j‖`` (magnitude); without the first it is γ̂ at equal outputs (``residual=False``).
 
     γ̂ is a sum over N′ samples and depends on the loss level: compare equal N′ only, un-augmented training
-    samples, and set ``logit_norm`` where training losses differ.
+    samples, and where training losses differ take it at equal outputs (``logit_norm=0.04, residual=False``).
 
     As input to ``update(module, inputs, targets)``: one subset of N′ samples. ``compute()`` returns a dict of
     float64 scalars: ``gamma`` (γ̂), ``gamma_std`` (its sample standard deviation over the T subsets, ``nan``

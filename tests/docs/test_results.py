@@ -145,8 +145,9 @@ def test_what_is_said_of_the_papers_size_in_words():
     noise = {"average_sharpness_l2", "gradient_noise_scale", "gradient_signal_to_noise"}
     assert {one.key for one in paper.judged.values() if one.tau < 0} == {"gamma_sensitivity", *noise}
     assert len(made.study("scenario_confusion-paper10k-cpu").rows) == 3
-    seconds = [row["seconds_per_epoch"] for row in rows("scenario_confusion-paper10k", data__confusion_size=0)]
-    assert f"an epoch took {sum(seconds) / 3:.1f} s" in (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    seconds = [row["seconds_per_epoch"] for row in rows("scenario_confusion-paper10k")]
+    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    assert f"an epoch took {min(seconds):.1f} to {max(seconds):.1f} s" in page
 
 
 def test_the_weight_chosen_on_validation_images_by_hand():
@@ -161,3 +162,85 @@ def test_the_weight_chosen_on_validation_images_by_hand():
     pairs = zip(sorted(errors[chosen]), sorted(errors[0]), strict=True)
     gain = validated(reg__beta=chosen).less(validated(reg__beta=0), "test_error").mean
     assert gain == pytest.approx(sum(one[2] - other[2] for one, other in pairs) / validated.seeds)
+
+
+def paired(name, with_it, without):
+    """Mean and interval of the paired differences in test error, by scipy; conditions of rows."""
+    errors = [{row["seed"]: row["test_error"] for row in rows(name) if one(row)} for one in (with_it, without)]
+    pairs = [errors[0][seed] - errors[1][seed] for seed in sorted(errors[0])]
+    mean = statistics.fmean(pairs)
+    half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(pairs)
+    return mean, mean - half, mean + half
+
+
+def test_what_is_said_of_the_regularizer_where_networks_fit():
+    """README, results, choosing: worse than plain networks at β = 100, with right labels and with random ones added."""
+    for size in (0, 300):
+
+        def variation(row, name, size=size):
+            return f"variation={name}" in row["overrides"] and row["config"]["data.confusion_size"] == size
+
+        both = partial(variation, name="fisher_light"), partial(variation, name="base")
+        mean, low, _ = paired("zoo-cifar_small", *both)
+        assert low > 0
+        fitted = [row["train_error"] for row in rows("zoo-cifar_small") if any(one(row) for one in both)]
+        assert max(fitted) <= 1
+        study = made.study("zoo-cifar_small")(data__confusion_size=size)
+        assert study.variation("fisher_light").less(study.variation("base"), "test_error").mean == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(
+    ("noise", "kind", "method", "sign"),
+    [
+        (0.0, "evaluations", "sam", 0),
+        (0.0, "evaluations", "jacobian", 0),
+        (0.0, "evaluations", "gnp", 0),
+        (0.0, "evaluations", "fisher", 1),
+        (0.0, "evaluations", "fisher_auto", 1),
+        (0.0, "evaluations", "entropy_sgd", 1),
+        (0.0, "evaluations", "fisher_penalty", 1),
+        (0.4, "evaluations", "fisher_auto", -1),
+        (0.0, "epochs", "jacobian", -1),
+        (0.0, "epochs", "sam", -1),
+        (0.0, "epochs", "gnp", -1),
+        (0.0, "epochs", "fisher", 0),
+        (0.0, "epochs", "fisher_auto", 0),
+        (0.4, "epochs", "fisher_auto", 0),
+        (0.0, "epochs", "swa", 0),
+        (0.4, "epochs", "swa", 0),
+    ],
+)
+def test_what_is_said_of_methods_on_digits(noise, kind, method, sign):
+    """Better (−1), worse (1) or not told apart (0) from plain training at an equal budget, by 95 % intervals."""
+    study = made.study("methods-digits")(data__label_noise=noise).kind(kind)
+    found = study(comparison__name=method).less(study(comparison__name="none"), "test_error")
+    assert sign == (found.low > 0) - (found.high < 0)
+
+
+def test_what_is_said_of_options_on_digits():
+    """Batch sizes hardly move the test error, augmentations do, and γ̂ isn't seen to order them."""
+    batch, augmentation = (made.study(f"scenario_{name}-digits").zoo for name in ("batch_size", "augmentation"))
+    assert not batch.effect("model.batch_size").matters
+    assert augmentation.effect("data.augmentation").matters
+    for key in ("gamma", "gamma_direction"):
+        for one, option in ((batch, "model.batch_size"), (augmentation, "data.augmentation")):
+            assert one._of(key).low < 0 < one._of(key).high, (key, option)
+
+
+def test_what_is_said_of_the_finite_difference():
+    """Short fixed steps of any direction beat long ones; backward and central fixed steps are not told apart."""
+    study = partial(made.study("differences-digits"), reg__step="fixed")
+    for direction in ("backward", "forward", "central"):
+        short, long = (study(reg__difference=direction, reg__alpha=alpha) for alpha in (1e-4, 1e-1))
+        assert short.less(long, "test_error").high < 0
+    for alpha in (1e-4, 1e-3, 1e-2, 1e-1):
+        pair = (study(reg__difference=direction, reg__alpha=alpha) for direction in ("backward", "central"))
+        found = next(pair).less(next(pair), "test_error")
+        assert found.low < 0 < found.high
+
+
+def test_what_is_said_of_rescaled_logits():
+    """γ̂ with logit_norm=0.04 orders regularizers of the zoo the wrong way, γ̂ as it is the right way, by intervals."""
+    zoo = made.study("zoo-cifar_small").zoo
+    rescaled, plain = (zoo._of(key).per_option_ends["reg"] for key in ("gamma_rescaled", "gamma"))
+    assert rescaled[1] < 0 < plain[0]

@@ -82,7 +82,7 @@ def notes(first: Card, second: Card) -> list[str]:
     if first.metric["logit_norm"] is None and losses[1] > UNEQUAL_LOSSES * losses[0]:
         found.append(
             f"The training losses differ ({losses[0]:.3g} and {losses[1]:.3g}), and γ̂ falls with the loss: "
-            "metric.logit_norm=0.04 compares at one norm of the logits."
+            "compare γ̂ at equal outputs, which is in the table too."
         )
     wrong, n = [int(card.train.wrong.sum()) for card in (first, second)], len(first.train.wrong)
     if max(wrong) > 0:

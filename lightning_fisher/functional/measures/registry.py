@@ -161,7 +161,7 @@ MEASURES: dict[str, Measure] = {
         Measure(
             "gamma_layer", _log_det, ("rescaled_layer",), False, WHOLE_LAYERS | {"logits"},
             "ln|Σ_l ‖W_l‖_F² G_l|, logits rescaled", "own", "that of gamma_rescaled: the same pass",
-            "weak over augmentations", form=True,
+            "weak, or the wrong way, over augmentations", form=True,
         ),
         Measure(
             "gamma_filter", _log_det, ("rescaled_filter",), False, WHOLE_LAYERS | {"logits"},

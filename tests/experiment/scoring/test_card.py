@@ -150,7 +150,7 @@ def test_a_comparison_says_what_to_mind(tmp_path: Path) -> None:
     assert imread(path)[..., :3].std() > 0.02
     text = (tmp_path / compare.FILE_NAME).read_text()
     assert "-6.00 [-6.00, -6.00] *" in text  # 6 eigenvalues a nat smaller, on every subset
-    assert "metric.logit_norm=0.04" in text
+    assert "compare γ̂ at equal outputs" in text
     assert "Of 40 training images 0 and 4 are not fitted" in text
     assert "do not cover the seeds" in text
     assert "[one](1-one/card.md)" in text
