@@ -96,6 +96,16 @@ def autocast_off(device_types: Iterable[str] = ()) -> Iterator[None]:
 
 
 @contextmanager
+def without_kept_casts() -> Iterator[None]:
+    """Autocast keeps copies of weights in half precision: none from before are used inside, none of inside later."""
+    torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        torch.clear_autocast_cache()
+
+
+@contextmanager
 def full_precision(device_types: Iterable[str] = ()) -> Iterator[None]:
     """Switch autocast, TF32 and reduced float32 matrix products off; restore every setting on the way out.
 

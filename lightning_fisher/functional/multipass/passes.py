@@ -21,6 +21,7 @@ from lightning_fisher.functional.evaluation.precision import (
     device_types,
     full_precision,
     require_full_precision,
+    without_kept_casts,
 )
 from lightning_fisher.functional.evaluation.state.attributes import Attributes
 from lightning_fisher.functional.evaluation.state.buffers import BufferSnapshot
@@ -188,7 +189,13 @@ class Passes:
             return self._evaluate(loss)
 
     def _evaluate(self, loss: Loss) -> Evaluation:
-        value = self._value(loss)
+        if self._precise:
+            return self._differentiated(loss)
+        with without_kept_casts():
+            return self._differentiated(loss)
+
+    def _differentiated(self, loss: Loss) -> Evaluation:
+        value = loss()
         if self._first and self._precise:  # it shows in which precision all of them run
             refuse_reduced_precision(value)
         self._first = False
@@ -198,15 +205,6 @@ class Passes:
             found = iter(torch.autograd.grad(value, variables, allow_unused=True) if variables else ())
         gradients = (next(found) if variables and p.requires_grad else None for p in self.parameters)
         return Evaluation(value.detach(), tuple(None if g is None else dense(g) for g in gradients))
-
-    def _value(self, loss: Loss) -> Tensor:
-        if self._precise:
-            return loss()
-        torch.clear_autocast_cache()  # it holds copies in half precision of the weights as they were
-        try:
-            return loss()
-        finally:
-            torch.clear_autocast_cache()
 
     def _put_back(self) -> None:
         with torch.no_grad():

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 from lightning_fisher import FisherPenalty, GradientNormPenalty, MultiPassCallback, SharpnessAware
@@ -77,9 +78,9 @@ def naive_sam(module, x, y, rho, coefficient=1.0, **options):
     return [(1 - coefficient) * s + coefficient * t for s, t in zip(g, h, strict=True)]
 
 
-def trained(rho=RHO, coefficient=1.0):
+def trained(rho=RHO, coefficient=1.0, factory=net):
     """Weights and buffers after a loop of one's own."""
-    module = seeded(net)
+    module = seeded(factory)
     optimizer = sgd(module.parameters())
     for x, y in BATCHES:
         for p, t in zip(module.parameters(), naive_sam(module, x, y, rho, coefficient), strict=True):
@@ -178,6 +179,27 @@ def test_autocast_keeps_no_weights_of_a_pass():
         )
         after = F.cross_entropy(module(x), y)
     assert torch.equal(before, after)
+
+
+class Checkpointed(nn.Module):
+    """Runs again in the backward pass, under the autocast of its forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.SiLU()), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(lambda z: self.second(self.first(z)), x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("gradient", ["shared", "full"])
+def test_layers_that_run_again_in_the_backward_pass(fit, gradient):
+    """What autocast keeps of them is of the perturbed weights, and not for the training pass."""
+    module = Watched(seeded(Checkpointed))
+    fit(module, BATCHES, SharpnessAware(RHO, gradient=gradient, precision="trainer"), precision="bf16-mixed")
+    expected = trained(factory=Checkpointed)
+    for name, value in module.net.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_a_backward_pass_is_not_under_autocast():
