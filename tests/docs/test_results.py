@@ -244,3 +244,16 @@ def test_what_is_said_of_rescaled_logits():
     zoo = made.study("zoo-cifar_small").zoo
     rescaled, plain = (zoo._of(key).per_option_ends["reg"] for key in ("gamma_rescaled", "gamma"))
     assert rescaled[1] < 0 < plain[0]
+
+
+def test_what_is_said_of_clean_images_at_the_papers_size():
+    """Two pairs, neither further from plain training than a few images; β is the one of less validation error."""
+    study = made.study("methods-paper10k")(data__label_noise=0.0)
+    seeds = study.kind("epochs")
+    light, plain = seeds(comparison__name="fisher_amortized"), seeds(comparison__name="none")
+    of = {row["seed"]: row["test_error"] for row in plain.rows}
+    gaps = [row["test_error"] - of[row["seed"]] for row in light.rows]
+    assert len(gaps) == 2
+    assert max(map(abs, gaps)) <= 0.1  # ten of 10,000 test images
+    errors = {row["config"]["reg.beta"]: row["val_error"] for row in study.kind("choose").rows}
+    assert {row["config"]["reg.beta"] for row in light.rows} == {min(errors, key=errors.__getitem__)}
