@@ -101,7 +101,7 @@ class MultiPassCallback(Callback):
         precision: Of the method's passes. ``"full"``: float32 or better, whatever the Trainer's, as methods need whose
             steps are so short that a rounded difference is noise. ``"trainer"``: the Trainer's, so ``"bf16-mixed"`` or
             TF32 where they are set: faster, for steps as long as SAM's; what is logged is rounded. Not with
-            ``"16-mixed"``, whose loss scaling these passes would need.
+            ``"16-mixed"``, whose loss scaling these passes would need, nor with ``passes="vmap"``.
 
     Attributes:
         active: Whether the phase with the penalty has begun.

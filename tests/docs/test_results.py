@@ -257,3 +257,28 @@ def test_what_is_said_of_clean_images_at_the_papers_size():
     assert max(map(abs, gaps)) <= 0.1  # ten of 10,000 test images
     errors = {row["config"]["reg.beta"]: row["val_error"] for row in study.kind("choose").rows}
     assert {row["config"]["reg.beta"] for row in light.rows} == {min(errors, key=errors.__getitem__)}
+
+
+def test_what_is_said_of_the_weights_that_validation_chose():
+    """Choosing β: 300 to 1000 with wrong labels and 3000 too much, 100 or 10 with right ones."""
+    chosen = {0.0: set(), 0.4: set()}
+    for name in ("methods-digits", "methods-digits-60", "methods-cifar_small", "methods-paper10k"):
+        errors = {}
+        for row in made.study(name).kind("choose").rows:
+            if row["config"]["comparison.name"] in ("fisher", "fisher_amortized"):
+                errors.setdefault(row["config"]["data.label_noise"], {})[row["config"]["reg.beta"]] = row["val_error"]
+        for noise, of in errors.items():
+            least = min(of, key=of.__getitem__)
+            chosen[noise].add(least)
+            assert 3000 not in of or of[3000] > of[least] + 3
+    assert chosen == {0.0: {10, 100}, 0.4: {300, 1000}}
+    assert made.study("label_noise_beta-digits-validation").least("val_error", "reg.beta") == 1000
+    assert made.study("select_beta-digits").least("val_error", "reg.beta") == 500
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_said_of_the_penalty_in_the_demonstration(seed):
+    """README, choosing: within five epochs the penalty falls to a quarter, the variance to a tenth, or less."""
+    epochs = [epoch for epoch in made.history("demo-full", reg="fisher", seed=seed) if epoch["regularized"]]
+    for key, part in (("fisher/penalty", 4), ("fisher/grad_norm_var", 10)):
+        assert epochs[4][key] <= epochs[0][key] / part, key

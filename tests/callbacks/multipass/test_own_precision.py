@@ -89,6 +89,19 @@ def trained(rho=RHO, coefficient=1.0):
     return module.state_dict()
 
 
+def sharpness(module, x, y, rho, *, loss_shares=None, precise=False):
+    """The sharpness of a batch, evaluated by the engine in the caller's precision."""
+    return penalty_of_losses(
+        [lambda: F.cross_entropy(module(x), y)],
+        list(module.parameters()),
+        weights=[1.0],
+        loss_shares=loss_shares,
+        module=module,
+        method=Sharpness(rho),
+        context=Context(precise=precise),
+    )
+
+
 def distance(a, b):
     a, b = (torch.cat([t.double().reshape(-1) for t in x]) for x in (a, b))
     return float((a - b).norm() / b.norm())
@@ -149,15 +162,7 @@ def test_the_gradient_is_that_of_float64_to_bfloat16s_rounding():
     module, errors = seeded(net), {}
     for precise in (True, False):
         with torch.autocast("cpu", torch.bfloat16):
-            found = penalty_of_losses(
-                [lambda: F.cross_entropy(module(x), y)],
-                list(module.parameters()),
-                weights=[1.0],
-                loss_shares=[1.0],
-                module=module,
-                method=Sharpness(RHO),
-                context=Context(precise=precise),
-            )
+            found = sharpness(module, x, y, RHO, loss_shares=[1.0], precise=precise)
         errors[precise] = distance([a + b for a, b in zip(found.loss_gradient, found.gradient, strict=True)], exact)
     assert errors[True] < 1e-5
     assert 1e-4 < errors[False] < 5e-2
@@ -181,14 +186,7 @@ def test_autocast_keeps_no_weights_of_a_pass(factory):
     module = seeded(factory)
     with torch.autocast("cpu", torch.bfloat16):
         before = F.cross_entropy(module.eval()(x), y)
-        penalty_of_losses(
-            [lambda: F.cross_entropy(module(x), y)],
-            list(module.parameters()),
-            weights=[1.0],
-            module=module,
-            method=Sharpness(10.0),
-            context=Context(precise=False),
-        )
+        sharpness(module, x, y, 10.0)
         after = F.cross_entropy(module(x), y)
     assert torch.equal(before, after)
 
@@ -208,15 +206,7 @@ def test_a_backward_pass_is_not_under_autocast():
     x, y = BATCHES[0]
     module = Leaves()
     with torch.autocast("cpu", torch.bfloat16):
-        found = penalty_of_losses(
-            [lambda: F.cross_entropy(module(x), y)],
-            list(module.parameters()),
-            weights=[0.0],
-            loss_shares=[1.0],
-            module=module,
-            method=Sharpness(0.0),
-            context=Context(precise=False),
-        )
+        found = sharpness(module, x, y, 0.0, loss_shares=[1.0])
     assert torch.equal(found.loss_gradient[0], gradient_of(module, x, y)[0])
 
 
@@ -250,6 +240,12 @@ def test_refusals(fit):
 
     with pytest.raises(ValueError, match=r'`precision` to be "full" for Short'):
         Short(precision="trainer")
+
+
+@pytest.mark.parametrize("passes", ["vmap", "auto"])
+def test_refuses_vmap_which_is_in_full_precision(passes):
+    with pytest.raises(ValueError, match=f'`passes` to be "loop" with `precision="trainer"`.*but got {passes!r}'):
+        SharpnessAware(passes=passes, precision="trainer")
 
 
 def test_refuses_the_trainers_loss_scaling(fit):

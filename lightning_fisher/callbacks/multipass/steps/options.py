@@ -76,6 +76,11 @@ class StepOptions:
         check_passes_of(self.gradient, self.passes)
         check_scaling(self.scaling)
         require_choice("precision", self.precision, PRECISIONS)
+        if self.passes != "loop" and not self.precise:
+            raise ValueError(
+                'Expected argument `passes` to be "loop" with `precision="trainer"`, since those of vmap are in full '
+                f"precision, but got {self.passes!r}."
+            )
         check_perturbed(self.perturbed, self.num_sub_batches)
         if self.split_fn is not None and not callable(self.split_fn):
             raise ValueError(f"Expected argument `split_fn` to be callable or None, but got {self.split_fn!r}.")
