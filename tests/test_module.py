@@ -233,6 +233,24 @@ def test_channels_last_is_the_same_network_in_another_layout():
     assert other.net[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_compiled_network_is_the_same_one():
+    """In float64 the loss and its gradient agree to rounding; the names of a checkpoint do; the graphs are of fixed sizes."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2)).double()
+    plain = ImageClassifier(net, partial(SGD, lr=0.1))
+    compiled = ImageClassifier(copy.deepcopy(net), partial(SGD, lr=0.1), compile=True)
+    compiled.load_state_dict(plain.state_dict())
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for size in (4, 3, 2):
+        images = torch.randn(size, 6).double()
+        for module in (plain, compiled):
+            module.zero_grad()
+            module(images).square().sum().backward()
+        for p, q in zip(plain.net.parameters(), compiled.net.parameters(), strict=True):
+            assert torch.allclose(p.grad, q.grad, rtol=1e-12, atol=1e-14)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - graphs == 3
+
+
 @pytest.mark.parametrize(
     ("scheduler", "options"),
     [

@@ -105,6 +105,7 @@ RULES: dict[str, Allowed] = {
     "model.optimizer.lr": number(lambda v: v >= 0, "a number >= 0"),
     "model.label_smoothing": number(lambda v: 0 <= v <= 1, "a number from 0 to 1"),
     "model.channels_last": one_of(True, False),
+    "model.compile": one_of(True, False),
     "model.manual_optimization": one_of(True, False),
     "model.scheduler_interval": one_of("epoch", "step"),
     "data.num_classes": at_least(2),

@@ -23,6 +23,7 @@ LATER: dict[str, tuple[str, Any]] = {
     "reg.step": ("reg.beta", "fixed"),
     "reg.strength": ("reg.beta", 1.0),
     "comparison": ("seed", None),
+    "model.compile": ("model.label_smoothing", False),
     "model.manual_optimization": ("model.label_smoothing", False),
     "metric.residual": ("metric.subset_size", True),
     "metric.scale": ("metric.subset_size", "none"),

@@ -81,6 +81,7 @@ def make_module(model: DictConfig) -> ImageClassifier:
         scheduler_monitor=model.scheduler_monitor,
         label_smoothing=model.label_smoothing,
         channels_last=model.get("channels_last", False),
+        compile=model.get("compile", False),
         manual_optimization=model.get("manual_optimization", False),
     )
 
