@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import lightning as L
@@ -134,8 +135,9 @@ class ImageClassifier(L.LightningModule):
             `gradient_clip_val` nor `accumulate_grad_batches`.
         channels_last: whether images and weights are stored channels last (`torch.channels_last`): the same numbers
             up to rounding, faster convolutions on most hardware.
-        compile: whether the network runs through `torch.compile`: the same numbers up to rounding, faster steps, for a
-            slower start. Checkpoints are those of the network as it is; the callbacks' extra passes run eagerly.
+        compile: whether training steps run through `torch.compile`: the same numbers up to rounding, faster steps, a
+            slower start. Checkpoints are those of the network as it is; evaluation, and the extra passes of the
+            callbacks, run eagerly.
 
     Attributes:
         criterion: `(module, images, labels) → (logits, loss)` of training; the cross-entropy, unless replaced.
@@ -170,6 +172,7 @@ class ImageClassifier(L.LightningModule):
             # In place, so that state_dict keeps its names. A graph for every batch size, whatever was seen before: a
             # run that continues rounds as one that was never interrupted.
             self.net.compile(dynamic=False)
+        self.compile_steps = compile
         self.channels_last = channels_last
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
@@ -189,6 +192,10 @@ class ImageClassifier(L.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[B, K]` of images `[B, C, H, W]`."""
         return self.net(images.contiguous(memory_format=torch.channels_last) if self.channels_last else images)
+
+    def eagerly(self) -> AbstractContextManager[None]:
+        """A context in which the network doesn't run through `torch.compile`."""
+        return torch.compiler.set_stance("force_eager") if self.compile_steps else nullcontext()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The mean cross-entropy of a batch, with label smoothing."""
@@ -237,7 +244,8 @@ class ImageClassifier(L.LightningModule):
 
     def _evaluate(self, prefix: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
-        logits: Tensor = self(images)
+        with self.eagerly():  # graphs of sizes of their own would be compiled for a pass
+            logits: Tensor = self(images)
         counted = labels != IGNORED_LABEL
         top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
         correct = top == labels[:, None]

@@ -17,7 +17,7 @@ from lightning_fisher.callbacks.convergence import StopAtConvergence
 from lightning_fisher.datamodule import ImageDataModule
 from lightning_fisher.exceptions import ConfigError
 from lightning_fisher.experiment.config.compose import config_groups
-from lightning_fisher.experiment.config.error_messages import listing, name_option
+from lightning_fisher.experiment.config.error_messages import listing, name_option, one_line
 from lightning_fisher.experiment.config.validation import check_data, check_epoch
 from lightning_fisher.experiment.methods import AveragedWeights
 from lightning_fisher.experiment.training.build import Run, made, make_callbacks, make_module
@@ -63,6 +63,8 @@ def check_run(run: Run) -> None:
         ConfigError: in one line.
     """
     scheduler = check_optimizer(run.module)
+    if run.module.compile_steps:
+        check_compiler(run.trainer.strategy.root_device)
     check_network(run.module, run.datamodule, getattr(run.regularizer, "num_sub_batches", 1) // run.trainer.world_size)
     _check_monitors(run, scheduler)
     if run.regularizer is not None and not isinstance(run.regularizer, AveragedWeights):
@@ -70,6 +72,22 @@ def check_run(run: Run) -> None:
             run.regularizer.setup(run.trainer, run.module, "fit")
         except ValueError as error:
             raise ConfigError(name_option("reg", error)) from error
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile something small: on a CPU that takes a C++ compiler, on a GPU Triton.
+
+    Args:
+        device: that of the training.
+
+    Raises:
+        ConfigError: in one line, what `torch.compile` misses.
+    """
+    try:
+        torch.compile(torch.sin)(torch.zeros(3, device=device))
+    except RuntimeError as error:
+        why = one_line(error).split("; Set TORCHDYNAMO")[0]  # its hints for developers
+        raise ConfigError(f"Expected option `model.compile` to be false where torch.compile fails: {why}") from error
 
 
 def check_network(module: ImageClassifier, data: ImageDataModule, parts: int) -> None:
@@ -86,7 +104,12 @@ def check_network(module: ImageClassifier, data: ImageDataModule, parts: int) ->
     height, width = (data.image_size, data.image_size) if isinstance(data.image_size, int) else data.image_size
     smallest = 1 if data.batch_size < 2 * parts else min(data.batch_size, 2)  # what batch-norm refuses
     try:
-        with torch.no_grad(), preserved_buffers(module.net), preserved_random_state([]):
+        with (
+            torch.no_grad(),
+            preserved_buffers(module.net),
+            preserved_random_state([]),
+            module.eagerly(),  # a graph for two images would serve no step
+        ):
             logits = module.net.eval()(torch.zeros(2, data.channels, height, width))
             module.net.train()(torch.zeros(smallest, data.channels, height, width))
     except UNFIT as error:

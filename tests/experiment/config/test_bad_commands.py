@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
 from tests.experiment.conftest import Command
 from tests.experiment.refusals import refusal
@@ -221,6 +223,21 @@ def test_nothing_is_refused_without_a_reason(tmp_path: Path) -> None:
         "`CPUAccelerator` should be an int > 0."
     )
     assert refusal([stop, "model/scheduler=plateau", "trainer.devices=auto", "reg.start=3"], tmp_path) is None
+
+
+def test_a_compiler_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = ["model=mlp", "data=digits", "trainer.accelerator=cpu"]
+    message = "No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1 for the internal stack trace"
+
+    def compiled(function: object, **options: object) -> mock.Mock:
+        return mock.Mock(side_effect=RuntimeError(message))  # as torch does it: when it is first called
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    line = refusal([*small, "model.compile=true"], tmp_path)
+    assert line == (
+        "Expected option `model.compile` to be false where torch.compile fails: No working C++ compiler found"
+    )
+    assert refusal(small, tmp_path) is None
 
 
 def test_how_many_there_are() -> None:

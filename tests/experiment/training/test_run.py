@@ -142,11 +142,11 @@ def test_another_configuration_is_not_mixed_into_a_folder(command: Command, tmp_
     assert all(before[path] == time for path, time in after.items())
 
 
-@pytest.mark.parametrize("scheduler", ["milestones", "plateau"])
+@pytest.mark.parametrize(("scheduler", "compiled"), [("milestones", False), ("plateau", False), ("milestones", True)])
 def test_resumed_equals_uninterrupted(
-    scheduler: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scheduler: str, compiled: bool, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = [*QUICK, "model.max_epochs=4", f"model/scheduler={scheduler}"]
+    options = [*QUICK, "model.max_epochs=4", f"model/scheduler={scheduler}", f"model.compile={compiled}"]
     if scheduler == "plateau":  # the learning rate drops after every epoch
         options += ["model.scheduler.patience=0", "+model.scheduler.threshold=0.99"]
     command(*options, "hydra.run.dir=whole")
