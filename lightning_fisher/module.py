@@ -136,8 +136,8 @@ class ImageClassifier(L.LightningModule):
         channels_last: whether images and weights are stored channels last (`torch.channels_last`): the same numbers
             up to rounding, faster convolutions on most hardware.
         compile: whether training steps run through `torch.compile`: the same numbers up to rounding, faster steps, a
-            slower start. Checkpoints are those of the network as it is; evaluation, and the extra passes of the
-            callbacks, run eagerly.
+            slower start. Checkpoints are those of the network as it is; evaluation runs eagerly, and so do the extra
+            passes of callbacks, but those in the Trainer's precision.
 
     Attributes:
         criterion: `(module, images, labels) → (logits, loss)` of training; the cross-entropy, unless replaced.

@@ -100,8 +100,9 @@ class MultiPassCallback(Callback):
         passes: ``"loop"``: one sub-batch after the other. ``"vmap"`` and ``"auto"``: for `FisherRegularizer`.
         precision: Of the method's passes. ``"full"``: float32 or better, whatever the Trainer's, as methods need whose
             steps are so short that a rounded difference is noise. ``"trainer"``: the Trainer's, so ``"bf16-mixed"`` or
-            TF32 where they are set: faster, for steps as long as SAM's; what is logged is rounded. Not with
-            ``"16-mixed"``, whose loss scaling these passes would need, nor with ``passes="vmap"``.
+            TF32 where they are set, and through `torch.compile` where the network is compiled: faster, for steps as
+            long as SAM's; what is logged is rounded. Not with ``"16-mixed"``, whose loss scaling these passes would
+            need, nor with ``passes="vmap"``.
 
     Attributes:
         active: Whether the phase with the penalty has begun.

@@ -79,8 +79,8 @@ class Passes:
         surround: Entered around every pass that isn't a training pass: restores what else the losses touch.
         attributes: Whether what the modules keep in attributes is looked after like their buffers; a ``surround`` may
             do that already.
-        precise: Whether the passes run in float32 or better, with autocast and TF32 off; otherwise as the caller has
-            set them.
+        precise: Whether the passes run in float32 or better, with autocast, TF32 and `torch.compile` off; otherwise as
+            the caller has set them.
 
     Raises:
         ValueError: If a parameter is narrower than float32, complex or sparse, or a pass would change weights.
@@ -113,8 +113,8 @@ class Passes:
         self._start = RandomStateSnapshot(self._devices), BufferSnapshot(self._module), self._attributes()
         self._masks, self._buffers, self._held = self._start
         self._now: tuple[RandomStateSnapshot, BufferSnapshot, Attributes] | None = self._start
-        self._settings.enter_context(torch.compiler.set_stance("force_eager"))
         if self._precise:
+            self._settings.enter_context(torch.compiler.set_stance("force_eager"))
             self._settings.enter_context(full_precision(self._types))
         return self
 

@@ -254,3 +254,43 @@ def test_refuses_the_trainers_loss_scaling(fit):
     scaled = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
     with pytest.raises(ValueError, match=r'`precision` to be "full" where the Trainer scales losses.*16-mixed'):
         fit(Watched(seeded(net)), BATCHES, SharpnessAware(RHO, precision="trainer"), plugins=scaled)
+
+
+@pytest.mark.parametrize(("precision", "compiled_passes"), [("full", False), ("trainer", True)])
+def test_a_compiled_network_runs_compiled_in_the_trainers_precision_only(fit, precision, compiled_passes):
+    """And the weights are those without `torch.compile`, bit for bit with a backend that changes nothing."""
+    runs = Ledger()
+
+    def counting(graph, inputs):
+        def run(*given):
+            runs.append(1)
+            return graph(*given)
+
+        return run
+
+    plain, compiled = Watched(seeded(net)), Watched(seeded(net))
+    compiled.net.compile(backend=counting)
+    for module in (plain, compiled):
+        fit(module, BATCHES, SharpnessAware(RHO, precision=precision), precision="bf16-mixed")
+    passes = len(compiled.dtypes)
+    assert passes >= 2 * len(BATCHES)
+    assert len(runs) == (passes if compiled_passes else 0)
+    for name, value in plain.net.state_dict().items():
+        assert torch.equal(value, compiled.net.state_dict()[name]), name
+
+
+def test_compiled_passes_share_their_dropout_masks(fit):
+    """Inductor draws masks of its own: at ρ so small that it moves nothing, SAM's step is the plain one."""
+
+    def dropping():
+        return nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 3))
+
+    found = []
+    for callbacks in ([], [SharpnessAware(1e-12, precision="trainer")]):
+        module = Classifier(seeded(dropping))
+        module.net.compile()
+        torch.manual_seed(5)
+        fit(module, BATCHES, *callbacks)
+        found.append(module.net.state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-5, atol=1e-6)
