@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "--compile",
         default="auto",
         metavar="BACKEND",
-        help="torch.compile backend of a compiled plain step; no: none; auto: inductor on a GPU",
+        help="torch.compile backend of compiled loops and a compiled plain step; no: none; auto: inductor on a GPU",
     )
     sections.add_argument("--quick", action="store_true", help="try everything out in seconds on tiny networks")
     sections.add_argument("--report", action="store_true", help="measure nothing; write .md and .png from the .json")

@@ -43,16 +43,30 @@ def times(
     rounds: int,
     thread_counts: Iterable[int],
     device: torch.device,
+    compile_backend: str | None = None,
     bfloat16: bool = False,
 ) -> list[dict[str, Any]]:
-    """Time an epoch of every loop with each number of threads; ``bfloat16``: by autocast, channels last."""
+    """Time an epoch of every loop with each number of threads.
+
+    Args:
+        network: what is trained.
+        images: of an epoch.
+        batch_size: images of a step.
+        rounds: epochs of each loop.
+        thread_counts: numbers of threads.
+        device: where.
+        compile_backend: of `torch.compile`, for loops over a compiled network beside the others; ``None``: none.
+        bfloat16: by autocast, channels last.
+    """
+    loops = {name: partial(job, name, compile_backend=None) for name in (BASELINE, *LOOPS)}
+    if compile_backend is not None:
+        for name in COMPILED:
+            loops[f"{name}, torch.compile ({compile_backend})"] = partial(job, name, compile_backend=compile_backend)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         archive = _archive(network, images, batch_size, Path(folder))
         for count in thread_counts:
-            jobs = {
-                name: partial(job, name, network, batch_size, archive, device, bfloat16) for name in (BASELINE, *LOOPS)
-            }
+            jobs = {name: partial(loop, network, batch_size, archive, device, bfloat16) for name, loop in loops.items()}
             samples = time_apart(jobs, rounds=rounds, threads=count, device=device)
             title = network.title + ", bfloat16, channels last" * bfloat16
             settings = {"network": title, "threads": count, "batch_size": batch_size, "images": images}
@@ -69,6 +83,8 @@ def job(
     device: torch.device,
     bfloat16: bool,
     stack: ExitStack,
+    *,
+    compile_backend: str | None,
 ) -> Callable[[], object]:
     """An epoch of a loop."""
     data = ImageDataModule(
@@ -81,11 +97,12 @@ def job(
         path=str(archive),
     )
     if name == BASELINE:
-        return _bare(network, data, device, bfloat16)
+        return _bare(network, data, device, compile_backend, bfloat16)
     callbacks, options = LOOPS[name](archive.parent)
     if bfloat16:
         options = options | {"precision": "bf16-mixed"}
-    return stack.enter_context(Lockstep(partial(_fit, network, data, device, bfloat16, callbacks, options), "epoch"))
+    fit = partial(_fit, network, data, device, compile_backend, bfloat16, callbacks, options)
+    return stack.enter_context(Lockstep(fit, "epoch"))
 
 
 def _archive(network: Network, images: int, batch_size: int, folder: Path) -> Path:
@@ -101,13 +118,17 @@ def _archive(network: Network, images: int, batch_size: int, folder: Path) -> Pa
     return archive
 
 
-def _bare(network: Network, data: ImageDataModule, device: torch.device, bfloat16: bool) -> Callable[[], None]:
+def _bare(
+    network: Network, data: ImageDataModule, device: torch.device, compile_backend: str | None, bfloat16: bool
+) -> Callable[[], None]:
     """No data loader, no hooks: the images on the device, indexed; the same normalization and augmentation."""
     data.setup()
     images, labels = (t.to(device) for t in data.train_set.__getitems__(range(len(data.train_set))))
     augment = AUGMENTATIONS[AUGMENTATION]
     layout = torch.channels_last if bfloat16 else torch.contiguous_format
     net = make(network, device).train().to(memory_format=layout)
+    if compile_backend is not None:
+        net.compile(backend=compile_backend, dynamic=False)
     optimizer = _sgd(net.parameters())
     generator = torch.Generator().manual_seed(0)
 
@@ -143,12 +164,14 @@ LOOPS: dict[str, Callable[[Path], tuple[list[Callback], dict[str, Any]]]] = {
     'Lightning + SharpnessAware(precision="trainer")': lambda folder: ([SharpnessAware(precision="trainer")], {}),
 }
 """Callbacks and options of the Trainer, which write to a folder."""
+COMPILED = [BASELINE, "Lightning", 'Lightning + SharpnessAware(precision="trainer")']  # beside the eager ones
 
 
 def _fit(
     network: Network,
     data: ImageDataModule,
     device: torch.device,
+    compile_backend: str | None,
     channels_last: bool,
     callbacks: list[Callback],
     options: dict[str, Any],
@@ -156,4 +179,7 @@ def _fit(
 ) -> None:
     with quiet():
         trainer = bare_trainer([gate, *callbacks], device, max_epochs=-1, **options)
-        trainer.fit(ImageClassifier(make(network, device), _sgd, channels_last=channels_last), datamodule=data)
+        module = ImageClassifier(make(network, device), _sgd, channels_last=channels_last)
+        if compile_backend is not None:  # as `compile=True` does, by any backend
+            module.net.compile(backend=compile_backend, dynamic=False)
+        trainer.fit(module, datamodule=data)

@@ -90,6 +90,7 @@ def run_loop(settings: Settings, device: torch.device, compile_backend: str | No
             rounds=settings.rounds,
             thread_counts=settings.threads,
             device=device,
+            compile_backend=compile_backend,
             bfloat16=bfloat16,
         )
     return {"times": rows}

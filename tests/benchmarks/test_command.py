@@ -27,6 +27,12 @@ def test_quick_run_writes_results_tables_and_figure(tmp_path, capsys):
     steps = sections["step"]["tables"]["times"]
     assert {row["network"] for row in steps} == {QUICK["resnet20"].title}
     assert {"plain step", "plain step, torch.compile (eager)", *FORMS} <= {row["contender"] for row in steps}
+    loops = {row["contender"] for row in sections["loop"]["tables"]["times"]}
+    assert {name for name in loops if name.endswith(", torch.compile (eager)")} == {
+        "bare PyTorch loop, torch.compile (eager)",
+        "Lightning, torch.compile (eager)",
+        'Lightning + SharpnessAware(precision="trainer"), torch.compile (eager)',
+    }
     assert all(row["images_per_second"] == pytest.approx(16 / row["seconds"]) for row in steps)
     assert OURS in {row["contender"] for row in sections["gram"]["tables"]["times"]}
     assert {row["along"] for row in sections["scaling"]["tables"]["times"]} == {"N′", "W", "M"}
