@@ -13,9 +13,12 @@ from lightning_fisher.experiment.records.quantities import QUANTITIES
 from lightning_fisher.experiment.report.comparison.table import KINDS, NAME, NOISE, kind_of, of_kind
 from lightning_fisher.experiment.report.rows import Row, grouped, numbers, spread
 
+BUDGET = 0.4  # between the budgets of a method, of the distance between methods
+APART = 0.08  # of dots and mean from the middle of their budget
+
 
 def plot_methods(rows: Sequence[Row], path: Path) -> Path:
-    """Plot the test error: a row a method, a mark a budget, the runs as dots, mean ± std.
+    """Plot the test error: a row a method, a mark a budget, the runs as dots, mean ± std below them.
 
     Args:
         rows: the runs.
@@ -23,6 +26,7 @@ def plot_methods(rows: Sequence[Row], path: Path) -> Path:
     """
     compared = [row for row in rows if kind_of(row) in KINDS]
     panels = list(grouped(compared, [NOISE]).items())
+    kinds = {kind: words for kind, words in KINDS.items() if of_kind(compared, kind)}
     names = [str(group[0]) for group in grouped(compared, [NAME])]
     with matplotlib.rc_context(style.RC):
         counts: list[int] = []
@@ -30,8 +34,9 @@ def plot_methods(rows: Sequence[Row], path: Path) -> Path:
             len(panels), width=3.6 if len(panels) > 1 else 5.2, height=max(2.4, 1.0 + 0.32 * len(names))
         )
         for column, (axis, ((noise,), members)) in enumerate(zip(axes, panels, strict=True)):
-            for look, (kind, words) in enumerate(KINDS.items()):
+            for look, (kind, words) in enumerate(kinds.items()):
                 color, marker, _ = style.SERIES[look]
+                shift = BUDGET * (look - (len(kinds) - 1) / 2)
                 label: str | None = words
                 for place, name in enumerate(names):
                     runs = [row for row in of_kind(members, kind) if row["config"].get(NAME) == name]
@@ -39,11 +44,12 @@ def plot_methods(rows: Sequence[Row], path: Path) -> Path:
                     if not values:
                         continue
                     counts.append(len(values))
-                    found, shift = spread(values), 0.16 * (2 * look - 1)
-                    axis.scatter(values, [place + shift] * len(values), color=color, s=7, alpha=0.45, linewidths=0)
+                    found = spread(values)
+                    dots = [place + shift - APART] * len(values)
+                    axis.scatter(values, dots, color=color, s=7, alpha=0.55, linewidths=0)
                     axis.errorbar(
                         found.mean,
-                        place + shift,
+                        place + shift + APART,
                         xerr=found.std,
                         color=color,
                         marker=marker,
@@ -59,7 +65,7 @@ def plot_methods(rows: Sequence[Row], path: Path) -> Path:
             axis.grid(False, axis="y")
             axis.set_xlabel(QUANTITIES["test_error"].axis)
             axis.set_title(f"{100 * noise:g} % wrong labels" if noise else "clean labels")
-        style.title(figure, "Which method has the lowest test error at equal budgets?")
+        style.title(figure, "Which method has the lowest test error?")
         each = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(counts[0])
         words = f"Dots: networks; bars: mean and standard deviation of {each} each"
         style.legend(figure, *axes[0].get_legend_handles_labels(), words)
