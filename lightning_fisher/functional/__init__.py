@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from lightning_fisher.functional.multipass.passes import Evaluation, SubBatch
     from lightning_fisher.functional.multipass.regularized import RegularizedGradient, regularized_gradient
     from lightning_fisher.functional.penalties.flat_minimum import flat_minimum_penalty
+    from lightning_fisher.functional.penalties.generalized_cross_entropy import generalized_cross_entropy
     from lightning_fisher.functional.penalties.jacobian import jacobian_penalty
     from lightning_fisher.functional.penalties.large_margin import large_margin_loss
     from lightning_fisher.functional.ranking import (
@@ -89,6 +90,7 @@ __all__ = [
     "flat_minimum_penalty",
     "frobenius_norm",
     "gamma_from_estimate",
+    "generalized_cross_entropy",
     "gradient_divergence",
     "gradient_norm_penalty_gradient",
     "gram_matrix",

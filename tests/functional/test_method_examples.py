@@ -18,6 +18,7 @@ MODULES = [
     "lightning_fisher.functional.multipass.methods.sharpness_aware",
     "lightning_fisher.functional.multipass.methods.step_gradient",
     "lightning_fisher.functional.penalties.flat_minimum",
+    "lightning_fisher.functional.penalties.generalized_cross_entropy",
     "lightning_fisher.functional.penalties.jacobian",
     "lightning_fisher.functional.penalties.large_margin",
     "lightning_fisher.layers.ghost_batch_norm",

@@ -9,13 +9,18 @@ from lightning_fisher.lazy import lazy_exports
 if TYPE_CHECKING:
     from lightning_fisher.experiment.methods.averaging import AveragedWeights
     from lightning_fisher.experiment.methods.layers import UseGhostBatchNorm
-    from lightning_fisher.experiment.methods.losses import UseFlatMinimumPenalty, UseLargeMarginLoss
+    from lightning_fisher.experiment.methods.losses import (
+        UseFlatMinimumPenalty,
+        UseGeneralizedCrossEntropy,
+        UseLargeMarginLoss,
+    )
     from lightning_fisher.experiment.methods.optimizers import UseEntropySGD, UsePathSGD
 
 __all__ = [
     "AveragedWeights",
     "UseEntropySGD",
     "UseFlatMinimumPenalty",
+    "UseGeneralizedCrossEntropy",
     "UseGhostBatchNorm",
     "UseLargeMarginLoss",
     "UsePathSGD",

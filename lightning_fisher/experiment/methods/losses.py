@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_fisher.arguments import require_choice, require_non_negative, require_positive
-from lightning_fisher.functional import flat_minimum_penalty, large_margin_loss
-from lightning_fisher.module import ImageClassifier
+from lightning_fisher.functional import flat_minimum_penalty, generalized_cross_entropy, large_margin_loss
+from lightning_fisher.functional.penalties.generalized_cross_entropy import require_q
+from lightning_fisher.module import Criterion, ImageClassifier
 
 
 class UseLargeMarginLoss(Callback):
@@ -35,13 +36,7 @@ class UseLargeMarginLoss(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Exchange the loss."""
-        assert isinstance(pl_module, ImageClassifier)
-        if pl_module.label_smoothing > 0:
-            raise ValueError(
-                "Expected no label smoothing with reg=large_margin, which has no cross-entropy, but got "
-                f"model.label_smoothing={pl_module.label_smoothing:g}."
-            )
-        pl_module.criterion = self.criterion
+        _exchange(pl_module, self.criterion, "large_margin")
 
     def criterion(self, module: ImageClassifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and loss of a batch."""
@@ -49,6 +44,40 @@ class UseLargeMarginLoss(Callback):
         logits = module(images)
         loss = large_margin_loss(logits, labels, images, gamma=self.gamma, norm=self.norm, scores=self.scores)
         return logits, loss
+
+
+class UseGeneralizedCrossEntropy(Callback):
+    """Train with `generalized_cross_entropy`, in place of the cross-entropy (Zhang & Sabuncu 2018).
+
+    Args:
+        q: From above 0, nearly the cross-entropy, to 1, half the mean absolute error.
+
+    Raises:
+        ValueError: If q doesn't fit.
+    """
+
+    def __init__(self, q: float = 0.7) -> None:
+        require_q(q)
+        self.q = float(q)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Exchange the loss."""
+        _exchange(pl_module, self.criterion, "generalized_cross_entropy")
+
+    def criterion(self, module: ImageClassifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and loss of a batch."""
+        logits = module(images)
+        return logits, generalized_cross_entropy(logits, labels, q=self.q)
+
+
+def _exchange(module: LightningModule, criterion: Criterion, name: str) -> None:
+    assert isinstance(module, ImageClassifier)
+    if module.label_smoothing > 0:
+        raise ValueError(
+            f"Expected no label smoothing with reg={name}, which has no cross-entropy, but got "
+            f"model.label_smoothing={module.label_smoothing:g}."
+        )
+    module.criterion = criterion
 
 
 class UseFlatMinimumPenalty(Callback):

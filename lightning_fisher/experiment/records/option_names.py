@@ -36,6 +36,7 @@ VALUES = {
     ("reg", "fisher_auto"): "Fisher regularizer, β auto",
     ("reg", "fisher_amortized"): "Fisher regularizer, 1 of 8",
     ("reg", "label_smoothing"): "label smoothing",
+    ("reg", "generalized_cross_entropy"): "generalized cross-entropy",
     ("reg", "sam"): "SAM",
     ("reg", "asam"): "ASAM",
     ("reg", "gnp"): "gradient-norm penalty",

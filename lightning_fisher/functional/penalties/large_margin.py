@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_fisher.arguments import require_choice, require_integer, require_positive
+from lightning_fisher.functional.penalties.logits import check_logits
 
 DUAL = {1: math.inf, 2: 2, math.inf: 1}
 SCORES = ("probabilities", "logits")
@@ -106,19 +107,8 @@ def large_margin_loss(
 def _check(
     logits: Tensor, targets: Tensor, layers: list[Tensor], top_k: int, factors: list[float], norm: float
 ) -> None:
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError(f"Expected argument `logits` to have shape [N, K] with K ≥ 2, but got {tuple(logits.shape)}.")
-    count, classes = logits.shape
-    if targets.shape != (count,) or targets.is_floating_point():
-        raise ValueError(
-            f"Expected argument `targets` to hold {count} class indices, but got {targets.dtype} of shape "
-            f"{tuple(targets.shape)}."
-        )
-    if bool(((targets < 0) | (targets >= classes)).any()):
-        raise ValueError(
-            f"Expected class indices in `targets` to be 0…{classes - 1}, "
-            f"but got {int(targets.min())}…{int(targets.max())}."
-        )
+    check_logits(logits, targets)
+    classes = logits.shape[1]
     if not layers or not all(layer.requires_grad for layer in layers):
         raise ValueError(
             "Expected argument `activations` to hold tensors that require gradients, but got "

@@ -151,7 +151,7 @@ STUDIES = {  # jobs of the full and of the small form
     "step_forms": (20, 20),
     "digits_noise": (6, 6),
     "differences": (72, 120),
-    "methods": (390, 650),
+    "methods": (420, 700),
     "select_parameter": (5, 5),
     "zoo": (120, 72),
     "demo": (2, 2),
