@@ -26,7 +26,8 @@ class JacobianPenalty(Callback):
     step. Every operation of the network has to be twice differentiable. Automatic optimization only; in manual
     optimization add `lightning_fisher.functional.jacobian_penalty` to your loss.
 
-    Cost: about 2 to 3 plain steps for one projection, and their memory.
+    Cost: about 2 to 3 plain steps for one projection, and their memory. A network under `torch.compile` runs eagerly in
+    these steps: compiled graphs can't be differentiated twice.
 
     Logs ``jacobian/penalty`` (R) and ``jacobian/weight``.
 
@@ -89,7 +90,10 @@ class JacobianPenalty(Callback):
 
     def _wrapped(self, trainer: Trainer, module: LightningModule, training_step: Any) -> Any:
         def step(*args: Any, **kwargs: Any) -> Any:
-            with watched(module.get_submodule(self.submodule)) as calls:
+            with (
+                watched(module.get_submodule(self.submodule)) as calls,
+                torch.compiler.set_stance("force_eager"),  # compiled graphs are differentiated once
+            ):
                 output = training_step(*args, **kwargs)
             if output is None:
                 return None

@@ -33,6 +33,7 @@ class GhostBatchNorm(_BatchNorm):
     Samples interact within a part only; each part needs more than one value a channel. Synchronized batch-norm
     (`torch.nn.SyncBatchNorm.convert_sync_batchnorm`, Lightning's ``sync_batchnorm=True``) would replace these layers as
     it does every batch-norm: leave it off. With several processes each normalizes the parts of its own batch.
+    `torch.compile` unrolls the parts: with many of them it takes minutes.
 
     Args:
         num_features: C, of inputs ``[N, C]`` or ``[N, C, d1, …]``.

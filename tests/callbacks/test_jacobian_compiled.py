@@ -1,0 +1,30 @@
+"""JacobianPenalty on a compiled network: it differentiates twice, which compiled graphs refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_fisher import JacobianPenalty
+from tests.callbacks.tiny import Classifier, image_batches, mlp, seeded
+
+
+def test_bit_for_bit_as_on_the_network_itself(fit):
+    found = []
+    for compiled in (False, True):
+        module = Classifier(seeded(mlp))
+        if compiled:
+            module.net.compile()
+        fit(module, image_batches([8] * 3), JacobianPenalty(0.1, projections=None))
+        found.append(module.net.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(found[0].values(), found[1].values(), strict=True))
+
+
+def test_a_compiled_graph_does_refuse():
+    """Without which the callback could run compiled."""
+    net = seeded(mlp)
+    net.compile(backend="aot_eager")
+    x = torch.randn(4, 1, 6, 6, requires_grad=True)
+    (slope,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        slope.square().sum().backward()
