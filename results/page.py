@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from studies import RESULTS, history, study
+from studies import RESULTS, best_epochs, history, study
 
 ROOT = RESULTS.parent
 DOCS = ROOT / "docs"
@@ -42,7 +42,7 @@ NEXT = "<!-- next block -->\n"  # in the template, between two such places
 def render(template: str) -> str:
     """Fill a template in."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
-    names: dict[str, Callable[..., Any]] = {"study": study, "history": history}
+    names: dict[str, Callable[..., Any]] = {"study": study, "history": history, "best_epochs": best_epochs}
     return environment.from_string(template).render(names)
 
 

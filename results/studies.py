@@ -205,9 +205,19 @@ def study(name: str) -> Study:
     return Study(load_rows(RESULTS / name))
 
 
-def history(name: str, **wanted: Any) -> list[dict[str, float]]:
-    """The epochs of the one run of ``results/NAME`` with these values."""
+def histories(name: str, **wanted: Any) -> list[list[dict[str, float]]]:
+    """The epochs of the runs of ``results/NAME`` with these values."""
     pairs = require_rows(RESULTS / name)
     rows = Study([row for _, row in pairs])(**wanted).rows
-    (run,) = (run for run, row in pairs if any(row is one for one in rows))
-    return read_history(run)
+    return [read_history(run) for run, row in pairs if any(row is one for one in rows)]
+
+
+def history(name: str, **wanted: Any) -> list[dict[str, float]]:
+    """The epochs of the one run of ``results/NAME`` with these values."""
+    (found,) = histories(name, **wanted)
+    return found
+
+
+def best_epochs(name: str, key: str, form: str = "{:.1f}", **wanted: Any) -> str:
+    """The least value of a quantity over the epochs of a run: the mean over the runs with these values."""
+    return form.format(statistics.fmean(min(epoch[key] for epoch in run) for run in histories(name, **wanted)))

@@ -260,6 +260,49 @@ def test_what_is_said_of_clean_images_at_the_papers_size():
     assert {row["config"]["reg.beta"] for row in light.rows} == {min(errors, key=errors.__getitem__)}
 
 
+def test_what_is_said_of_wrong_labels_at_the_papers_size():
+    """Lower in every pair; plain networks end far above their best epoch, which is about the regularized ones' end."""
+    study = made.study("methods-paper10k")(data__label_noise=0.4)
+    seeds = study.kind("epochs")
+    light, plain = seeds(comparison__name="fisher_amortized"), seeds(comparison__name="none")
+    of = {row["seed"]: row["test_error"] for row in plain.rows}
+    assert all(row["test_error"] < of[row["seed"]] - 5 for row in light.rows)
+    errors = {row["config"]["reg.beta"]: row["val_error"] for row in study.kind("choose").rows}
+    assert {row["config"]["reg.beta"] for row in light.rows} == {min(errors, key=errors.__getitem__)}
+    courses = [
+        [
+            [epoch["val_error"] for epoch in made.history("methods-paper10k", config_hash=row["config_hash"])]
+            for row in of_one
+        ]
+        for of_one in (plain.rows, light.rows)
+    ]
+    best, end = (
+        [statistics.fmean(one(course) for course in some) for some in courses] for one in (min, lambda c: c[-1])
+    )
+    assert end[0] > best[0] + 5
+    assert end[1] < best[1] + 2
+    assert abs(best[0] - end[1]) < 2
+    assert all(course.index(min(course)) + 1 in range(51, 56) for course in courses[0])
+    assert min(course[50] for course in courses[1]) > max(course[50] for course in courses[0])
+
+
+def test_readme_has_the_differences_of_the_methods_that_it_names():
+    """Of the regularizer and of SAM, from the rows by scipy: not those of another study."""
+
+    def of(name):
+        return lambda row: (
+            row["config"]["comparison.name"] == name
+            and row["config"]["data.label_noise"] == 0.4
+            and row["config"]["comparison.job"].startswith("epochs")
+        )
+
+    cells = []
+    for name in ("fisher", "sam"):
+        mean, low, high = paired("methods-cifar_small", of(name), of("none"))
+        cells.append(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−"))
+    assert f"(minus plain: {' and '.join(cells)})" in made.README.read_text(encoding="utf-8")
+
+
 def test_what_is_said_of_the_weights_that_validation_chose():
     """Choosing β: 300 to 1000 with wrong labels and 3000 too much, 100 or 10 with right ones."""
     chosen = {0.0: set(), 0.4: set()}
