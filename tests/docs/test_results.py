@@ -281,7 +281,7 @@ def test_what_is_said_of_wrong_labels_at_the_papers_size():
     )
     assert end[0] > best[0] + 5
     assert end[1] < best[1] + 2
-    assert abs(best[0] - end[1]) < 2
+    assert end[0] - best[0] > 0.8 * (end[0] - end[1])  # "most of it"
     assert all(course.index(min(course)) + 1 in range(51, 56) for course in courses[0])
     assert min(course[50] for course in courses[1]) > max(course[50] for course in courses[0])
 
