@@ -41,7 +41,8 @@ class UseLargeMarginLoss(Callback):
     def criterion(self, module: ImageClassifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and loss of a batch."""
         images = images.detach().requires_grad_()
-        logits = module(images)
+        with module.eagerly():  # compiled graphs are differentiated once
+            logits = module(images)
         loss = large_margin_loss(logits, labels, images, gamma=self.gamma, norm=self.norm, scores=self.scores)
         return logits, loss
 
