@@ -286,6 +286,25 @@ def test_what_is_said_of_wrong_labels_at_the_papers_size():
     assert min(course[50] for course in courses[1]) > max(course[50] for course in courses[0])
 
 
+def test_what_is_said_of_the_generalized_cross_entropy():
+    """It helps in 20 epochs and in 60; more than the regularizer in 20, less in 60; q the largest tried in 60."""
+
+    def of(name):
+        return lambda row: (
+            row["config"]["comparison.name"] == name
+            and row["config"]["data.label_noise"] == 0.4
+            and row["config"]["comparison.job"].startswith("epochs")
+        )
+
+    for study, sign in (("methods-digits", -1), ("methods-digits-60", 1)):
+        assert paired(study, of("generalized_cross_entropy"), of("none"))[2] < 0
+        _, low, high = paired(study, of("generalized_cross_entropy"), of("fisher"))
+        assert min(sign * low, sign * high) > 0
+    assert {row["config"]["reg.q"] for row in rows("methods-digits-60") if of("generalized_cross_entropy")(row)} == {
+        0.9
+    }
+
+
 def test_readme_has_the_differences_of_the_methods_that_it_names():
     """Of the regularizer and of SAM, from the rows by scipy: not those of another study."""
 
